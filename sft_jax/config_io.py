@@ -1,0 +1,130 @@
+"""Configurations between their three forms: dataclasses, the command line's `ConfigDict`, JSON.
+
+The route of a setting: `configs/x.py` builds a `Config` and hands it over as a locked `ConfigDict`
+(`config_dict`), the command line overrides entries of it, `from_dict` turns it back into
+dataclasses and refuses what it does not know. Nobody past this module sees a `ConfigDict`.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from sft_jax.config import OPTIONS, Config, DataConfig, Duration
+from sft_jax.types import ConfigError, ModalitySpec, check_choice
+
+_OPTIONAL = (types.UnionType, typing.Union)
+
+
+def config_dict(config: Config) -> ml_collections.ConfigDict:
+    """A locked `ConfigDict` of `config` for `--config` and its overrides on the command line."""
+    return _ordered(to_dict(config)).lock()
+
+
+def to_dict(config: Any) -> Any:
+    """Plain dicts, lists and scalars of a configuration, as stored in a run folder (JSON)."""
+    if isinstance(config, Duration):
+        return f"{config.value:g} {config.unit}"
+    if dataclasses.is_dataclass(config):
+        fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        if isinstance(config, Config):
+            # By name, so that the command line can reach `--config.modalities.<m>.k=8`.
+            fields["modalities"] = {entry.pop("name"): entry for entry in fields["modalities"]}
+        return fields
+    if isinstance(config, tuple):
+        return tuple(to_dict(entry) for entry in config)
+    return config
+
+
+def from_dict(given: Mapping[str, Any]) -> Config:
+    """Builds and checks a `Config` from what `to_dict` or `config_dict` made of one.
+
+    Args:
+        given: nested mapping; entries left out keep their defaults.
+
+    Raises:
+        ConfigError: an unknown entry, one of the wrong type, or one that cannot be used.
+    """
+    if isinstance(given, ml_collections.ConfigDict):
+        given = _plain(given)
+    given = dict(given)
+    modalities = given.get("modalities", {})
+    if not isinstance(modalities, Mapping):
+        raise ConfigError(
+            f"modalities: given {type(modalities).__name__}, expected a mapping from each name to "
+            "its settings"
+        )
+    given["modalities"] = tuple(
+        _build(ModalitySpec, {**spec, "name": name}, f"modalities.{name}")
+        for name, spec in modalities.items()
+    )
+    data = given.get("data", {})
+    if isinstance(data, Mapping) and isinstance(data.get("options"), Mapping):
+        source = data.get("source", DataConfig.source)
+        check_choice("data.source", source, tuple(OPTIONS))
+        options = _build(OPTIONS[source], data["options"], "data.options")
+        given["data"] = {**data, "options": options}
+    return _build(Config, given, "")
+
+
+def _build(cls: type, given: Mapping[str, Any], where: str) -> Any:
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    prefix = f"{where}." if where else ""
+    for key in given:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "remove it"
+            raise ConfigError(
+                f"{prefix}{key}: given, but there is no such setting; expected one of "
+                f"{', '.join(fields)}; {hint}"
+            )
+    return cls(**{k: _convert(fields[k], value, prefix + k) for k, value in given.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`, or a `ConfigError` that names the setting."""
+    if typing.get_origin(kind) in _OPTIONAL:
+        members = typing.get_args(kind)
+        if (value is None and type(None) in members) or type(value) in members:
+            return value
+        kind = members[0]
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, kind):
+            return value
+        if kind is Duration:
+            return Duration.parse(value, where)
+        if isinstance(value, Mapping):
+            return _build(kind, value, where)
+    elif typing.get_origin(kind) is tuple:
+        if isinstance(value, tuple | list):
+            item = typing.get_args(kind)[0]
+            return tuple(_convert(item, entry, where) for entry in value)
+    elif isinstance(value, bool) is (kind is bool):
+        if isinstance(value, kind):
+            return value
+        if kind is float and isinstance(value, int):
+            return float(value)
+    raise ConfigError(
+        f"{where}: given {value!r} ({type(value).__name__}), expected "
+        f"{getattr(kind, '__name__', kind)}"
+    )
+
+
+def _ordered(value: Any) -> Any:
+    # Modalities are ordered; ConfigDict sorts the keys of plain dicts unless told otherwise.
+    if not isinstance(value, dict):
+        return value
+    result = ml_collections.ConfigDict(sort_keys=False)
+    for key, entry in value.items():
+        result[key] = _ordered(entry)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ml_collections.ConfigDict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return value

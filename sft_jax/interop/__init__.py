@@ -1,0 +1,1 @@
+"""Weights from and artefacts for other frameworks."""

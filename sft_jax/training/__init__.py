@@ -1,0 +1,1 @@
+"""Losses, optimizer, sharding, the compiled step, checkpoints, and the loop."""

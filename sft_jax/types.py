@@ -1,0 +1,173 @@
+"""Words shared by every room: the shape letters, a batch, a modality, and the errors users see.
+
+Shape letters used in every signature and comment:
+
+    b  batch            m  modality            t  tokens (or time steps) of a modality, without CLS
+    f  input features   d  embedding width     h  attention heads     e  width of one head (d / h)
+    k  tokens kept      n  fused sequence      c  classes             q  queries of an attention
+"""
+
+import dataclasses
+import math
+from typing import TypedDict
+
+import jax
+import numpy as np
+
+TOKENIZERS = ("feature", "patch", "token")
+SELECTING_POOLS = ("attn_topk",)
+WINDOW_POOLS = ("max", "avg")
+POOLS = (*SELECTING_POOLS, *WINDOW_POOLS, "none")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: the message says what was given, expected, and to do."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used: the message names the file or record, found, expected, remedy."""
+
+
+class CheckpointError(RuntimeError):
+    """A run folder that cannot be used: the message says what was found and what to do."""
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met a NaN or an infinity: the message names the step and the metric."""
+
+
+Array = jax.Array | np.ndarray
+
+
+class Batch(TypedDict):
+    """One batch, a pytree whose every leaf has the batch axis in front.
+
+    Attributes:
+        inputs: `{m: [b, t, f]}` float32 features, or `{m: [b, t]}` int32 ids for a token modality.
+        mask: `{m: [b, t]}` bool, true where a real time step is.
+        label: `[b]` int32 class.
+        weight: `[b]` float32, 0 on the rows that pad a ragged last batch.
+        id: `[b]` int32 position of the record in its split, -1 on padding rows.
+    """
+
+    inputs: dict[str, Array]
+    mask: dict[str, Array]
+    label: Array
+    weight: Array
+    id: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModalitySpec:
+    """One modality: what a record holds of it, how it is cut into tokens, and how it is pooled.
+
+    Attributes:
+        name: its key in `Batch["inputs"]` and `Batch["mask"]`.
+        length: time steps `t` of a record, padding included.
+        feature_dim: features `f` of a time step; the vocabulary size for `tokenizer="token"`.
+        tokenizer: `feature` (a token a time step), `patch` (a token a patch of time x features),
+            or `token` (a learned vector an integer id).
+        patch: `(time steps, features)` of one patch, for `tokenizer="patch"`; both must divide.
+        pool: how the sparse-pooling block reduces its tokens.
+        k: tokens kept by a pool that selects.
+        window: window and stride, in tokens, of a pool over windows.
+    """
+
+    name: str
+    length: int
+    feature_dim: int
+    tokenizer: str = "feature"
+    patch: tuple[int, int] = (1, 1)
+    pool: str = "attn_topk"
+    k: int | None = None
+    window: int | None = None
+
+    def __post_init__(self):
+        where = f"modality {self.name!r}"
+        check_choice(f"{where}: tokenizer", self.tokenizer, TOKENIZERS)
+        check_choice(f"{where}: pool", self.pool, POOLS)
+        if self.length < 1 or self.feature_dim < 1:
+            raise ConfigError(
+                f"{where}: given length {self.length} and feature_dim {self.feature_dim}, expected "
+                "both at least 1; set them to the shape of one record"
+            )
+        if self.tokenizer == "patch":
+            for what, size, part in zip(
+                ("length", "feature_dim"), (self.length, self.feature_dim), self.patch, strict=True
+            ):
+                if part < 1 or size % part:
+                    raise ConfigError(
+                        f"{where}: given patch {self.patch} for {what} {size}, expected a divisor "
+                        f"of {size}; pad the records or choose another patch"
+                    )
+        elif tuple(self.patch) != (1, 1):
+            raise ConfigError(
+                f"{where}: given patch {self.patch} with tokenizer {self.tokenizer!r}, expected "
+                "(1, 1); set tokenizer='patch' or leave patch out"
+            )
+        if self.pool in SELECTING_POOLS:
+            self._check_size("k", self.k, unused="window")
+        elif self.pool in WINDOW_POOLS:
+            self._check_size("window", self.window, unused="k")
+        elif self.k is not None or self.window is not None:
+            raise ConfigError(
+                f"{where}: given k={self.k}, window={self.window} with pool 'none', expected "
+                "neither; remove them, since every token is kept"
+            )
+
+    def _check_size(self, what: str, value: int | None, unused: str):
+        if value is None or not 1 <= value <= self.num_tokens:
+            raise ConfigError(
+                f"modality {self.name!r}: given {what}={value} for pool {self.pool!r}, expected 1 "
+                f"to {self.num_tokens} (its tokens); set {what} in that range"
+            )
+        if getattr(self, unused) is not None:
+            raise ConfigError(
+                f"modality {self.name!r}: given {unused}={getattr(self, unused)}, which pool "
+                f"{self.pool!r} does not use, expected none; set it to None"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens `t` after the tokenizer, without CLS."""
+        if self.tokenizer == "patch":
+            return math.prod(self.grid)
+        return self.length
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along time and along features; `(length, 1)` for the other tokenizers."""
+        if self.tokenizer == "patch":
+            return self.length // self.patch[0], self.feature_dim // self.patch[1]
+        return self.length, 1
+
+    @property
+    def num_pooled(self) -> int:
+        """Tokens that the pool hands to fusion (`k`, `t // w`, or `t`)."""
+        if self.pool in SELECTING_POOLS:
+            return self.k
+        if self.pool in WINDOW_POOLS:
+            return self.num_tokens // self.window
+        return self.num_tokens
+
+
+def check_choice(what: str, given: str, choices: tuple[str, ...]):
+    """Raises `ConfigError` unless `given` is one of `choices`."""
+    if given not in choices:
+        raise ConfigError(f"{what}: given {given!r}, expected one of {', '.join(choices)}")
+
+
+def check_at_least(where: str, config: object, least: int, *names: str):
+    """Raises `ConfigError` unless every named setting is at least `least`."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise ConfigError(f"{where}.{name}: given {value}, expected at least {least}")
+
+
+def check_fraction(where: str, config: object, *names: str):
+    """Raises `ConfigError` unless every named setting is between 0 and 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{where}.{name}: given {value}, expected between 0 and 1")
