@@ -276,7 +276,7 @@ class OptimizerConfig:
     b2: float = 0.999
     clip_norm: float = 0.8
     schedule: str = "constant"
-    warmup: Duration = Duration(0, "steps")
+    warmup: Duration = Duration(0.0, "steps")
     plateau_factor: float = 0.1
     plateau_patience: int = 10
 
@@ -305,14 +305,14 @@ class TrainConfig:
         data_parallel, fsdp_parallel: the device mesh; -1 takes what is left.
     """
 
-    duration: Duration = Duration(20, "epochs")
+    duration: Duration = Duration(20.0, "epochs")
     batch_size: int = 24
     accumulate: int = 1
     label_smoothing: float = 0.0
     seed: int = 0
-    eval_every: Duration = Duration(1, "epochs")
-    checkpoint_every: Duration = Duration(1, "epochs")
-    best_after: Duration = Duration(0, "steps")
+    eval_every: Duration = Duration(1.0, "epochs")
+    checkpoint_every: Duration = Duration(1.0, "epochs")
+    best_after: Duration = Duration(0.0, "steps")
     best_metric: str = "loss"
     log_every: int = 10
     keep: int = 2

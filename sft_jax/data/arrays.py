@@ -1,0 +1,352 @@
+"""A user's own arrays: read, checked, and handed out as records."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sft_jax.data.records import ModalityInfo, Record, fixed_length
+from sft_jax.types import DataError
+
+_COLUMNS = ("label", "id", "group")
+_MAX_MODALITIES = 8
+_CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrayTable(Sequence):
+    """Checked arrays as a sequence of records, in the order of the file.
+
+    Attributes:
+        path: the file or directory.
+        modalities: one per array, in the order of the file (of names, for a directory).
+        inputs: `{m: [n, t, f]}` float32 or `{m: [n, t]}` int32.
+        mask: `{m: [n, t]}` bool.
+        label: `[n]` int64, or None where the file has none; records then carry 0.
+        id: of every sample; its position where the file has none.
+        group: of every sample; its id where the file has none.
+        repairs: how many values of each modality were not finite and became 0.
+    """
+
+    path: str
+    modalities: tuple[ModalityInfo, ...]
+    inputs: dict[str, np.ndarray]
+    mask: dict[str, np.ndarray]
+    label: np.ndarray | None
+    id: list[str]
+    group: list[str]
+    repairs: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record of row `index`."""
+        inputs, mask = {}, {}
+        for modality in self.modalities:
+            name = modality.name
+            inputs[name], mask[name] = fixed_length(
+                self.inputs[name][index], self.mask[name][index], modality.length
+            )
+        return Record(
+            inputs=inputs,
+            mask=mask,
+            label=0 if self.label is None else int(self.label[index]),
+            id=self.id[index],
+            group=self.group[index],
+        )
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self.__getitem__, range(len(self)))
+
+
+class SourceFiles(NamedTuple):
+    """Where arrays lie: `root`, and for a directory the file of every entry."""
+
+    root: Path
+    entries: dict[str, Path]
+
+
+def source_files(path: str | os.PathLike) -> SourceFiles:
+    """The `.npz` file, or the directory and its `.npy` files by entry (`rgb`, `mask/rgb`).
+
+    Raises:
+        DataError: there is neither.
+    """
+    given = os.fspath(path)
+    root = Path(given).expanduser()
+    if given and root.is_dir():
+        entries = {
+            file.relative_to(root).with_suffix("").as_posix(): file
+            for file in sorted(root.rglob("*.npy"))
+        }
+        return SourceFiles(root, entries)
+    if root.is_file() and root.suffix == ".npz":
+        return SourceFiles(root, {})
+    raise _error(
+        given or "data.options.path",
+        "path",
+        "a file of another kind" if root.is_file() else f"nothing at {given!r}",
+        "an .npz file or a directory of .npy files",
+        "set data.options.path",
+    )
+
+
+def read_arrays(path: str | os.PathLike, require_label: bool) -> ArrayTable:
+    """Reads an `.npz` file or a directory of `.npy`, and checks all of it.
+
+    Entries: one array per modality, `[n, t, f]` floats or `[n, t]` whole-number ids; `label [n]`;
+    optionally `mask/<m> [n, t]` bool or `length/<m> [n]` (steps from the start that are real),
+    `id [n]` and `group [n]`. Without mask and length every step is real. Values that are not
+    finite become 0 and are counted in `repairs` where the step is real.
+
+    Args:
+        path: file or directory.
+        require_label: false to read samples that have no label yet.
+
+    Raises:
+        DataError: anything is missing, of the wrong rank or type, or does not agree.
+    """
+    entries = _load(path)
+    where = str(path)
+    if require_label and "label" not in entries:
+        raise _error(
+            where,
+            "label",
+            f"entries {', '.join(entries) or 'none'}",
+            "an entry 'label' with the class of every sample",
+            "add it; only prediction reads files without labels",
+        )
+    names = _modality_names(entries, where)
+    size = len(entries[names[0]]) if entries[names[0]].ndim else 0
+    infos, inputs, mask, repairs = [], {}, {}, {}
+    for name in names:
+        _check_modality(entries[name], name, size, where)
+        mask[name] = _read_mask(entries, name, where)
+        inputs[name], repaired = _clean(entries[name], mask[name], name, where)
+        infos.append(_describe(inputs[name], name))
+        if repaired:
+            repairs[f"{name}: values that were not finite, set to 0"] = repaired
+    _check_some_modality(mask, where)
+    ids = _read_text(entries, "id", size, where) or [str(row) for row in range(size)]
+    _check_unique(ids, where)
+    return ArrayTable(
+        path=where,
+        modalities=tuple(infos),
+        inputs=inputs,
+        mask=mask,
+        label=_read_label(entries["label"], size, where) if "label" in entries else None,
+        id=ids,
+        group=_read_text(entries, "group", size, where) or ids,
+        repairs=repairs,
+    )
+
+
+def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All entries; directories are mapped, so that only one copy comes into memory."""
+    root, files = source_files(path)
+    try:
+        if root.is_file():
+            # Opened here, since np.load leaves a damaged file open.
+            with open(root, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        return {
+            key: np.load(file, mmap_mode="r", allow_pickle=False) for key, file in files.items()
+        }
+    # Truncation and damage surface as errors of the zip and header readers, of many types.
+    except Exception as error:
+        raise _error(
+            str(path),
+            "file",
+            f"{type(error).__name__}: {error}",
+            "complete arrays of numbers or text, not Python objects",
+            "save it again with np.savez or np.save; text as np.array(names, dtype=str)",
+        ) from error
+
+
+def _modality_names(entries: dict[str, np.ndarray], where: str) -> list[str]:
+    names = [key for key in entries if key not in _COLUMNS and "/" not in key]
+    if not 1 <= len(names) <= _MAX_MODALITIES:
+        raise _error(
+            where,
+            "modalities",
+            f"{len(names)} in entries {', '.join(entries) or 'none'}",
+            f"1 to {_MAX_MODALITIES} arrays named after their modality",
+            "add the arrays, or save fewer",
+        )
+    admitted = {f"{kind}/{name}" for kind in ("mask", "length") for name in names}
+    for key in entries:
+        if "/" in key and key not in admitted:
+            raise _error(
+                where,
+                key,
+                "an entry of this name",
+                f"mask/<m> or length/<m> with <m> one of {', '.join(names)}",
+                "rename or remove it",
+            )
+    return names
+
+
+def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> None:
+    features = values.ndim == 3 and values.dtype.kind in "fiu"
+    ids = values.ndim == 2 and values.dtype.kind in "iu"
+    if not (features or ids) or 0 in values.shape:
+        raise _error(
+            where,
+            name,
+            f"{values.dtype} of shape {values.shape}",
+            "features [n, t, f] or whole-number ids [n, t], none of them empty",
+            "reshape it",
+        )
+    if len(values) != size:
+        raise _samples_error(where, name, len(values), size)
+
+
+def _read_mask(entries: dict[str, np.ndarray], name: str, where: str) -> np.ndarray:
+    shape = entries[name].shape[:2]
+    mask, length = entries.get(f"mask/{name}"), entries.get(f"length/{name}")
+    if mask is not None and length is not None:
+        raise _error(where, f"length/{name}", "both mask and length", "one", "remove one of them")
+    if mask is not None:
+        if mask.shape != shape or mask.dtype != bool:
+            raise _error(
+                where,
+                f"mask/{name}",
+                f"{mask.dtype} of shape {mask.shape}",
+                f"bool of shape {shape}, true where a step is real",
+                "reshape it, or convert it with .astype(bool)",
+            )
+        return np.array(mask)
+    if length is None:
+        return np.ones(shape, bool)
+    if length.shape != shape[:1] or length.dtype.kind not in "iu":
+        raise _error(
+            where,
+            f"length/{name}",
+            f"{length.dtype} of shape {length.shape}",
+            f"whole numbers of shape {shape[:1]}",
+            "reshape it, or convert it with .astype(int)",
+        )
+    if length.min() < 0 or length.max() > shape[1]:
+        row = int(np.argmax((length < 0) | (length > shape[1])))
+        raise _error(
+            where,
+            f"length/{name}",
+            f"{length[row]} for sample {row}",
+            f"0 to {shape[1]}, the time steps of {name}",
+            "correct it, or pad the array to the longest sample",
+        )
+    return np.arange(shape[1]) < np.asarray(length)[:, None]
+
+
+def _clean(values: np.ndarray, mask: np.ndarray, name: str, where: str) -> tuple[np.ndarray, int]:
+    """Float32 features without NaN or infinity and how many were, or int32 ids."""
+    if values.ndim == 2:
+        real = np.where(mask, values, 0)
+        if real.min() < 0 or real.max() >= 2**31 - 1:
+            raise _error(
+                where,
+                name,
+                f"id {real.min() if real.min() < 0 else real.max()}",
+                "ids from 0 to below 2^31 - 1",
+                "number them from 0, and mask padding",
+            )
+        return real.astype(np.int32), 0
+    # A float64 beyond float32 becomes an infinity here and is counted as one.
+    with np.errstate(over="ignore"):
+        clean = np.array(values, dtype=np.float32)
+    repaired = 0
+    for start in range(0, len(clean), _CHUNK):
+        part = clean[start : start + _CHUNK]
+        bad = ~np.isfinite(part)
+        repaired += int(np.count_nonzero(bad & mask[start : start + _CHUNK, :, None]))
+        part[bad] = 0
+    return clean, repaired
+
+
+def _describe(values: np.ndarray, name: str) -> ModalityInfo:
+    if values.ndim == 2:
+        vocabulary = int(values.max()) + 1
+        return ModalityInfo(name=name, length=values.shape[1], feature_dim=vocabulary, kind="token")
+    return ModalityInfo(
+        name=name, length=values.shape[1], feature_dim=values.shape[2], kind="feature"
+    )
+
+
+def _check_some_modality(mask: dict[str, np.ndarray], where: str) -> None:
+    empty = ~np.any([real.any(1) for real in mask.values()], axis=0)
+    if empty.any():
+        raise _error(
+            where,
+            "mask or length",
+            f"no real time step in any modality of sample {int(np.argmax(empty))} "
+            f"({np.count_nonzero(empty)} such samples)",
+            "at least one real step in one modality",
+            "remove these samples",
+        )
+
+
+def _read_label(label: np.ndarray, size: int, where: str) -> np.ndarray:
+    if label.ndim != 1 or label.dtype.kind not in "iu":
+        raise _error(
+            where,
+            "label",
+            f"{label.dtype} of shape {label.shape}",
+            f"whole numbers of shape ({size},)",
+            "number the classes from 0 and save them with .astype(int)",
+        )
+    if len(label) != size:
+        raise _samples_error(where, "label", len(label), size)
+    if label.min() < 0:
+        raise _error(
+            where,
+            "label",
+            f"{label.min()} for sample {int(np.argmin(label))}",
+            "classes from 0",
+            "remove samples without a class, and number the classes from 0",
+        )
+    return label.astype(np.int64)
+
+
+def _read_text(entries: dict[str, np.ndarray], key: str, size: int, where: str) -> list[str] | None:
+    if key not in entries:
+        return None
+    values = entries[key]
+    if values.ndim != 1 or values.dtype.kind not in "iuUS":
+        raise _error(
+            where,
+            key,
+            f"{values.dtype} of shape {values.shape}",
+            f"text or whole numbers of shape ({size},)",
+            "save one name for each sample",
+        )
+    if len(values) != size:
+        raise _samples_error(where, key, len(values), size)
+    if values.dtype.kind == "S":
+        return [value.decode() for value in values.tolist()]
+    return [str(value) for value in values.tolist()]
+
+
+def _check_unique(ids: list[str], where: str) -> None:
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise _error(where, "id", f"{name!r} twice", "one sample for each id", "rename one")
+        seen.add(name)
+
+
+def _samples_error(where: str, key: str, found: int, expected: int) -> DataError:
+    return _error(
+        where,
+        key,
+        f"{found} samples",
+        f"{expected}, as in the first modality",
+        "save all entries with the same first axis",
+    )
+
+
+def _error(where: str, key: str, found: str, expected: str, remedy: str) -> DataError:
+    return DataError(f"{where}: {key}: found {found}, expected {expected}; {remedy}")

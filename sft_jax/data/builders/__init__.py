@@ -1,0 +1,10 @@
+"""One TFDS builder a source, written as ArrayRecord and read without TensorFlow."""
+
+from sft_jax.data.builders.arrays import Arrays
+from sft_jax.data.builders.base import SourceBuilder
+from sft_jax.data.builders.smartwatch_exercises import SmartwatchExercises
+from sft_jax.data.builders.synthetic import Synthetic
+
+BUILDERS: dict[str, type[SourceBuilder]] = {
+    builder.name: builder for builder in (SmartwatchExercises, Synthetic, Arrays)
+}

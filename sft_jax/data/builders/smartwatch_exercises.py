@@ -1,0 +1,207 @@
+"""Shoulder exercises recorded by a smartwatch, as distributed with the `seglearn` package."""
+
+import dataclasses
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_jax.config import SmartwatchOptions
+from sft_jax.data.builders.base import SourceBuilder, file_sha256
+from sft_jax.data.records import (
+    Contents,
+    LazyRecords,
+    ModalityInfo,
+    Record,
+    fixed_length,
+)
+from sft_jax.data.safe_pickle import load_npy_object
+from sft_jax.types import DataError
+
+KEYS = ("X", "y", "subject", "side", "X_labels", "y_labels")
+CHANNELS = ("ax", "ay", "az", "wx", "wy", "wz")
+# seglearn's documentation of `load_watch`: "the extremity side, 1 = right, 0 = left".
+SIDES = ("left", "right")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One set of repetitions: `samples [t, 6]` at 50 Hz, accelerometer in g, gyroscope in rad/s."""
+
+    name: str
+    samples: np.ndarray
+    label: int
+    subject: int
+
+
+class SmartwatchExercises(SourceBuilder, skip_registration=True):
+    """Smartwatch recordings of shoulder exercises, cut into windows.
+
+    "Shoulder physiotherapy exercise recognition: machine learning the inertial signals from a
+    smartwatch" (arXiv 1802.01489): ten subjects, both arms, seven exercises, 140 recordings of
+    19 to 52 s. The file ships inside the `seglearn` package (BSD licence), which is found without
+    being imported. Modalities `accelerometer` and `gyroscope`, three axes each.
+    """
+
+    options: SmartwatchOptions
+
+    def source_sha256(self) -> str:
+        """SHA-256 of the file inside the installed package."""
+        return file_sha256(find_file())
+
+    def readable(self) -> str:
+        """Window, step, and how subjects are held out."""
+        o = self.options
+        return (
+            f"window{o.window}-step{o.step}-test{o.test_subjects}-valid{o.valid_subjects}"
+            f"-split{o.split_seed}"
+        )
+
+    def contents(self) -> Contents:
+        """Reads the file, holds subjects out, then cuts windows."""
+        path = find_file()
+        recordings, class_names = read_recordings(path)
+        subjects = split_subjects(sorted({r.subject for r in recordings}), self.options, str(path))
+        window = self.options.window
+        splits = {}
+        for name, members in subjects.items():
+            kept = [recording for recording in recordings if recording.subject in members]
+            cuts = [
+                (recording, start)
+                for recording in kept
+                for start in window_starts(len(recording.samples), window, self.options.step)
+            ]
+            splits[name] = LazyRecords(len(cuts), functools.partial(_window, cuts, window))
+        return Contents(
+            modalities=tuple(
+                ModalityInfo(name=name, length=window, feature_dim=3, kind="feature")
+                for name in ("accelerometer", "gyroscope")
+            ),
+            class_names=class_names,
+            splits=splits,
+            split_units={
+                name: tuple(f"subject{subject:02d}" for subject in members)
+                for name, members in subjects.items()
+            },
+        )
+
+
+def find_file() -> Path:
+    """The data file of the installed `seglearn`, which need not be importable.
+
+    Raises:
+        DataError: the package or its file is not there.
+    """
+    spec = importlib.util.find_spec("seglearn")
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    for root in roots:
+        path = Path(root) / "data" / "watch_dataset.npy"
+        if path.is_file():
+            return path
+    found = f"seglearn at {roots[0]} without data/watch_dataset.npy" if roots else "no seglearn"
+    raise DataError(
+        f"smartwatch_exercises: found {found}, expected the file that package ships; run "
+        "pip install 'sft_jax[demo]'"
+    )
+
+
+def read_recordings(path: Path) -> tuple[list[Recording], tuple[str, ...]]:
+    """Reads and checks the data file.
+
+    Returns:
+        The recordings, and the names of the classes.
+
+    Raises:
+        DataError: a key is missing, or ranks, lengths, labels or values are not as documented.
+    """
+    data = load_npy_object(path)
+    data = data.item() if data.shape == () else data
+    if not isinstance(data, dict) or not set(KEYS) <= set(data):
+        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise _error(path, "file", found, f"a dict with keys {', '.join(KEYS)}")
+    if tuple(data["X_labels"]) != CHANNELS:
+        raise _error(path, "X_labels", list(data["X_labels"]), list(CHANNELS))
+    class_names = tuple(str(name) for name in data["y_labels"])
+    codes = {"y": len(class_names), "subject": 100, "side": len(SIDES)}
+    columns = {key: _codes(path, key, data[key], bound) for key, bound in codes.items()}
+    lengths = {"X": len(data["X"])} | {key: len(column) for key, column in columns.items()}
+    if len(set(lengths.values())) != 1 or not lengths["X"]:
+        raise _error(path, "X, y, subject, side", f"lengths {lengths}", "one length above 0")
+    recordings = []
+    for i, samples in enumerate(data["X"]):
+        _check_samples(path, f"X[{i}]", samples)
+        label, subject = int(columns["y"][i]), int(columns["subject"][i])
+        side = SIDES[columns["side"][i]]
+        name = f"subject{subject:02d}_{side}_{class_names[label]}_rec{i:03d}"
+        recordings.append(Recording(name, samples.astype(np.float32), label, subject))
+    return recordings, class_names
+
+
+def split_subjects(
+    subjects: list[int], options: SmartwatchOptions, where: str
+) -> dict[str, tuple[int, ...]]:
+    """Holds subjects out, drawn by `options.split_seed`; each split is sorted.
+
+    Raises:
+        DataError: fewer subjects than are to be held out, and one to train on.
+    """
+    held_out = options.test_subjects + options.valid_subjects
+    if len(subjects) <= held_out:
+        raise _error(
+            where,
+            "subject",
+            f"{len(subjects)} subjects",
+            f"more than the {held_out} that test_subjects and valid_subjects hold out",
+        )
+    order = np.random.default_rng(options.split_seed).permutation(sorted(subjects)).tolist()
+    test, valid = order[: options.test_subjects], order[options.test_subjects : held_out]
+    parts = {"train": order[held_out:], "valid": valid, "test": test}
+    return {name: tuple(sorted(part)) for name, part in parts.items()}
+
+
+def window_starts(length: int, window: int, step: int) -> range:
+    """Where the full windows of a recording start; one, to be padded, if it is shorter."""
+    return range(0, max(length - window, 0) + 1, step)
+
+
+def _window(cuts: list[tuple[Recording, int]], window: int, index: int) -> Record:
+    recording, start = cuts[index]
+    samples = recording.samples[start : start + window]
+    samples, mask = fixed_length(samples, np.ones(len(samples), bool), window)
+    return Record(
+        inputs={"accelerometer": samples[:, :3], "gyroscope": samples[:, 3:]},
+        mask={"accelerometer": mask, "gyroscope": mask},
+        label=recording.label,
+        id=f"{recording.name}_t{start:05d}",
+        group=recording.name,
+    )
+
+
+def _codes(path: Path, key: str, values: Any, bound: int) -> np.ndarray:
+    """`values` as whole numbers from 0 to below `bound`."""
+    values = np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise _error(path, key, f"{values.dtype} of rank {values.ndim}", "numbers of rank 1")
+    wrong = ~((values >= 0) & (values < bound) & (np.floor(values) == values))
+    if wrong.any():
+        raise _error(path, key, f"{values[wrong][0]}", f"whole numbers from 0 to {bound - 1}")
+    return values.astype(np.int64)
+
+
+def _check_samples(path: Path, key: str, samples: Any) -> None:
+    shape, dtype = np.shape(samples), getattr(samples, "dtype", np.dtype(object))
+    if len(shape) != 2 or shape[1] != len(CHANNELS) or not shape[0] or dtype.kind != "f":
+        raise _error(
+            path, key, f"{dtype} of shape {shape}", f"floats of shape [t, {len(CHANNELS)}]"
+        )
+    if not np.isfinite(samples).all():
+        raise _error(path, key, "NaN or infinity", "finite samples")
+
+
+def _error(path: str | Path, key: str, found: Any, expected: Any) -> DataError:
+    return DataError(
+        f"{path}: {key}: found {found}, expected {expected}; reinstall seglearn to get its file "
+        "again, or choose options that fit"
+    )

@@ -1,0 +1,312 @@
+"""From records to batches: normalised, padded, shuffled, and cut up for every process."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int, Num
+
+from sft_jax.data.records import DataInfo, ModalityInfo, ModalityStatistics, Record
+from sft_jax.types import Batch, ConfigError, DataError, ModalitySpec, check_choice
+
+NORMALIZATIONS = ("channel", "rms", "none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalizer:
+    """`(x - shift) / scale` for every feature modality, with numbers from the training split.
+
+    Attributes:
+        kind: `channel` centres and scales every feature; `rms` divides a modality by one number,
+            which keeps directions between its features; `none` leaves values as they are.
+        shift: `{m: (f numbers)}`.
+        scale: `{m: (f numbers)}`; 1 for a feature that does not vary.
+    """
+
+    kind: str
+    shift: dict[str, tuple[float, ...]]
+    scale: dict[str, tuple[float, ...]]
+
+    @classmethod
+    def from_statistics(
+        cls, statistics: Mapping[str, ModalityStatistics], kind: str
+    ) -> "Normalizer":
+        """The normalizer of `kind` for `DataInfo.statistics`."""
+        check_choice("data.normalization", kind, NORMALIZATIONS)
+        shift, scale = {}, {}
+        for name, entry in statistics.items():
+            mean, std = np.asarray(entry.mean), np.asarray(entry.std)
+            if kind == "channel":
+                # Below float32 resolution of its mean a feature is constant, its std rounding.
+                varies = std > 1e-6 * np.abs(mean)
+                centre, width = mean, np.where(varies, std, 1.0)
+            else:
+                rms = entry.rms if kind == "rms" and entry.rms > 0 else 1.0
+                centre, width = np.zeros_like(mean), np.full_like(mean, rms)
+            shift[name], scale[name] = tuple(centre.tolist()), tuple(width.tolist())
+        return cls(kind=kind, shift=shift, scale=scale)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> "Normalizer":
+        """The inverse of `to_json`."""
+        numbers = {
+            field: {name: tuple(values) for name, values in given[field].items()}
+            for field in ("shift", "scale")
+        }
+        return cls(kind=given["kind"], **numbers)
+
+    @functools.cached_property
+    def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {
+            name: (np.asarray(self.shift[name], np.float32), np.asarray(scale, np.float32))
+            for name, scale in self.scale.items()
+        }
+
+    def __call__(
+        self, name: str, x: Num[np.ndarray, "t *f"], mask: Bool[np.ndarray, "t"]
+    ) -> Num[np.ndarray, "t *f"]:
+        """Normalises one record's array of modality `name`; masked steps are exactly zero.
+
+        Integer ids are returned as they are.
+
+        Raises:
+            DataError: the modality is unknown, or its features are not as many.
+        """
+        if x.dtype.kind in "iu":
+            return x
+        shift, scale = self._arrays.get(name, (None, None))
+        if shift is None or shift.shape != x.shape[1:]:
+            found = "a modality without statistics" if shift is None else f"{x.shape[1]} features"
+            expected = f"one of {', '.join(self.scale)}" if shift is None else str(len(shift))
+            raise DataError(
+                f"modality {name!r}: found {found}, expected {expected}; give data of the shape "
+                "that the normalizer was made from"
+            )
+        normal = (x.astype(np.float32) - shift) / scale
+        return np.where(mask[:, None], normal, np.float32(0))
+
+
+def collate(
+    records: Sequence[Record],
+    indices: Sequence[int],
+    modalities: Sequence[ModalitySpec],
+    normalizer: Normalizer,
+    batch_size: int,
+) -> Batch:
+    """Stacks records into a batch of `batch_size` rows, padding time steps and rows.
+
+    Args:
+        records: at most `batch_size` of them, possibly none.
+        indices: position of each record in its split; becomes `id`.
+        modalities: what to take of each record, and the lengths to pad to.
+        normalizer: applied to every record.
+        batch_size: rows; those without a record have weight 0, label 0, id -1, and no real step.
+
+    Raises:
+        DataError: a record lacks a modality, is longer than its spec, or differs in features.
+    """
+    batch = empty_batch(modalities, batch_size)
+    for row, (record, index) in enumerate(zip(records, indices, strict=True)):
+        for spec in modalities:
+            x, mask = _checked(record, spec)
+            batch["inputs"][spec.name][row, : len(x)] = normalizer(spec.name, x, mask)
+            batch["mask"][spec.name][row, : len(x)] = mask
+        batch["label"][row] = record["label"]
+        batch["weight"][row] = 1
+        batch["id"][row] = index
+    return batch
+
+
+def empty_batch(modalities: Sequence[ModalitySpec], batch_size: int) -> Batch:
+    """A batch of padding rows only."""
+    inputs, mask = {}, {}
+    for spec in modalities:
+        token = spec.tokenizer == "token"
+        shape = (batch_size, spec.length) + (() if token else (spec.feature_dim,))
+        inputs[spec.name] = np.zeros(shape, np.int32 if token else np.float32)
+        mask[spec.name] = np.zeros((batch_size, spec.length), bool)
+    return Batch(
+        inputs=inputs,
+        mask=mask,
+        label=np.zeros(batch_size, np.int32),
+        weight=np.zeros(batch_size, np.float32),
+        id=np.full(batch_size, -1, np.int32),
+    )
+
+
+def _checked(record: Record, spec: ModalitySpec) -> tuple[np.ndarray, np.ndarray]:
+    where = f"record {record['id']!r}: modality {spec.name!r}"
+    if spec.name not in record["inputs"]:
+        raise DataError(
+            f"{where}: found only {', '.join(record['inputs'])}, expected it too; add it to the "
+            "data, all masked where it is missing"
+        )
+    x, mask = record["inputs"][spec.name], record["mask"][spec.name]
+    token = spec.tokenizer == "token"
+    if token != (x.ndim == 1):
+        raise DataError(
+            f"{where}: found an array of shape {x.shape}, expected "
+            f"{'ids [t]' if token else 'features [t, f]'} for tokenizer {spec.tokenizer!r}; change "
+            "the tokenizer or the data"
+        )
+    if len(x) > spec.length:
+        raise DataError(
+            f"{where}: found {len(x)} time steps, expected at most {spec.length} (its length); cut "
+            "the record or raise the length"
+        )
+    if not token and x.shape[1] != spec.feature_dim:
+        raise DataError(
+            f"{where}: found {x.shape[1]} features, expected feature_dim {spec.feature_dim}; give "
+            "the features that the modality was set up for"
+        )
+    if token and x.max(initial=0) >= spec.feature_dim:
+        raise DataError(
+            f"{where}: found id {x.max()}, expected ids below {spec.feature_dim} (its feature_dim, "
+            "the vocabulary); number the tokens as in the training data"
+        )
+    return x, mask
+
+
+def train_batches(
+    source_split: Sequence[Record],
+    modalities: Sequence[ModalitySpec],
+    normalizer: Normalizer,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 4,
+    prefetch: int = 8,
+) -> grain.DatasetIterator:
+    """Endless shuffled batches; every process gets its rows of the same global batches.
+
+    An epoch is a fresh shuffle of all records, cut into `ceil(n / batch_size)` global batches of
+    which the last is padded (see `collate`); no batch crosses epochs. Process `p` of `P` yields
+    rows `p * batch_size / P` up to `(p + 1) * batch_size / P`. The order depends on `seed`, the
+    number of records and `batch_size` alone. `get_state` returns JSON, and `set_state` resumes at
+    the very next batch, whatever `num_threads` and `prefetch`.
+
+    Args:
+        source_split: records by position.
+        modalities: see `collate`.
+        normalizer: see `collate`.
+        batch_size: rows of a global batch.
+        seed: of the order.
+        process_index: this process.
+        process_count: processes that share a global batch.
+        num_threads: threads that read records; 0 reads when asked.
+        prefetch: batches kept ready.
+
+    Raises:
+        ConfigError: `process_count` does not divide `batch_size`.
+    """
+    rows = _rows(batch_size, process_count)
+
+    def load(positions: Int[np.ndarray, "n"]) -> Batch:
+        mine = positions[process_index * rows : (process_index + 1) * rows].tolist()
+        records = [source_split[position] for position in mine]
+        return collate(records, mine, modalities, normalizer, rows)
+
+    # Grain shuffles epoch e of seed s as epoch e - 1 of seed s + 1; spread seeds share no epoch.
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    batches = grain.MapDataset.range(len(source_split)).shuffle(seed=spread).batch(batch_size)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    return iter(batches.repeat().map(load).to_iter_dataset(options))
+
+
+def _rows(batch_size: int, process_count: int) -> int:
+    """Rows of a global batch that one process holds."""
+    if batch_size % process_count:
+        raise ConfigError(
+            f"batch_size: given {batch_size} for {process_count} processes, expected a multiple "
+            f"of {process_count}; change it or the number of processes"
+        )
+    return batch_size // process_count
+
+
+def eval_batches(
+    source_split: Sequence[Record],
+    modalities: Sequence[ModalitySpec],
+    normalizer: Normalizer,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every record once, in order; the last batch is padded, and processes share as in training.
+
+    Raises:
+        ConfigError: `process_count` does not divide `batch_size`.
+    """
+    rows = _rows(batch_size, process_count)
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(source_split), batch_size):
+            first = start + process_index * rows
+            mine = range(min(first, len(source_split)), min(first + rows, len(source_split)))
+            records = [source_split[position] for position in mine]
+            yield collate(records, mine, modalities, normalizer, rows)
+
+    return batches()
+
+
+def infer_modalities(info: DataInfo, specs: Sequence[ModalitySpec]) -> tuple[ModalitySpec, ...]:
+    """The modalities of a run: `specs`, checked against the data, or all of the data's.
+
+    Without `specs`, every modality of the data becomes one, pooled by attention to an eighth of
+    its tokens.
+
+    Raises:
+        ConfigError: a spec names a modality that the data has not, is too short, or has other
+            features.
+    """
+    if not specs:
+        return tuple(_default_spec(modality) for modality in info.modalities)
+    known = {modality.name: modality for modality in info.modalities}
+    for spec in specs:
+        if spec.name not in known:
+            raise ConfigError(
+                f"modalities.{spec.name}: given, but the data has {', '.join(known)}; expected "
+                "these names; rename or remove it"
+            )
+        _check_spec(spec, known[spec.name])
+    return tuple(specs)
+
+
+def _default_spec(modality: ModalityInfo) -> ModalitySpec:
+    return ModalitySpec(
+        name=modality.name,
+        length=modality.length,
+        feature_dim=modality.feature_dim,
+        tokenizer=modality.kind,
+        pool="attn_topk",
+        k=max(1, math.ceil(modality.length / 8)),
+    )
+
+
+def _check_spec(spec: ModalitySpec, modality: ModalityInfo) -> None:
+    where = f"modalities.{spec.name}"
+    if (spec.tokenizer == "token") != (modality.kind == "token"):
+        raise ConfigError(
+            f"{where}.tokenizer: given {spec.tokenizer!r} for {modality.kind} data, expected "
+            f"{'token' if modality.kind == 'token' else 'feature or patch'}; change it"
+        )
+    if spec.length < modality.length:
+        raise ConfigError(
+            f"{where}.length: given {spec.length}, expected at least the data's "
+            f"{modality.length}; raise it, or cut the data"
+        )
+    if spec.feature_dim != modality.feature_dim:
+        raise ConfigError(
+            f"{where}.feature_dim: given {spec.feature_dim}, expected the data's "
+            f"{modality.feature_dim}; set it so"
+        )

@@ -1,0 +1,191 @@
+"""What a source holds: its records, and everything known about them as a whole."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Num
+
+SPLITS = ("train", "valid", "test")
+
+
+class Record(TypedDict):
+    """One sample, padded to the full length of every modality.
+
+    Attributes:
+        inputs: `{m: [t, f]}` float32 features or `{m: [t]}` int32 ids; zero where masked.
+        mask: `{m: [t]}` bool, true where a real time step is.
+        label: class, from 0.
+        id: name of the sample, unique in its source.
+        group: what the sample was cut from; samples of a group are not independent.
+    """
+
+    inputs: dict[str, np.ndarray]
+    mask: dict[str, np.ndarray]
+    label: int
+    id: str
+    group: str
+
+
+class LazyRecords(Sequence):
+    """`size` records, each made when it is asked for, by position."""
+
+    def __init__(self, size: int, make: Callable[[int], Record]):
+        self._size, self._make = size, make
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index`; negative positions count from the end."""
+        position = index + self._size if index < 0 else index
+        if not 0 <= position < self._size:
+            raise IndexError(f"record {index} of {self._size}")
+        return self._make(position)
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self._make, range(self._size))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModalityInfo:
+    """What the data holds of one modality.
+
+    Attributes:
+        name: its key in a record.
+        length: time steps `t` of a record, padding included.
+        feature_dim: features `f`; for tokens the vocabulary size (largest id + 1).
+        kind: `feature` (float32 `[t, f]`) or `token` (int32 `[t]`).
+    """
+
+    name: str
+    length: int
+    feature_dim: int
+    kind: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one record's array."""
+        return (self.length, self.feature_dim) if self.kind == "feature" else (self.length,)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one record in memory, mask included."""
+        return 4 * int(np.prod(self.shape)) + self.length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModalityStatistics:
+    """Moments of one modality over the real time steps of the training split.
+
+    Attributes:
+        mean, std: of each feature `[f]` (population standard deviation).
+        rms: root of the mean square over time steps and features together.
+        count: real time steps seen.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rms: float
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """A prepared source, as stored beside its records.
+
+    Attributes:
+        source: name of the source.
+        class_names: names of the classes, by label.
+        modalities: what records hold, in order.
+        statistics: of each feature modality, over the training split.
+        repairs: what was mended while reading, and how often.
+        num_records: records of each split.
+        class_counts: records of each class, of each split.
+        groups: groups of each split, sorted.
+        split_units: what the splits were drawn over (subjects, groups), of each split, sorted.
+        options: the source's options.
+        source_sha256: SHA-256 of the source file, empty where there is none.
+        fingerprint: SHA-256 of the source's name, version and options and of `source_sha256`:
+            equal fingerprints mean equal records.
+        directory: where the prepared files lie.
+    """
+
+    source: str
+    class_names: tuple[str, ...]
+    modalities: tuple[ModalityInfo, ...]
+    statistics: dict[str, ModalityStatistics]
+    repairs: dict[str, int]
+    num_records: dict[str, int]
+    class_counts: dict[str, tuple[int, ...]]
+    groups: dict[str, tuple[str, ...]]
+    split_units: dict[str, tuple[str, ...]]
+    options: dict[str, Any]
+    source_sha256: str
+    fingerprint: str
+    directory: str
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one record in memory."""
+        return sum(modality.num_bytes for modality in self.modalities)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers; `directory` is left out, since files may be moved."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "directory"}
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any], directory: str) -> "DataInfo":
+        """The inverse of `to_json`, for the files in `directory`."""
+        tuples = {
+            field: {key: tuple(value) for key, value in given[field].items()}
+            for field in ("class_counts", "groups", "split_units")
+        }
+        statistics = {
+            name: ModalityStatistics(
+                **{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])}
+            )
+            for name, entry in given["statistics"].items()
+        }
+        modalities = tuple(ModalityInfo(**entry) for entry in given["modalities"])
+        parsed = {
+            "class_names": tuple(given["class_names"]),
+            "modalities": modalities,
+            "statistics": statistics,
+        }
+        return cls(**{**given, **tuples, **parsed}, directory=directory)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contents:
+    """All of a source before it is written; see `DataInfo` for what the fields mean.
+
+    Attributes:
+        splits: records of each split that is not empty.
+    """
+
+    modalities: tuple[ModalityInfo, ...]
+    class_names: tuple[str, ...]
+    splits: dict[str, Sequence[Record]]
+    repairs: dict[str, int] = dataclasses.field(default_factory=dict)
+    split_units: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+def fixed_length(
+    steps: Num[np.ndarray, "s *f"], mask: Bool[np.ndarray, "s"], length: int
+) -> tuple[Num[np.ndarray, "t *f"], Bool[np.ndarray, "t"]]:
+    """Pads values and their mask at the end, up to `length` steps.
+
+    Values are zero wherever the mask is false.
+    """
+    values = np.zeros((length, *steps.shape[1:]), steps.dtype)
+    real = np.zeros(length, bool)
+    values[: len(steps)][mask] = steps[mask]
+    real[: len(mask)] = mask
+    return values, real

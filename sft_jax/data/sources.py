@@ -1,0 +1,139 @@
+"""Prepared sources: written once as ArrayRecord, then read at random."""
+
+import contextlib
+import functools
+import io
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from sft_jax.config import DataConfig
+from sft_jax.data.builders import BUILDERS, SourceBuilder
+from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Record
+from sft_jax.types import DataError
+
+# Decoding a record takes longer than a small model takes to train on it.
+MEMORY_BYTES = 512 << 20
+
+
+def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
+    """Writes the source's records to `config.data_dir`, unless they are there already.
+
+    Args:
+        config: source, options and directory.
+        force: write anew even if the records are there.
+
+    Returns:
+        What was prepared.
+
+    Raises:
+        DataError: the source cannot be used.
+    """
+    builder = _builder(config)
+    if force and builder.directory.exists():
+        # Renamed first: a removal that is interrupted must not leave half a directory to open.
+        aside = builder.directory.with_name(f"removed.{uuid.uuid4().hex}")
+        builder.directory.rename(aside)
+        shutil.rmtree(aside)
+    if not _is_prepared(builder.directory):
+        try:
+            with _quiet():
+                builder.write()
+        except OSError:
+            # Two processes may prepare at once; the directory of the first to finish is in the
+            # way of the other's, and as good.
+            if not _is_prepared(builder.directory):
+                raise
+    return _open(builder.directory)[1]
+
+
+def open_source(config: DataConfig) -> "Source":
+    """The prepared source, which is prepared first if it is not there yet.
+
+    Raises:
+        DataError: the source cannot be used.
+    """
+    return Source(Path(prepare(config).directory))
+
+
+class Source:
+    """Records of a prepared source by split and position."""
+
+    def __init__(self, directory: Path):
+        """Opens the files in `directory`."""
+        self._reader, self.info = _open(directory)
+        self._split = functools.cache(self._read_split)
+
+    def split(self, name: str) -> Sequence[Record]:
+        """Records of `train`, `valid` or `test`, in the order they were written.
+
+        They are kept decoded in memory when the split takes less than 512 MiB.
+
+        Raises:
+            DataError: there is no such split, or it is empty.
+        """
+        if not self.info.num_records.get(name):
+            filled = [split for split in SPLITS if self.info.num_records[split]]
+            found = "empty" if name in SPLITS else "unknown"
+            raise DataError(
+                f"{self.info.directory}: split {name!r} is {found}, expected one of "
+                f"{', '.join(filled)}; choose one of these, or hold samples out in data.options"
+            )
+        return self._split(name)
+
+    def ids(self, split: str) -> list[str]:
+        """Names of the records of a split, in order."""
+        return [record["id"] for record in self.split(split)]
+
+    def groups(self, split: str) -> list[str]:
+        """Groups of the records of a split, in order."""
+        return [record["group"] for record in self.split(split)]
+
+    def _read_split(self, name: str) -> Sequence[Record]:
+        stored = self._reader.as_data_source(name)
+        records = LazyRecords(len(stored), lambda index: _decode(stored[index]))
+        if len(stored) * self.info.record_bytes < MEMORY_BYTES:
+            return tuple(records)
+        return records
+
+
+def _builder(config: DataConfig) -> SourceBuilder:
+    return BUILDERS[config.source](config.options, config.data_dir)
+
+
+def _is_prepared(directory: Path) -> bool:
+    # Written last by TFDS, into a directory that only then gets its name.
+    return (directory / "dataset_info.json").is_file()
+
+
+def _open(directory: Path) -> tuple[tfds.core.DatasetBuilder, DataInfo]:
+    with _quiet():
+        reader = tfds.builder_from_directory(directory)
+    return reader, DataInfo.from_json(reader.info.metadata, str(directory))
+
+
+def _decode(stored: dict) -> Record:
+    return Record(
+        inputs={name: np.asarray(value) for name, value in stored["inputs"].items()},
+        mask={name: np.asarray(value) for name, value in stored["mask"].items()},
+        label=int(stored["label"]),
+        id=stored["id"].decode(),
+        group=stored["group"].decode(),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS from announcing downloads that do not take place."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

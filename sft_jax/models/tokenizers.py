@@ -1,0 +1,85 @@
+"""From a modality's raw sequence to tokens: one linen module a kind, one table."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sft_jax.models.layers import BlockConfig, dense
+from sft_jax.types import ModalitySpec
+
+
+def to_patches(
+    x: Float[Array, "b t f"], patch: tuple[int, int]
+) -> Float[Array, "b tokens patch_size"]:
+    """Cuts `x` into patches of `(time steps, features)`, time first."""
+    b, t, f = x.shape
+    rows, columns = patch
+    x = x.reshape(b, t // rows, rows, f // columns, columns).transpose(0, 1, 3, 2, 4)
+    return x.reshape(b, -1, rows * columns)
+
+
+def token_mask(mask: Bool[Array, "b t"], spec: ModalitySpec) -> Bool[Array, "b tokens"]:
+    """Which tokens are real: those with at least one real time step."""
+    if spec.tokenizer != "patch":
+        return mask
+    rows, columns = spec.grid
+    per_row = mask.reshape(mask.shape[0], rows, spec.patch[0]).any(axis=-1)
+    return jnp.repeat(per_row, columns, axis=1)
+
+
+class Tokenizer(nn.Module):
+    """Projects a modality to width `d`, puts CLS in front, adds learned positions."""
+
+    spec: ModalitySpec
+    embed_dim: int
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t f"] | Int[Array, "b t"], mask: Bool[Array, "b t"]
+    ) -> tuple[Float[Array, "b tokens d"], Bool[Array, "b tokens"]]:
+        """Tokens with CLS at position 0, and their mask, in which CLS is always real."""
+        d, dtype, spec = self.embed_dim, self.config.dtype, self.spec
+        if spec.tokenizer == "token":
+            ids = jnp.where(mask, x, 0)
+            z = nn.Embed(spec.feature_dim, d, dtype=dtype, name="embed")(ids)
+        else:
+            # Whatever a caller left in padding, NaN included, must not reach a product.
+            x = jnp.where(mask[..., None], x, 0).astype(dtype)
+            if spec.tokenizer == "patch":
+                x = to_patches(x, spec.patch)
+            z = dense(d, dtype, "proj")(x)
+        init = nn.initializers.normal(self.config.style.embedding_std)
+        cls = self.param("cls", init, (1, 1, d)).astype(dtype)
+        positions = self.param("positions", init, (1, spec.num_tokens + 1, d)).astype(dtype)
+        z = jnp.concatenate([jnp.broadcast_to(cls, (z.shape[0], 1, d)), z], axis=1) + positions
+        return z, with_cls(token_mask(mask, spec))
+
+
+def with_cls(mask: Bool[Array, "b t"]) -> Bool[Array, "b tokens"]:
+    """`mask` with an always real CLS in front."""
+    return jnp.concatenate([jnp.ones_like(mask[:, :1]), mask], axis=1)
+
+
+def check_inputs(
+    inputs: dict[str, jax.Array], mask: dict[str, jax.Array], specs: tuple[ModalitySpec, ...]
+):
+    """Raises `ValueError` where a modality is missing, left over, or of another shape."""
+    names = {spec.name for spec in specs}
+    for what, given in (("inputs", set(inputs)), ("mask", set(mask))):
+        if given != names:
+            raise ValueError(
+                f"{what}: given {sorted(given)}, expected {sorted(names)}; hand over every "
+                "modality, with an all-false mask where it is missing"
+            )
+    for spec in specs:
+        shape, tail = inputs[spec.name].shape, (spec.length,)
+        if spec.tokenizer != "token":
+            tail += (spec.feature_dim,)
+        if shape[1:] != tail or mask[spec.name].shape != shape[:2]:
+            raise ValueError(
+                f"modality {spec.name!r}: given shape {shape} with mask "
+                f"{mask[spec.name].shape}, expected (b, {', '.join(map(str, tail))}) with mask "
+                f"(b, {spec.length}); pad or cut the records to the configuration's length"
+            )

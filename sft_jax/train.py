@@ -1,0 +1,25 @@
+"""Trains a model: `python -m sft_jax.train --config=configs/x.py --workdir=runs/x`.
+
+The same command goes on where an earlier one was stopped.
+"""
+
+from sft_jax import cli
+from sft_jax.config_io import from_dict
+from sft_jax.training import session
+
+_CONFIG = cli.define_config()
+_WORKDIR = cli.define_workdir("Folder of the run; resumed if it has one.")
+
+
+def main():
+    """Trains, and says how it ended."""
+    outcome = session.train(from_dict(_CONFIG.value), cli.path(_WORKDIR))
+    if not outcome.finished:
+        print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
+        return
+    best = "" if outcome.best is None else f"; best {outcome.best:.4f} at step {outcome.best_step}"
+    print(f"finished at step {outcome.step}{best}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

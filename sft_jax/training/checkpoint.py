@@ -1,0 +1,118 @@
+"""Checkpoints: the newest few and the best one, each written whole or not at all (Orbax)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from sft_jax.training.optimizer import Plateau
+from sft_jax.training.state import TrainState
+from sft_jax.types import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What the loop knows beside the device state; saved with it as JSON.
+
+    Attributes:
+        data: position of the training data's iterator.
+        plateau: state of the plateau rule.
+        best: best value of the deciding metric so far, or None.
+        best_step: the step it was reached at.
+    """
+
+    data: dict[str, Any]
+    plateau: Plateau = dataclasses.field(default_factory=Plateau)
+    best: float | None = None
+    best_step: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, given: dict[str, Any]) -> "Progress":
+        """The inverse of `to_json`."""
+        return cls(**{**given, "plateau": Plateau(**given["plateau"])})
+
+
+class Checkpoints:
+    """The `checkpoints/last` and `checkpoints/best` folders of a run.
+
+    Saves run in the background; each becomes visible under its step only when it is complete.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 2):
+        """Opens or creates the folders; `keep` newest checkpoints stay in `last`."""
+        self.root = Path(workdir).absolute() / "checkpoints"
+        self._managers = {
+            kind: ocp.CheckpointManager(
+                self.root / kind,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=count,
+                    enable_async_checkpointing=True,
+                    cleanup_tmp_directories=True,
+                ),
+            )
+            for kind, count in (("last", keep), ("best", 1))
+        }
+
+    def save(self, kind: str, state: TrainState, progress: Progress):
+        """Starts to save in the background.
+
+        A step that is there already was written by the same run before it was interrupted, bit for
+        bit the same, and stays.
+        """
+        step, manager = int(jax.device_get(state.step)), self._managers[kind]
+        if step in manager.all_steps():
+            return
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress.to_json())
+            ),
+        )
+
+    def latest(self, kind: str) -> int | None:
+        """The newest step in a folder, or None."""
+        return self._managers[kind].latest_step()
+
+    def restore(self, kind: str, abstract: TrainState) -> tuple[TrainState, Progress]:
+        """The newest checkpoint of a folder, put where `abstract` says.
+
+        Raises:
+            CheckpointError: there is none, or its parameters are not those of `abstract`.
+        """
+        step = self.latest(kind)
+        if step is None:
+            raise CheckpointError(
+                f"{self.root / kind}: found no checkpoint, expected one; train first, with "
+                "`python -m sft_jax.train`"
+            )
+        try:
+            restored = self._managers[kind].restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract),
+                    progress=ocp.args.JsonRestore(),
+                ),
+            )
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"{self.root / kind / str(step)}: could not be read as this configuration's "
+                f"model ({str(error)[:300]}); remove this checkpoint to fall back on the one "
+                "before it, or train into a new workdir"
+            ) from error
+        return restored.state, Progress.from_json(restored.progress)
+
+    def wait(self):
+        """Blocks until everything that was begun is on disk."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
+
+    def close(self):
+        """Waits, then releases the folders."""
+        for manager in self._managers.values():
+            manager.close()

@@ -1,0 +1,45 @@
+"""What a run writes down while it trains: `metrics.jsonl`, event files, lines on the terminal."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class MetricLog:
+    """Appends records to `metrics.jsonl` and to TensorBoard event files."""
+
+    def __init__(self, workdir: Path, resume_step: int):
+        """Opens the logs; records after `resume_step` will come again and are dropped."""
+        self._path = workdir / "metrics.jsonl"
+        kept = [line for line in _lines(self._path) if line["step"] <= resume_step]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self._path)
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(
+            str(workdir / "events"), purge_step=resume_step + 1, flush_secs=30
+        )
+
+    def write(self, kind: str, step: int, values: dict[str, float], **facts: Any):
+        """One record: a JSON line, and a scalar for each of `values` in the event files."""
+        line = {"kind": kind, "step": step, **facts, **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self):
+        """Flushes and closes the files."""
+        self._file.close()
+        self._events.close()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Complete records of a log; a line that was cut off while it was written is left out."""
+    if not path.exists():
+        return []
+    whole = path.read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,234 @@
+"""The training loop: the order of side effects around the compiled step, and nothing else.
+
+A step: next batch, compiled step, keep its metrics on the device. At a boundary, in this order:
+fetch and check the metrics, write the log, validate, save the best, save the last.
+"""
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from sft_jax.config import Config
+from sft_jax.training.checkpoint import Checkpoints, Progress
+from sft_jax.training.logs import MetricLog
+from sft_jax.training.optimizer import Plateau
+from sft_jax.training.sharding import put_batch
+from sft_jax.training.state import TrainState
+from sft_jax.types import NonFiniteError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When things happen, in optimizer steps."""
+
+    total: int
+    eval_every: int
+    checkpoint_every: int
+    best_after: int
+    steps_per_epoch: int
+
+    @classmethod
+    def of(cls, config: Config, steps_per_epoch: int) -> "Schedule":
+        """The configuration's durations, counted in steps."""
+        train = config.train
+        return cls(
+            total=train.duration.to_steps(steps_per_epoch),
+            eval_every=train.eval_every.to_steps(steps_per_epoch),
+            checkpoint_every=train.checkpoint_every.to_steps(steps_per_epoch),
+            best_after=train.best_after.to_steps(steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything the loop calls, built by whoever starts it.
+
+    Attributes:
+        step: compiled `(state, batch) -> (state, metrics)`.
+        batches: endless iterator with `get_state` and `set_state`.
+        validate: `(params) -> {metric: value}`, or None without a validation split.
+        checkpoints: where states go.
+        mesh: of the step.
+    """
+
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]]
+    batches: Any
+    validate: Callable[[Any], dict[str, float]] | None
+    checkpoints: Checkpoints
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How training ended.
+
+    Attributes:
+        step: optimizer steps taken.
+        finished: false when a signal stopped it before the end.
+        best: best value of the deciding metric, or None.
+        best_step: where it was reached.
+    """
+
+    step: int
+    finished: bool
+    best: float | None
+    best_step: int
+
+
+def train(
+    config: Config,
+    schedule: Schedule,
+    parts: Parts,
+    abstract: TrainState,
+    state: TrainState,
+    workdir: Path,
+) -> Outcome:
+    """Trains to the end of the schedule, from the newest checkpoint if there is one.
+
+    SIGTERM saves and returns early.
+
+    Args:
+        config: resolved configuration.
+        schedule: when to do what.
+        parts: what to call.
+        abstract: shapes and shardings of the state, to restore into.
+        state: first state, used (and donated) unless there is a checkpoint.
+        workdir: for the logs.
+
+    Raises:
+        NonFiniteError: a metric is NaN or infinite; the newest checkpoint is from before it.
+    """
+    progress = Progress(data=parts.batches.get_state())
+    if parts.checkpoints.latest("last") is not None:
+        state, progress = parts.checkpoints.restore("last", abstract)
+        parts.batches.set_state(progress.data)
+    first = int(jax.device_get(state.step))
+    recorder = _Recorder(MetricLog(workdir, first), schedule, config.train.batch_size)
+    bar = tqdm(total=schedule.total, initial=first, disable=None, unit="step", smoothing=0.05)
+    stopped = False
+    with bar, recorder, _termination() as terminated:
+        for step in range(first + 1, schedule.total + 1):
+            with jax.transfer_guard("disallow"):
+                state, metrics = parts.step(state, put_batch(next(parts.batches), parts.mesh))
+            recorder.keep(step, metrics)
+            bar.update()
+            stopped = terminated()
+            last = step == schedule.total
+            evaluates = parts.validate and (step % schedule.eval_every == 0 or last)
+            saves = step % schedule.checkpoint_every == 0 or last or stopped
+            if step % config.train.log_every == 0 or evaluates or saves:
+                bar.set_postfix(recorder.flush())
+            if evaluates or saves:
+                progress = dataclasses.replace(progress, data=parts.batches.get_state())
+            if evaluates:
+                values = parts.validate(state.params)
+                recorder.validated(step, values)
+                state, progress, is_best = _judge(config, schedule, state, progress, step, values)
+                if is_best:
+                    parts.checkpoints.save("best", state, progress)
+            if saves:
+                parts.checkpoints.save("last", state, progress)
+            if stopped:
+                break
+        parts.checkpoints.wait()
+    step = int(jax.device_get(state.step))
+    return Outcome(step, step >= schedule.total, progress.best, progress.best_step)
+
+
+def _judge(
+    config: Config,
+    schedule: Schedule,
+    state: TrainState,
+    progress: Progress,
+    step: int,
+    values: dict[str, float],
+) -> tuple[TrainState, Progress, bool]:
+    """Plateau rule and best checkpoint after a validation."""
+    if config.optimizer.schedule == "plateau":
+        plateau = progress.plateau.update(values["loss"], config.optimizer)
+        progress = dataclasses.replace(progress, plateau=plateau)
+        state = state.replace(lr_scale=_like(state.lr_scale, plateau))
+    value = values[config.train.best_metric]
+    sign = -1.0 if config.train.best_metric == "loss" else 1.0
+    better = progress.best is None or sign * value > sign * progress.best
+    if better and step >= schedule.best_after:
+        return state, dataclasses.replace(progress, best=value, best_step=step), True
+    return state, progress, False
+
+
+def _like(scale: jax.Array, plateau: Plateau) -> jax.Array:
+    return jax.device_put(np.float32(plateau.scale), scale.sharding)
+
+
+class _Recorder:
+    """Metrics of the last steps: on the device until asked for, then checked and written."""
+
+    def __init__(self, log: MetricLog, schedule: Schedule, batch_size: int):
+        self._log, self._schedule, self._batch_size = log, schedule, batch_size
+        self._pending: list[tuple[int, Any]] = []
+        self._since = time.perf_counter()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._log.close()
+
+    def keep(self, step: int, metrics: Any):
+        self._pending.append((step, metrics))
+
+    def flush(self) -> dict[str, float]:
+        """Fetches what is pending; raises on the first step with a metric that is not finite."""
+        if not self._pending:
+            return {}
+        fetched = [(step, jax.device_get(metrics)) for step, metrics in self._pending]
+        self._pending = []
+        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
+        for step, metrics in fetched:
+            for name, value in metrics.items():
+                if not np.isfinite(value):
+                    raise NonFiniteError(
+                        f"step {step}: metric {name!r} is {value}, expected a finite number; the "
+                        "newest checkpoint is from before it. Lower optimizer.learning_rate, or "
+                        "look at the data of that step"
+                    )
+        total = {name: float(sum(m[name] for _, m in fetched)) for name in fetched[0][1]}
+        values = {name: total[name] / max(total["count"], 1.0) for name in ("loss", "top1")}
+        values["gradient_norm"] = total["gradient_norm"] / len(fetched)
+        step, newest = fetched[-1]
+        values["learning_rate"] = float(newest["learning_rate"])
+        values["samples_per_second"] = total["count"] / max(seconds, 1e-9)
+        self._log.write("train", step, values, epoch=step / self._schedule.steps_per_epoch)
+        return {name: f"{values[name]:.4f}" for name in ("loss", "top1")}
+
+    def validated(self, step: int, values: dict[str, float]):
+        epoch = step / self._schedule.steps_per_epoch
+        self._log.write("valid", step, values, epoch=epoch)
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        tqdm.write(f"step {step} (epoch {epoch:.4g}): validation {numbers}")
+        self._since = time.perf_counter()
+
+
+@contextmanager
+def _termination() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM into a flag while training; elsewhere it acts as before."""
+    received = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,135 @@
+"""A run folder: what it is called, what is in it, and everything a resolved run is built from."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from sft_jax.config import Config
+from sft_jax.config_io import from_dict, to_dict
+from sft_jax.models import registry
+from sft_jax.training.step import ApplyFn
+from sft_jax.types import CheckpointError, ConfigError
+
+# Settings that say where and how fast, not what: they may change between resumes.
+_MAY_CHANGE = ("data.data_dir", "data.num_threads", "data.prefetch", "train.keep")
+_MAY_CHANGE += ("train.data_parallel", "train.fsdp_parallel")
+
+
+def apply_function(model: nn.Module) -> ApplyFn:
+    """The model as a pure function `(params, inputs, mask, keys) -> output`."""
+
+    def apply(params, inputs, mask, keys):
+        return model.apply({"params": params}, inputs, mask, keys)
+
+    return apply
+
+
+def resolve(config: Config, modalities: tuple, num_classes: int) -> Config:
+    """Fills in what the data decides.
+
+    Args:
+        config: as given.
+        modalities: specs inferred from or checked against the data.
+        num_classes: of the data.
+
+    Raises:
+        ConfigError: the configuration says another number of classes than the data.
+    """
+    if config.model.num_classes not in (0, num_classes):
+        raise ConfigError(
+            f"model.num_classes: given {config.model.num_classes}, expected {num_classes} (the "
+            "data's); set it to 0 to take it from the data"
+        )
+    model = dataclasses.replace(config.model, num_classes=num_classes)
+    config = dataclasses.replace(config, modalities=modalities, model=model)
+    registry.build(config)  # an unknown model name fails here, before any work
+    return config
+
+
+def write_json(path: Path, content: Any):
+    """Writes JSON so that the file is there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def read_config(workdir: Path) -> Config:
+    """The configuration a run was started with.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    return from_dict(_read(Path(workdir) / "config.json"))
+
+
+def read_data(workdir: Path) -> dict[str, Any]:
+    """What the run knows of its data: classes, normalisation, counts, fingerprint.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    return _read(Path(workdir) / "data.json")
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: not found, expected the folder of a run; give --workdir of a run that "
+            "`python -m sft_jax.train` has begun"
+        )
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path}: found no JSON ({error}), expected what training wrote; restore the file, or "
+            "train into a new workdir"
+        ) from error
+
+
+def open_run(workdir: Path, config: Config, data: dict[str, Any]):
+    """Starts a run folder, or checks that the one there is the same run.
+
+    Raises:
+        CheckpointError: the folder belongs to another configuration or other data.
+    """
+    if not (workdir / "config.json").exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            write_json(workdir / "data.json", data)
+            write_json(workdir / "config.json", to_dict(config))
+        return
+    before, now = _flatten(to_dict(read_config(workdir))), _flatten(to_dict(config))
+    changed = [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in _MAY_CHANGE
+    ]
+    if read_data(workdir)["fingerprint"] != data["fingerprint"]:
+        changed.append("the data itself (its fingerprint)")
+    if changed:
+        raise CheckpointError(
+            f"{workdir}: holds a run with other settings: {'; '.join(changed)}; resume it with "
+            "the settings it began with, or choose a new workdir"
+        )
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: json.loads(json.dumps(tree))}
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def count_parameters(params: Any) -> dict[str, int]:
+    """Parameters of each top-level part of a model, and `total`."""
+    parts = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()
+    }
+    return {**parts, "total": sum(parts.values())}

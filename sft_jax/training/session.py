@@ -1,0 +1,213 @@
+"""From a configuration and a folder to a run: trains it, evaluates it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sft_jax.config import Config
+from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, train_batches
+from sft_jax.data.sources import Source, open_source
+from sft_jax.models import registry
+from sft_jax.training import loop, run
+from sft_jax.training.checkpoint import Checkpoints
+from sft_jax.training.evaluation import collect, mean_metrics
+from sft_jax.training.metrics import evaluate as score
+from sft_jax.training.optimizer import build_optimizer, learning_rate
+from sft_jax.training.sharding import make_mesh
+from sft_jax.training.state import TrainState, create_state, state_initializer
+from sft_jax.training.step import StepConfig, compile_eval_step, compile_train_step
+from sft_jax.training.summary import describe
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A run opened for work: its resolved configuration and what is built from it."""
+
+    config: Config
+    source: Source
+    normalizer: Normalizer
+    model: nn.Module
+    mesh: Mesh
+
+    @classmethod
+    def open(cls, config: Config, normalizer: Normalizer | None = None) -> "Session":
+        """Prepares the data if need be and resolves `config` against it.
+
+        Args:
+            config: as given, or as stored in a run.
+            normalizer: stored in a run; from the training split's statistics otherwise.
+
+        Raises:
+            ConfigError: settings that do not fit data or devices.
+            DataError: data that cannot be used.
+        """
+        mesh = make_mesh(config.train)
+        source = open_source(config.data)
+        info = source.info
+        config = run.resolve(config, infer_modalities(info, config.modalities), info.num_classes)
+        if normalizer is None:
+            normalizer = Normalizer.from_statistics(info.statistics, config.data.normalization)
+        return cls(config, source, normalizer, registry.build(config), mesh)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the training split, the ragged one included."""
+        return -(-self.source.info.num_records["train"] // self.config.train.batch_size)
+
+    def batches(self, split: str) -> Any:
+        """The records of a split in order, as batches of this process."""
+        return eval_batches(
+            self.source.split(split),
+            self.config.modalities,
+            self.normalizer,
+            batch_size=self.config.train.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+def train(config: Config, workdir: Path) -> loop.Outcome:
+    """Trains `config` in `workdir`, going on where an earlier call was stopped.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        DataError: data that cannot be used.
+        CheckpointError: the folder belongs to another run.
+        NonFiniteError: training diverged.
+    """
+    session = Session.open(config)
+    config, model = session.config, session.model
+    schedule = loop.Schedule.of(config, session.steps_per_epoch)
+    warmup = config.optimizer.warmup.to_steps(session.steps_per_epoch)
+    rate = learning_rate(config.optimizer, schedule.total, warmup)
+    optimizer = build_optimizer(config.optimizer, rate)
+    state, abstract = create_state(
+        state_initializer(model, optimizer, config.train.seed), session.mesh
+    )
+    run.open_run(workdir, config, _data_record(session, state))
+    print(describe(config, run.count_parameters(state.params), session.mesh), flush=True)
+    step = StepConfig(
+        apply=run.apply_function(model),
+        optimizer=optimizer,
+        schedule=rate,
+        augmentation=config.augment,
+        label_smoothing=config.train.label_smoothing,
+        accumulate=config.train.accumulate,
+        seed=config.train.seed,
+    )
+    checkpoints = Checkpoints(workdir, config.train.keep)
+    parts = loop.Parts(
+        step=compile_train_step(step, session.mesh, abstract),
+        batches=_train_batches(session),
+        validate=_validator(session, step),
+        checkpoints=checkpoints,
+        mesh=session.mesh,
+    )
+    try:
+        return loop.train(config, schedule, parts, abstract, state, workdir)
+    finally:
+        checkpoints.close()
+
+
+def evaluate(
+    workdir: Path, split: str = "test", checkpoint: str | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Scores a run on a split and writes `evaluation_<split>.json`, `predictions_<split>.npz`.
+
+    Args:
+        workdir: of a run that has a checkpoint.
+        split: `train`, `valid` or `test`.
+        checkpoint: `best` or `last`; the best where there is one.
+
+    Returns:
+        The metrics (see `metrics.evaluate`) and the predictions by name of their file's entry.
+    """
+    record = run.read_data(workdir)
+    normalizer = Normalizer.from_json(record["normalizer"])
+    session = Session.open(run.read_config(workdir), normalizer)
+    state = restore(session, workdir, checkpoint)
+    eval_step = compile_eval_step(run.apply_function(session.model), session.mesh)
+    outputs = collect(eval_step, state.params, session.batches(split), session.mesh)
+    info = session.source.info
+    groups = np.asarray(session.source.groups(split))
+    result = score(
+        outputs["probabilities"],
+        outputs["label"],
+        split=split,
+        step=int(state.step),
+        class_names=info.class_names,
+        train_counts=np.asarray(info.class_counts["train"]),
+        group=groups if np.unique(groups).size > 1 else None,
+    )
+    predictions = {
+        "id": np.asarray(session.source.ids(split)),
+        "group": groups,
+        "label": outputs["label"],
+        "predicted": outputs["probabilities"].argmax(axis=-1),
+        "probabilities": outputs["probabilities"],
+        **{name: value for name, value in outputs.items() if name.startswith("kept/")},
+    }
+    if jax.process_index() == 0:
+        run.write_json(workdir / f"evaluation_{split}.json", result)
+        np.savez_compressed(workdir / f"predictions_{split}.npz", **predictions)
+    return result, predictions
+
+
+def restore(session: Session, workdir: Path, checkpoint: str | None = None) -> TrainState:
+    """A run's state from its best checkpoint, or its last where there is no best."""
+    schedule = loop.Schedule.of(session.config, session.steps_per_epoch)
+    rate = learning_rate(session.config.optimizer, schedule.total, 0)
+    optimizer = build_optimizer(session.config.optimizer, rate)
+    init = state_initializer(session.model, optimizer, session.config.train.seed)
+    _, abstract = create_state(init, session.mesh)
+    checkpoints = Checkpoints(workdir, session.config.train.keep)
+    try:
+        if checkpoint is None:
+            checkpoint = "best" if checkpoints.latest("best") is not None else "last"
+        return checkpoints.restore(checkpoint, abstract)[0]
+    finally:
+        checkpoints.close()
+
+
+def _train_batches(session: Session) -> Any:
+    return train_batches(
+        session.source.split("train"),
+        session.config.modalities,
+        session.normalizer,
+        batch_size=session.config.train.batch_size,
+        seed=session.config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=session.config.data.num_threads,
+        prefetch=session.config.data.prefetch,
+    )
+
+
+def _validator(session: Session, step: StepConfig) -> Any:
+    if not session.source.info.num_records["valid"]:
+        return None
+    eval_step = compile_eval_step(step.apply, session.mesh)
+
+    def validate(params: Any) -> dict[str, float]:
+        return mean_metrics(collect(eval_step, params, session.batches("valid"), session.mesh))
+
+    return validate
+
+
+def _data_record(session: Session, state: TrainState) -> dict[str, Any]:
+    """What the run folder keeps of its data, so that it can predict without it."""
+    info = session.source.info
+    return {
+        "class_names": list(info.class_names),
+        "modalities": [dataclasses.asdict(modality) for modality in info.modalities],
+        "counts": {split: list(counts) for split, counts in info.class_counts.items()},
+        "groups": {split: len(groups) for split, groups in info.groups.items()},
+        "fingerprint": info.fingerprint,
+        "normalizer": session.normalizer.to_json(),
+        "num_parameters": run.count_parameters(state.params)["total"],
+    }

@@ -1,0 +1,92 @@
+"""The device mesh, and where parameters and batches live on it."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sft_jax.config import TrainConfig
+from sft_jax.types import ConfigError
+
+AXES = ("data", "fsdp")
+BATCH = PartitionSpec(AXES)
+
+# First match of the parameter's path decides which axis is split over "fsdp"; the rest is
+# replicated. An axis that the mesh does not divide is left whole.
+RULES: tuple[tuple[str, int], ...] = (
+    (r"fusion/block/.*kernel$", 1),  # the leading axis counts layers
+    (r"(kernel|embedding|positions)$", 0),
+)
+
+
+def make_mesh(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A `("data", "fsdp")` mesh; a size of -1 takes the devices that are left.
+
+    Raises:
+        ConfigError: sizes that do not multiply to the device count, or a batch they cannot split.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [config.data_parallel, config.fsdp_parallel]
+    if sizes.count(-1) == 1:
+        fixed = max(sizes)
+        sizes[sizes.index(-1)] = len(devices) // fixed if fixed > 0 else 0
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
+        raise ConfigError(
+            f"train.data_parallel, train.fsdp_parallel: given {config.data_parallel} and "
+            f"{config.fsdp_parallel}, expected a product of {len(devices)} (devices); use -1 for "
+            "one of them"
+        )
+    shards = len(devices) * config.accumulate
+    if config.batch_size % shards:
+        below = config.batch_size // shards * shards
+        raise ConfigError(
+            f"train.batch_size: given {config.batch_size}, expected a multiple of {shards} "
+            f"({len(devices)} devices x {config.accumulate} micro-batches); use "
+            f"{f'{below} or ' if below else ''}{below + shards}"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A `NamedSharding` for every leaf of a state, by `RULES` on its path.
+
+    Optimizer moments carry their parameter's path, so they follow it.
+    """
+
+    def shard(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = [None] * len(leaf.shape)
+        for pattern, axis in RULES:
+            if re.search(pattern, name) and axis < len(spec):
+                if mesh.shape["fsdp"] > 1 and leaf.shape[axis] % mesh.shape["fsdp"] == 0:
+                    spec[axis] = "fsdp"
+                break
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(shard, tree)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows of a global batch, as arrays split over all devices.
+
+    Args:
+        batch: numpy leaves, each with `b / processes` rows.
+        mesh: of all processes.
+    """
+    sharding = NamedSharding(mesh, BATCH)
+
+    def put(x):
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return jax.tree.map(put, batch)
+
+
+def describe_mesh(mesh: Mesh) -> str:
+    """One line, such as `4 x cpu, data 4, fsdp 1`."""
+    kind = mesh.devices.flat[0].device_kind
+    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    return f"{mesh.size} x {kind}, {sizes}"

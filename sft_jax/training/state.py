@@ -1,0 +1,76 @@
+"""What training carries from step to step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from sft_jax.training.sharding import parameter_shardings
+from sft_jax.types import ModalitySpec
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A pytree: parameters, optimizer state, and two scalars.
+
+    Attributes:
+        step: int32 optimizer steps taken.
+        params: the model's parameters, float32.
+        opt_state: of the optax transformation.
+        lr_scale: float32 factor on the learning rate, set by the plateau rule between epochs.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+    lr_scale: jax.Array
+
+
+def example_inputs(specs: tuple[ModalitySpec, ...]) -> tuple[dict, dict]:
+    """One all-real sample of zeros: inputs and mask, for shape inference."""
+    inputs, mask = {}, {}
+    for spec in specs:
+        if spec.tokenizer == "token":
+            inputs[spec.name] = jnp.zeros((1, spec.length), jnp.int32)
+        else:
+            inputs[spec.name] = jnp.zeros((1, spec.length, spec.feature_dim))
+        mask[spec.name] = jnp.ones((1, spec.length), bool)
+    return inputs, mask
+
+
+def state_initializer(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int
+) -> Callable[[], TrainState]:
+    """A function of nothing that draws the first state; to be traced, not called eagerly."""
+
+    def init() -> TrainState:
+        params = model.init(jax.random.key(seed), *example_inputs(model.modalities))["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            lr_scale=jnp.ones(()),
+        )
+
+    return init
+
+
+def create_state(init: Callable[[], TrainState], mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """Draws the state straight into its shardings.
+
+    Returns:
+        The state, and the same tree of shape, dtype and sharding alone.
+    """
+    shapes = jax.eval_shape(init)
+    shardings = parameter_shardings(shapes, mesh)
+    abstract = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return jax.jit(init, out_shardings=shardings)(), abstract
