@@ -21,20 +21,25 @@ class Duration:
     value: float
     unit: str
 
+    def __post_init__(self):
+        whole = self.unit != "steps" or float(self.value).is_integer()
+        if self.unit not in ("steps", "epochs") or not 0 <= self.value < 1e12 or not whole:
+            raise ConfigError(
+                f"duration: given {self.value!r} {self.unit!r}, expected a whole number of 'steps' "
+                "or a number of 'epochs', from 0 to below 1e12"
+            )
+
     @classmethod
     def parse(cls, text: str, where: str = "duration") -> "Duration":
         """Reads `"<number> steps|epochs"`; raises `ConfigError` on anything else."""
         words = text.split() if isinstance(text, str) else []
         try:
-            value, unit = float(words[0]), words[1].rstrip("s") + "s"
-        except (IndexError, ValueError):
-            value, unit = -1.0, ""
-        whole = unit != "steps" or value == int(value)
-        if len(words) != 2 or unit not in ("steps", "epochs") or not 0 <= value < 1e12 or not whole:
+            value, unit = words
+            return cls(float(value), {"step": "steps", "epoch": "epochs"}.get(unit, unit))
+        except ValueError:
             raise ConfigError(
                 f"{where}: given {text!r}, expected '<whole number> steps' or '<number> epochs'"
-            )
-        return cls(value, unit)
+            ) from None
 
     def to_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps, rounded to the nearest, at least one unless the value is zero."""
@@ -93,7 +98,8 @@ class ModelConfig:
         check_choice("model.dtype", self.dtype, ("float32", "bfloat16"))
         check_at_least("model", self, 1, "embed_dim", "num_heads")
         check_at_least("model", self, 0, "num_classes", "num_pre_layers", "num_post_layers")
-        check_fraction("model", self, "dropout")
+        if not 0 <= self.dropout <= 0.9:
+            raise ConfigError(f"model.dropout: given {self.dropout}, expected between 0 and 0.9")
         if self.embed_dim % self.num_heads:
             raise ConfigError(
                 f"model.num_heads: given {self.num_heads} for embed_dim {self.embed_dim}, expected "

@@ -28,7 +28,9 @@ def config_dict(config: Config) -> ml_collections.ConfigDict:
 def to_dict(config: Any) -> Any:
     """Plain dicts, lists and scalars of a configuration, as stored in a run folder (JSON)."""
     if isinstance(config, Duration):
-        return f"{config.value:g} {config.unit}"
+        value = config.value
+        # Whole numbers without a point; `repr` otherwise, which loses no digit.
+        return f"{int(value) if value == int(value) else value!r} {config.unit}"
     if dataclasses.is_dataclass(config):
         fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
         if isinstance(config, Config):
@@ -58,10 +60,7 @@ def from_dict(given: Mapping[str, Any]) -> Config:
             f"modalities: given {type(modalities).__name__}, expected a mapping from each name to "
             "its settings"
         )
-    given["modalities"] = tuple(
-        _build(ModalitySpec, {**spec, "name": name}, f"modalities.{name}")
-        for name, spec in modalities.items()
-    )
+    given["modalities"] = tuple(_modality(name, spec) for name, spec in modalities.items())
     data = given.get("data", {})
     if isinstance(data, Mapping) and isinstance(data.get("options"), Mapping):
         source = data.get("source", DataConfig.source)
@@ -69,6 +68,16 @@ def from_dict(given: Mapping[str, Any]) -> Config:
         options = _build(OPTIONS[source], data["options"], "data.options")
         given["data"] = {**data, "options": options}
     return _build(Config, given, "")
+
+
+def _modality(name: str, given: Any) -> ModalitySpec:
+    where = f"modalities.{name}"
+    if not isinstance(given, Mapping) or "name" in given:
+        raise ConfigError(
+            f"{where}: given {given!r}, expected a mapping of its settings without 'name', since "
+            "its key is its name"
+        )
+    return _build(ModalitySpec, {**given, "name": name}, where)
 
 
 def _build(cls: type, given: Mapping[str, Any], where: str) -> Any:
@@ -82,6 +91,15 @@ def _build(cls: type, given: Mapping[str, Any], where: str) -> Any:
                 f"{prefix}{key}: given, but there is no such setting; expected one of "
                 f"{', '.join(fields)}; {hint}"
             )
+    required = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - set(given)):
+        raise ConfigError(
+            f"{where}: given {sorted(given)}, expected {', '.join(missing)} as well; set them"
+        )
     return cls(**{k: _convert(fields[k], value, prefix + k) for k, value in given.items()})
 
 

@@ -1,13 +1,11 @@
 """Prepares a source and says what it holds: `python -m sft_jax.prepare --config=configs/x.py`."""
 
-from absl import app, flags
-from ml_collections import config_flags
-
+from sft_jax import cli
 from sft_jax.config_io import from_dict
 from sft_jax.data.records import SPLITS, DataInfo
 from sft_jax.data.sources import prepare
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG = cli.define_config()
 
 
 def describe(info: DataInfo) -> str:
@@ -36,13 +34,10 @@ def describe(info: DataInfo) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
+def main():
     """Prepares the source of `--config` and prints what it holds."""
-    if argv[1:]:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
     print(describe(prepare(from_dict(_CONFIG.value).data)))
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    cli.run(main)

@@ -4,21 +4,15 @@ Reads the run folder, prints the metrics of every evaluated split, and leaves `r
 figures there. An `example.npz` in the folder adds the figure of kept tokens.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from absl import app, flags
-
+from sft_jax import cli
 from sft_jax.analysis import report
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder to report on.", required=True)
+_WORKDIR = cli.define_workdir("Run folder to report on.")
 
 
-def main(argv: Sequence[str]):
+def main():
     """Writes the report and prints its tables of metrics."""
-    if len(argv) > 1:
-        raise app.UsageError(f"given {argv[1:]}, expected flags only, e.g. --workdir=runs/x")
-    workdir = Path(WORKDIR.value).expanduser()
+    workdir = cli.path(_WORKDIR)
     recording = workdir / "example.npz"
     example = report.load_example(recording) if recording.is_file() else None
     path = report.write_report(workdir, example=example)
@@ -29,4 +23,4 @@ def main(argv: Sequence[str]):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

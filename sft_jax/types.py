@@ -92,6 +92,10 @@ class ModalitySpec:
                 "both at least 1; set them to the shape of one record"
             )
         if self.tokenizer == "patch":
+            if len(self.patch) != 2:
+                raise ConfigError(
+                    f"{where}: given patch {self.patch}, expected (time steps, features); set both"
+                )
             for what, size, part in zip(
                 ("length", "feature_dim"), (self.length, self.feature_dim), self.patch, strict=True
             ):

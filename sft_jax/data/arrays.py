@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,8 +110,22 @@ def read_arrays(path: str | os.PathLike, require_label: bool) -> ArrayTable:
     Raises:
         DataError: anything is missing, of the wrong rank or type, or does not agree.
     """
-    entries = _load(path)
-    where = str(path)
+    return check_arrays(_load(path), require_label, str(path))
+
+
+def check_arrays(
+    entries: Mapping[str, np.ndarray], require_label: bool, where: str = "arrays"
+) -> ArrayTable:
+    """Checks arrays in memory, as `read_arrays` does those of a file.
+
+    Args:
+        entries: by name, as in a file.
+        require_label: false for samples that have no label yet.
+        where: what errors call them.
+
+    Raises:
+        DataError: anything is missing, of the wrong rank or type, or does not agree.
+    """
     if require_label and "label" not in entries:
         raise _error(
             where,
@@ -167,7 +181,7 @@ def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _modality_names(entries: dict[str, np.ndarray], where: str) -> list[str]:
+def _modality_names(entries: Mapping[str, np.ndarray], where: str) -> list[str]:
     names = [key for key in entries if key not in _COLUMNS and "/" not in key]
     if not 1 <= len(names) <= _MAX_MODALITIES:
         raise _error(
@@ -205,7 +219,7 @@ def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> Non
         raise _samples_error(where, name, len(values), size)
 
 
-def _read_mask(entries: dict[str, np.ndarray], name: str, where: str) -> np.ndarray:
+def _read_mask(entries: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray:
     shape = entries[name].shape[:2]
     mask, length = entries.get(f"mask/{name}"), entries.get(f"length/{name}")
     if mask is not None and length is not None:
@@ -311,7 +325,9 @@ def _read_label(label: np.ndarray, size: int, where: str) -> np.ndarray:
     return label.astype(np.int64)
 
 
-def _read_text(entries: dict[str, np.ndarray], key: str, size: int, where: str) -> list[str] | None:
+def _read_text(
+    entries: Mapping[str, np.ndarray], key: str, size: int, where: str
+) -> list[str] | None:
     if key not in entries:
         return None
     values = entries[key]

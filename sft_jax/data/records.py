@@ -57,12 +57,14 @@ class ModalityInfo:
         length: time steps `t` of a record, padding included.
         feature_dim: features `f`; for tokens the vocabulary size (largest id + 1).
         kind: `feature` (float32 `[t, f]`) or `token` (int32 `[t]`).
+        sampling_rate: time steps a second, 1 where it is not known.
     """
 
     name: str
     length: int
     feature_dim: int
     kind: str
+    sampling_rate: float = 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,12 @@ from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.metrics import evaluate as score
 from sft_jax.training.optimizer import build_optimizer, learning_rate
 from sft_jax.training.sharding import make_mesh
-from sft_jax.training.state import TrainState, create_state, state_initializer
+from sft_jax.training.state import (
+    TrainState,
+    abstract_state,
+    create_state,
+    state_initializer,
+)
 from sft_jax.training.step import StepConfig, compile_eval_step, compile_train_step
 from sft_jax.training.summary import describe
 
@@ -114,23 +119,32 @@ def train(config: Config, workdir: Path) -> loop.Outcome:
         checkpoints.close()
 
 
-def evaluate(
-    workdir: Path, split: str = "test", checkpoint: str | None = None
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+class Evaluation(NamedTuple):
+    """What an evaluation yields.
+
+    Attributes:
+        session: the run.
+        metrics: see `metrics.evaluate`.
+        predictions: arrays `[n, ...]` by name of their entry in `predictions_<split>.npz`.
+    """
+
+    session: Session
+    metrics: dict[str, Any]
+    predictions: dict[str, np.ndarray]
+
+
+def evaluate(workdir: Path, split: str = "test", checkpoint: str | None = None) -> Evaluation:
     """Scores a run on a split and writes `evaluation_<split>.json`, `predictions_<split>.npz`.
 
     Args:
         workdir: of a run that has a checkpoint.
         split: `train`, `valid` or `test`.
         checkpoint: `best` or `last`; the best where there is one.
-
-    Returns:
-        The metrics (see `metrics.evaluate`) and the predictions by name of their file's entry.
     """
     record = run.read_data(workdir)
     normalizer = Normalizer.from_json(record["normalizer"])
     session = Session.open(run.read_config(workdir), normalizer)
-    state = restore(session, workdir, checkpoint)
+    state = restore(session.config, session.model, session.mesh, workdir, checkpoint)
     eval_step = compile_eval_step(run.apply_function(session.model), session.mesh)
     outputs = collect(eval_step, state.params, session.batches(split), session.mesh)
     info = session.source.info
@@ -155,21 +169,20 @@ def evaluate(
     if jax.process_index() == 0:
         run.write_json(workdir / f"evaluation_{split}.json", result)
         np.savez_compressed(workdir / f"predictions_{split}.npz", **predictions)
-    return result, predictions
+    return Evaluation(session, result, predictions)
 
 
-def restore(session: Session, workdir: Path, checkpoint: str | None = None) -> TrainState:
+def restore(
+    config: Config, model: nn.Module, mesh: Mesh, workdir: Path, checkpoint: str | None = None
+) -> TrainState:
     """A run's state from its best checkpoint, or its last where there is no best."""
-    schedule = loop.Schedule.of(session.config, session.steps_per_epoch)
-    rate = learning_rate(session.config.optimizer, schedule.total, 0)
-    optimizer = build_optimizer(session.config.optimizer, rate)
-    init = state_initializer(session.model, optimizer, session.config.train.seed)
-    _, abstract = create_state(init, session.mesh)
-    checkpoints = Checkpoints(workdir, session.config.train.keep)
+    optimizer = build_optimizer(config.optimizer, learning_rate(config.optimizer, 1, 0))
+    init = state_initializer(model, optimizer, config.train.seed)
+    checkpoints = Checkpoints(workdir, config.train.keep)
     try:
         if checkpoint is None:
             checkpoint = "best" if checkpoints.latest("best") is not None else "last"
-        return checkpoints.restore(checkpoint, abstract)[0]
+        return checkpoints.restore(checkpoint, abstract_state(init, mesh))[0]
     finally:
         checkpoints.close()
 

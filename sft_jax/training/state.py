@@ -60,17 +60,22 @@ def state_initializer(
     return init
 
 
+def abstract_state(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without computing it."""
+    shapes = jax.eval_shape(init)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        parameter_shardings(shapes, mesh),
+    )
+
+
 def create_state(init: Callable[[], TrainState], mesh: Mesh) -> tuple[TrainState, TrainState]:
     """Draws the state straight into its shardings.
 
     Returns:
-        The state, and the same tree of shape, dtype and sharding alone.
+        The state, and what `abstract_state` says of it.
     """
-    shapes = jax.eval_shape(init)
-    shardings = parameter_shardings(shapes, mesh)
-    abstract = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+    abstract = abstract_state(init, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(), abstract

@@ -121,7 +121,7 @@ def apply_gradients(
     updates = jax.tree.map(lambda u: u * state.lr_scale, updates)
     metrics = {
         **metrics,
-        "gradient_norm": optax.global_norm(grads),
+        "gradient_norm": optax.tree.norm(grads),
         "learning_rate": config.schedule(state.step) * state.lr_scale,
     }
     state = state.replace(

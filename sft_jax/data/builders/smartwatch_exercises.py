@@ -21,6 +21,7 @@ from sft_jax.data.safe_pickle import load_npy_object
 from sft_jax.types import DataError
 
 KEYS = ("X", "y", "subject", "side", "X_labels", "y_labels")
+SAMPLING_RATE = 50.0
 CHANNELS = ("ax", "ay", "az", "wx", "wy", "wz")
 # seglearn's documentation of `load_watch`: "the extremity side, 1 = right, 0 = left".
 SIDES = ("left", "right")
@@ -76,7 +77,13 @@ class SmartwatchExercises(SourceBuilder, skip_registration=True):
             splits[name] = LazyRecords(len(cuts), functools.partial(_window, cuts, window))
         return Contents(
             modalities=tuple(
-                ModalityInfo(name=name, length=window, feature_dim=3, kind="feature")
+                ModalityInfo(
+                    name=name,
+                    length=window,
+                    feature_dim=3,
+                    kind="feature",
+                    sampling_rate=SAMPLING_RATE,
+                )
                 for name in ("accelerometer", "gyroscope")
             ),
             class_names=class_names,

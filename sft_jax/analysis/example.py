@@ -1,0 +1,70 @@
+"""One recording of a split, with what the model kept of it, for a figure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from sft_jax.analysis.report import Example
+from sft_jax.types import ModalitySpec
+
+
+def token_spans(spec: ModalitySpec) -> Int[np.ndarray, "tokens 2"]:
+    """First time step of every token, and the one past its last."""
+    step = spec.patch[0] if spec.tokenizer == "patch" else 1
+    start = np.repeat(np.arange(spec.grid[0]) * step, spec.grid[1])
+    return np.stack([start, start + step], axis=1)
+
+
+def recording(
+    records: Sequence[Mapping[str, Any]],
+    predictions: Mapping[str, np.ndarray],
+    specs: Sequence[ModalitySpec],
+    *,
+    rows: Sequence[int],
+    sampling_rate: float,
+    title: str,
+) -> Example | None:
+    """Records that follow each other in time, joined.
+
+    Args:
+        records: of a split, by position; see `data.records.Record`.
+        predictions: of the same split, with `kept/<m>/indices` and `kept/<m>/saliency`.
+        specs: modalities of the run.
+        rows: positions of the records to join, in order of time.
+        sampling_rate: time steps a second.
+        title: heading of the figure.
+
+    Returns:
+        The example, or None when no modality with a signal to draw has a pool that selects.
+    """
+    signals, kept, saliency, spans = {}, {}, {}, {}
+    for spec in specs:
+        name = spec.name
+        if f"kept/{name}/indices" not in predictions or spec.tokenizer == "token":
+            continue
+        indices = predictions[f"kept/{name}/indices"][rows]  # [windows, k]
+        windows = np.arange(len(rows))[:, None]
+        signals[name] = np.concatenate([records[row]["inputs"][name] for row in rows])
+        kept[name] = np.where(indices < 0, -1, indices + windows * spec.num_tokens).reshape(-1)
+        saliency[name] = predictions[f"kept/{name}/saliency"][rows].reshape(-1)
+        offsets = windows[..., None] * spec.length
+        spans[name] = (token_spans(spec)[None] + offsets).reshape(-1, 2)
+    return Example(signals, kept, saliency, spans, sampling_rate, title) if signals else None
+
+
+def first_recording(groups: Sequence[str], options: Mapping[str, Any], most: int = 4) -> list[int]:
+    """Positions of the records that cover the first group, without overlap.
+
+    Args:
+        groups: of every record of a split, in order.
+        options: of the source; with a `window` that `step` divides, every `window / step`-th
+            record follows on the one before it, else only one record is taken.
+        most: records at most.
+    """
+    rows = [row for row, group in enumerate(groups) if group == groups[0]]
+    window, step = options.get("window"), options.get("step")
+    if not window or window % step:
+        return rows[:1]
+    return rows[:: window // step][:most]

@@ -1,0 +1,37 @@
+"""Scores a run: `python -m sft_jax.evaluate --workdir=runs/x [--split=test]`."""
+
+from absl import flags
+
+from sft_jax import cli
+from sft_jax.analysis import example, report
+from sft_jax.training import session
+
+_WORKDIR = cli.define_workdir()
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "What to score.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
+
+
+def main():
+    """Prints the metrics with their intervals and a row a class; keeps a recording to draw."""
+    workdir, split = cli.path(_WORKDIR), _SPLIT.value
+    opened, result, predictions = session.evaluate(workdir, split, _CHECKPOINT.value)
+    print(f"{split} split, {result['num_samples']} samples, step {result['step']}\n")
+    print(report.format_table(report.metric_rows(result)), end="\n\n")
+    print(report.format_table(result["per_class"]), end="\n\n")
+    info = opened.source.info
+    groups = opened.source.groups(split)
+    shown = example.recording(
+        opened.source.split(split),
+        predictions,
+        opened.config.modalities,
+        rows=example.first_recording(groups, info.options),
+        sampling_rate=info.modalities[0].sampling_rate,
+        title=groups[0],
+    )
+    if shown is not None:
+        report.save_example(workdir / "example.npz", shown)
+    print(f"written: {workdir / f'evaluation_{split}.json'}, predictions and example beside it")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,160 @@
+"""Prediction from a run folder, in memory and without the data it was trained on."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sft_jax.config import Config, TrainConfig
+from sft_jax.data.arrays import ArrayTable, check_arrays
+from sft_jax.data.pipeline import Normalizer, collate
+from sft_jax.data.records import Record
+from sft_jax.models import registry
+from sft_jax.training import run, session
+from sft_jax.training.sharding import make_mesh
+from sft_jax.training.step import eval_outputs
+from sft_jax.types import DataError, ModalitySpec
+
+LARGEST_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What a pool kept of one modality.
+
+    Attributes:
+        indices: `[n, k]` token in each slot, most salient first, -1 in empty slots.
+        saliency: `[n, k]` its saliency.
+    """
+
+    indices: np.ndarray
+    saliency: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Predictions for `n` samples.
+
+    Attributes:
+        id: `[n]` names of the samples, their positions where they have none.
+        probabilities: `[n, c]` float32.
+        predicted: `[n]` most probable class.
+        class_names: names of the `c` classes.
+        kept: what was kept, by modality; only of pools that select.
+    """
+
+    id: np.ndarray
+    probabilities: np.ndarray
+    predicted: np.ndarray
+    class_names: tuple[str, ...]
+    kept: dict[str, Kept]
+
+    def save(self, path: Path):
+        """Writes `.npz`: `id`, `probabilities`, `predicted`, `class_names`, `kept/<m>/...`."""
+        entries = {
+            f"kept/{name}/{part}": getattr(kept, part)
+            for name, kept in self.kept.items()
+            for part in ("indices", "saliency")
+        }
+        np.savez_compressed(
+            path,
+            id=self.id,
+            probabilities=self.probabilities,
+            predicted=self.predicted,
+            class_names=np.asarray(self.class_names),
+            **entries,
+        )
+
+
+class Predictor:
+    """A trained model, ready to predict.
+
+    Batches are padded to powers of two, so that a new batch size compiles at most once for all
+    sizes up to the next power.
+
+    Attributes:
+        config: of the run.
+        class_names: names of the classes.
+    """
+
+    def __init__(
+        self, config: Config, params: Any, normalizer: Normalizer, class_names: Sequence[str]
+    ):
+        """Takes what `load` finds in a run folder."""
+        self.config, self.class_names = config, tuple(class_names)
+        self._params, self._normalizer = params, normalizer
+        apply = run.apply_function(registry.build(config))
+        self._outputs = jax.jit(functools.partial(eval_outputs, apply=apply))
+
+    def predict(self, arrays: Mapping[str, np.ndarray]) -> Prediction:
+        """Classifies samples.
+
+        Args:
+            arrays: `{m: [n, t, f]}` (`[n, t]` ids for token modalities) in the units of the
+                training data, at most as long as the model's; optionally `mask/<m> [n, t]` bool or
+                `length/<m> [n]`, and `id [n]`. A modality left out counts as missing.
+
+        Raises:
+            DataError: arrays that do not fit the model or each other.
+        """
+        return self.predict_table(check_arrays(arrays, require_label=False))
+
+    def predict_table(self, table: ArrayTable) -> Prediction:
+        """Classifies the samples of a table, as `data.arrays.read_arrays` reads it."""
+        specs = self.config.modalities
+        absent = [spec for spec in specs if spec.name not in table.inputs]
+        if len(absent) == len(specs):
+            raise DataError(
+                f"{table.path}: found {', '.join(table.inputs)}, expected at least one of "
+                f"{', '.join(spec.name for spec in specs)}; name the arrays as the run's modalities"
+            )
+        parts = []
+        for start in range(0, len(table), LARGEST_BATCH):
+            indices = range(start, min(start + LARGEST_BATCH, len(table)))
+            records = [_with_absent(table[i], absent) for i in indices]
+            size = 1 << (len(indices) - 1).bit_length()
+            batch = collate(records, indices, specs, self._normalizer, size)
+            outputs = jax.device_get(self._outputs(self._params, batch))
+            parts.append(jax.tree.map(operator.itemgetter(slice(len(indices))), outputs))
+        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        return Prediction(
+            id=np.asarray(table.id),
+            probabilities=joined["probabilities"],
+            predicted=joined["probabilities"].argmax(axis=-1),
+            class_names=self.class_names,
+            kept={name: Kept(**kept) for name, kept in joined["kept"].items()},
+        )
+
+
+def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
+    """Opens a run for prediction on one device.
+
+    Args:
+        workdir: folder of a run that has a checkpoint.
+        checkpoint: `best` or `last`; the best where there is one.
+
+    Raises:
+        CheckpointError: there is no run, or no checkpoint.
+    """
+    workdir = Path(workdir).expanduser().absolute()
+    config, data = run.read_config(workdir), run.read_data(workdir)
+    mesh = make_mesh(TrainConfig(), jax.devices()[:1])
+    state = session.restore(config, registry.build(config), mesh, workdir, checkpoint)
+    normalizer = Normalizer.from_json(data["normalizer"])
+    return Predictor(config, state.params, normalizer, data["class_names"])
+
+
+def _with_absent(record: Record, absent: Sequence[ModalitySpec]) -> Record:
+    """`record` with an all-masked entry for every absent modality."""
+    inputs, mask = dict(record["inputs"]), dict(record["mask"])
+    for spec in absent:
+        token = spec.tokenizer == "token"
+        shape = (spec.length,) if token else (spec.length, spec.feature_dim)
+        inputs[spec.name] = np.zeros(shape, np.int32 if token else np.float32)
+        mask[spec.name] = np.zeros(spec.length, bool)
+    return Record(**{**record, "inputs": inputs, "mask": mask})

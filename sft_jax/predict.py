@@ -1,0 +1,31 @@
+"""Classifies arrays: `python -m sft_jax.predict --workdir=runs/x --input=x.npz --output=y.npz`."""
+
+from collections import Counter
+from pathlib import Path
+
+from absl import flags
+
+from sft_jax import cli
+from sft_jax.data.arrays import read_arrays
+from sft_jax.inference import load
+
+_WORKDIR = cli.define_workdir()
+_INPUT = flags.DEFINE_string("input", None, "`.npz` file or directory of `.npy`, one a modality.")
+_OUTPUT = flags.DEFINE_string("output", None, "`.npz` file to write.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
+flags.mark_flags_as_required(["input", "output"])
+
+
+def main():
+    """Writes ids, probabilities, classes and kept tokens; prints how often each class came up."""
+    table = read_arrays(_INPUT.value, require_label=False)
+    prediction = load(cli.path(_WORKDIR), _CHECKPOINT.value).predict_table(table)
+    output = Path(_OUTPUT.value)
+    prediction.save(output)
+    counts = Counter(prediction.class_names[i] for i in prediction.predicted)
+    print(f"{len(table)} samples: {', '.join(f'{n} {name}' for name, n in counts.most_common())}")
+    print(f"written: {output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

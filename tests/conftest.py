@@ -1,0 +1,25 @@
+import jax
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# Compilation makes the first example slow and says nothing about the code under test.
+settings.register_profile("sft_jax", deadline=None, max_examples=20)
+settings.load_profile("sft_jax")
+
+
+@pytest.fixture
+def rng():
+    """A generator that every test starts afresh."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def sample_keys():
+    """Per-sample keys, `[b]`, as the train step makes them."""
+
+    def make(count, seed=0):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))
+        return keys(jax.random.key(seed), jax.numpy.arange(count))
+
+    return make
