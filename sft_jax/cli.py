@@ -35,7 +35,7 @@ def run(main: Callable[[], None]):
     def guarded(argv: list[str]):
         if len(argv) > 1:
             raise app.UsageError(f"given {argv[1:]}, expected flags alone, such as --name=value")
-        if flags.FLAGS["verbosity"].using_default_value:
+        if not flags.FLAGS["verbosity"].present:
             # Checkpointing narrates at absl's default level; --verbosity=0 brings it back.
             logging.set_verbosity(logging.WARNING)
         try:

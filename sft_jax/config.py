@@ -30,7 +30,7 @@ class Duration:
             )
 
     @classmethod
-    def parse(cls, text: str, where: str = "duration") -> "Duration":
+    def parse(cls, text: object, where: str = "duration") -> "Duration":
         """Reads `"<number> steps|epochs"`; raises `ConfigError` on anything else."""
         words = text.split() if isinstance(text, str) else []
         try:

@@ -42,7 +42,7 @@ def to_dict(config: Any) -> Any:
     return config
 
 
-def from_dict(given: Mapping[str, Any]) -> Config:
+def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     """Builds and checks a `Config` from what `to_dict` or `config_dict` made of one.
 
     Args:
@@ -119,8 +119,13 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return _build(kind, value, where)
     elif typing.get_origin(kind) is tuple:
         if isinstance(value, tuple | list):
-            item = typing.get_args(kind)[0]
-            return tuple(_convert(item, entry, where) for entry in value)
+            items = typing.get_args(kind)
+            if items[-1] is Ellipsis:
+                items = items[:1] * len(value)
+            if len(items) == len(value):
+                return tuple(
+                    _convert(item, entry, where) for item, entry in zip(items, value, strict=True)
+                )
     elif isinstance(value, bool) is (kind is bool):
         if isinstance(value, kind):
             return value
@@ -128,12 +133,15 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return float(value)
     raise ConfigError(
         f"{where}: given {value!r} ({type(value).__name__}), expected "
-        f"{getattr(kind, '__name__', kind)}"
+        f"{kind.__name__ if isinstance(kind, type) else kind}"
     )
 
 
 def _ordered(value: Any) -> Any:
     # Modalities are ordered; ConfigDict sorts the keys of plain dicts unless told otherwise.
+    if value is None:
+        # So that the command line can set it; every setting that may be None is an integer.
+        return ml_collections.config_dict.placeholder(int)
     if not isinstance(value, dict):
         return value
     result = ml_collections.ConfigDict(sort_keys=False)

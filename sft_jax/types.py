@@ -9,7 +9,7 @@ Shape letters used in every signature and comment:
 
 import dataclasses
 import math
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -37,6 +37,10 @@ class NonFiniteError(FloatingPointError):
 
 
 Array = jax.Array | np.ndarray
+
+# A leaf of a pytree class: an array, or what a tree transformation put in its place (a shape, a
+# sharding, a sum), which an array annotation would refuse.
+Leaf = Any
 
 
 class Batch(TypedDict):
@@ -92,10 +96,6 @@ class ModalitySpec:
                 "both at least 1; set them to the shape of one record"
             )
         if self.tokenizer == "patch":
-            if len(self.patch) != 2:
-                raise ConfigError(
-                    f"{where}: given patch {self.patch}, expected (time steps, features); set both"
-                )
             for what, size, part in zip(
                 ("length", "feature_dim"), (self.length, self.feature_dim), self.patch, strict=True
             ):

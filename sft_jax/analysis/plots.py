@@ -172,7 +172,7 @@ def kept_tokens(
         _open_frame(axes, grid=False)
     longest = max(len(signal) for signal in signals.values())
     panels[-1].set_xlim(-0.5 / sampling_rate, (longest - 0.5) / sampling_rate)
-    panels[-1].set_xlabel("time (s)")
+    panels[-1].set_xlabel("time (s)" if sampling_rate != 1 else "time step")
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     return figure
 

@@ -1,7 +1,7 @@
 """Measured time of compiled functions."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,9 @@ class Timing(NamedTuple):
     high: float
 
 
-def time_interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+def time_interleaved(
+    calls: Mapping[Hashable, Callable[[], Any]], repeats: int
+) -> dict[Hashable, Timing]:
     """Times calls in turn, so that a noisy machine harms all of them alike.
 
     Args:
@@ -26,7 +28,7 @@ def time_interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> di
     Returns:
         Median, smallest and largest seconds of each.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[Hashable, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
             start = time.perf_counter()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.models.layers import AttentionResidual, BlockConfig, Keys
-from sft_jax.types import SELECTING_POOLS, ModalitySpec
+from sft_jax.types import SELECTING_POOLS, Leaf, ModalitySpec
 
 
 @flax.struct.dataclass
@@ -27,10 +27,10 @@ class Pooled:
         saliency: `[b, k]` saliency of those tokens, 0 in empty slots; None as `indices`.
     """
 
-    tokens: Float[Array, "b k d"]
-    mask: Bool[Array, "b k"]
-    indices: Int[Array, "b k"] | None = None
-    saliency: Float[Array, "b k"] | None = None
+    tokens: Leaf
+    mask: Leaf
+    indices: Leaf | None = None
+    saliency: Leaf | None = None
 
 
 def saliency_weights(mask: Bool[Array, "b t"]) -> Float[Array, "b t+1"]:

@@ -17,7 +17,7 @@ from sft_jax.models.layers import (
 )
 from sft_jax.models.pooling import Pooled, SparsePooling
 from sft_jax.models.tokenizers import Tokenizer, check_inputs
-from sft_jax.types import ModalitySpec
+from sft_jax.types import Leaf, ModalitySpec
 
 
 @flax.struct.dataclass
@@ -29,7 +29,7 @@ class Output:
         pooled: what each modality handed to fusion, by name.
     """
 
-    logits: Float[Array, "b c"]
+    logits: Leaf
     pooled: dict[str, Pooled]
 
 

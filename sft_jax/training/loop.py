@@ -188,7 +188,7 @@ class _Recorder:
     def keep(self, step: int, metrics: Any):
         self._pending.append((step, metrics))
 
-    def flush(self) -> dict[str, float]:
+    def flush(self) -> dict[str, str]:
         """Fetches what is pending; raises on the first step with a metric that is not finite."""
         if not self._pending:
             return {}

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from sft_jax.training.sharding import parameter_shardings
-from sft_jax.types import ModalitySpec
+from sft_jax.types import Leaf, ModalitySpec
 
 
 @flax.struct.dataclass
@@ -25,10 +25,10 @@ class TrainState:
         lr_scale: float32 factor on the learning rate, set by the plateau rule between epochs.
     """
 
-    step: jax.Array
+    step: Leaf
     params: Any
-    opt_state: optax.OptState
-    lr_scale: jax.Array
+    opt_state: Any
+    lr_scale: Leaf
 
 
 def example_inputs(specs: tuple[ModalitySpec, ...]) -> tuple[dict, dict]:

@@ -264,4 +264,4 @@ def test_verb_prints_the_table_and_draws_the_example(workdir):
     assert (workdir / "kept_tokens.png").is_file()
     wrong = subprocess.run([*command, f"--workdir={workdir}", "x"], capture_output=True, text=True)
     assert wrong.returncode == 1
-    assert "expected flags only" in wrong.stdout + wrong.stderr
+    assert "expected flags alone" in wrong.stdout + wrong.stderr

@@ -1,0 +1,53 @@
+import numpy as np
+
+from sft_jax.analysis import example
+from sft_jax.types import ModalitySpec
+
+PATCHES = ModalitySpec(name="p", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=2)
+STEPS = ModalitySpec(name="s", length=4, feature_dim=1, k=2)
+WORDS = ModalitySpec(name="w", length=4, feature_dim=9, tokenizer="token", k=2)
+
+
+def test_spans_of_patches_repeat_over_features():
+    expected = [[0, 3], [0, 3], [3, 6], [3, 6], [6, 9], [6, 9], [9, 12], [9, 12]]
+    assert example.token_spans(PATCHES).tolist() == expected
+
+
+def test_spans_of_time_steps_are_one_step_long():
+    assert example.token_spans(STEPS).tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
+
+
+def test_first_recording_takes_windows_that_do_not_overlap():
+    groups = ["a"] * 7 + ["b"] * 2
+    assert example.first_recording(groups, {"window": 6, "step": 2}) == [0, 3, 6]
+    assert example.first_recording(groups, {"window": 6, "step": 2}, most=2) == [0, 3]
+
+
+def test_first_recording_is_one_record_where_windows_are_unknown_or_do_not_meet():
+    assert example.first_recording(["a", "a"], {}) == [0]
+    assert example.first_recording(["a", "a"], {"window": 5, "step": 2}) == [0]
+
+
+def test_recording_joins_windows_in_time():
+    records = [
+        {"inputs": {"s": np.full((4, 1), row, np.float32), "w": np.zeros(4, np.int32)}}
+        for row in range(3)
+    ]
+    predictions = {
+        "kept/s/indices": np.array([[1, 3], [9, 9], [0, -1]]),
+        "kept/s/saliency": np.array([[0.5, 0.25], [9, 9], [0.75, 0]], np.float32),
+        "kept/w/indices": np.zeros((3, 2), int),
+    }
+    shown = example.recording(
+        records, predictions, (STEPS, WORDS), rows=[0, 2], sampling_rate=2.0, title="x"
+    )
+    assert list(shown.signals) == ["s"]  # ids cannot be drawn as a signal
+    assert shown.signals["s"][:, 0].tolist() == [0, 0, 0, 0, 2, 2, 2, 2]
+    assert shown.kept["s"].tolist() == [1, 3, 4, -1]
+    assert shown.saliency["s"].tolist() == [0.5, 0.25, 0.75, 0]
+    assert shown.spans["s"].tolist() == [[i, i + 1] for i in range(8)]
+
+
+def test_recording_is_none_without_a_pool_that_selects():
+    shown = example.recording([], {}, (STEPS,), rows=[0], sampling_rate=1.0, title="x")
+    assert shown is None

@@ -1,0 +1,33 @@
+import time
+
+from sft_jax.efficiency import attention
+from sft_jax.efficiency.throughput import time_interleaved
+
+
+def test_calls_are_timed_in_turn_after_one_round_that_does_not_count():
+    order = []
+    timings = time_interleaved(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=2
+    )
+    assert order == ["a", "b"] * 3
+    assert list(timings) == ["a", "b"]
+
+
+def test_timing_orders_low_median_high_and_counts_sleep():
+    pauses = iter([0.0, 0.03, 0.01, 0.02])
+    timing = time_interleaved({"sleep": lambda: time.sleep(next(pauses))}, repeats=3)["sleep"]
+    assert 0.01 <= timing.low <= timing.median <= timing.high
+    assert timing.low < timing.median < timing.high
+    assert timing.median >= 0.02
+
+
+def test_comparison_has_a_row_for_each_pass_and_implementation_and_streams_in_less_memory():
+    rows = attention.compare(batch=2, tokens=96, heads=2, head_width=4, saliency=True, repeats=1)
+    assert [(row["pass"], row["attention"]) for row in rows] == [
+        ("forward", "xla"),
+        ("forward", "streamed"),
+        ("forward + backward", "xla"),
+        ("forward + backward", "streamed"),
+    ]
+    assert [row["times faster"] for row in rows if row["attention"] == "xla"] == [1.0, 1.0]
+    assert all(row["times smaller"] > 1 for row in rows if row["attention"] == "streamed")

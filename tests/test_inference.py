@@ -1,0 +1,212 @@
+"""A run on a user's own arrays, opened for prediction: one training run serves all tests here."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import sft_jax
+from sft_jax.config import (
+    ArraysOptions,
+    Config,
+    DataConfig,
+    Duration,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from sft_jax.training import session
+from sft_jax.types import CheckpointError, DataError
+
+SHAPES = {"audio": (20, 5), "video": (9, 6), "words": (7,)}
+
+
+def make_arrays(n, seed):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 3, n)
+    arrays = {
+        name: rng.normal(size=(n, *shape)).astype(np.float32)
+        for name, shape in SHAPES.items()
+        if len(shape) == 2
+    }
+    arrays["audio"][:, :5] += 2 * np.eye(3, 5)[label][:, None]
+    arrays["words"] = rng.integers(0, 11, (n, 7))
+    return arrays, label
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arrays")
+    arrays, label = make_arrays(90, seed=0)
+    arrays["words"][0, 0] = 10  # so that the vocabulary is known to be 11
+    np.savez(folder / "mine.npz", label=label, **arrays)
+    config = Config(
+        model=ModelConfig(
+            preset="modern", embed_dim=16, num_heads=2, num_pre_layers=1, num_post_layers=1
+        ),
+        data=DataConfig(
+            source="arrays",
+            options=ArraysOptions(path=str(folder / "mine.npz"), class_names=("a", "b", "c")),
+            data_dir=str(folder / "prepared"),
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        train=TrainConfig(duration=Duration(6.0, "epochs"), batch_size=16),
+    )
+    session.train(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return sft_jax.load(trained)
+
+
+def test_predicts_what_evaluation_predicts(trained, predictor):
+    evaluation = session.evaluate(trained, "test")
+    records = evaluation.session.source.split("test")
+    arrays = {name: np.stack([r["inputs"][name] for r in records]) for name in SHAPES}
+    prediction = predictor.predict({**arrays, "id": evaluation.predictions["id"]})
+    np.testing.assert_allclose(
+        prediction.probabilities, evaluation.predictions["probabilities"], atol=1e-6
+    )
+    assert prediction.id.tolist() == evaluation.predictions["id"].tolist()
+    for name in SHAPES:
+        np.testing.assert_array_equal(
+            prediction.kept[name].indices, evaluation.predictions[f"kept/{name}/indices"]
+        )
+
+
+def test_learned_what_the_arrays_say(predictor):
+    arrays, label = make_arrays(60, seed=1)
+    prediction = predictor.predict(arrays)
+    assert (prediction.predicted == label).mean() > 0.8
+    np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, atol=1e-5)
+    assert prediction.class_names == ("a", "b", "c")
+
+
+def test_batch_size_changes_no_number(predictor):
+    arrays, _ = make_arrays(9, seed=2)
+    together = predictor.predict(arrays).probabilities
+    alone = [
+        predictor.predict({name: x[i : i + 1] for name, x in arrays.items()}).probabilities[0]
+        for i in range(9)
+    ]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_sizes_up_to_a_power_of_two_share_one_program(trained):
+    predictor = sft_jax.load(trained)
+    for size in (5, 6, 7, 8):
+        predictor.predict(make_arrays(size, seed=3)[0])
+    assert predictor._outputs._cache_size() == 1
+    predictor.predict(make_arrays(9, seed=3)[0])
+    assert predictor._outputs._cache_size() == 2
+
+
+def test_more_samples_than_the_largest_batch_come_back_in_order(predictor, monkeypatch):
+    arrays, _ = make_arrays(19, seed=4)
+    whole = predictor.predict(arrays)
+    monkeypatch.setattr("sft_jax.inference.LARGEST_BATCH", 8)
+    pieces = predictor.predict(arrays)
+    assert pieces.id.tolist() == [str(i) for i in range(19)]
+    np.testing.assert_allclose(whole.probabilities, pieces.probabilities, atol=1e-5)
+
+
+def test_kept_tokens_are_the_most_salient_first(predictor):
+    kept = predictor.predict(make_arrays(4, seed=5)[0]).kept["audio"]
+    assert kept.indices.shape == (4, 3)  # an eighth of 20, rounded up
+    assert (np.diff(kept.saliency, axis=1) <= 0).all()
+    assert ((kept.indices >= 0) & (kept.indices < 20)).all()
+
+
+def test_a_modality_left_out_is_one_masked_out(predictor):
+    arrays, _ = make_arrays(4, seed=6)
+    masked = predictor.predict({**arrays, "mask/video": np.zeros((4, 9), bool)})
+    left_out = predictor.predict({name: x for name, x in arrays.items() if name != "video"})
+    np.testing.assert_array_equal(masked.probabilities, left_out.probabilities)
+    assert (left_out.kept["video"].indices == -1).all()
+
+
+def test_shorter_sequences_are_padded(predictor):
+    arrays, _ = make_arrays(4, seed=7)
+    short = predictor.predict({**arrays, "audio": arrays["audio"][:, :13]})
+    masked = predictor.predict({**arrays, "length/audio": np.full(4, 13)})
+    np.testing.assert_allclose(short.probabilities, masked.probabilities, atol=1e-6)
+
+
+def test_saved_predictions_hold_everything(predictor, tmp_path):
+    prediction = predictor.predict(make_arrays(3, seed=8)[0])
+    prediction.save(tmp_path / "y.npz")
+    with np.load(tmp_path / "y.npz") as file:
+        names = {"id", "probabilities", "predicted", "class_names"}
+        names |= {f"kept/{m}/{part}" for m in SHAPES for part in ("indices", "saliency")}
+        assert set(file.files) == names
+        np.testing.assert_array_equal(file["predicted"], prediction.predicted)
+        np.testing.assert_array_equal(file["kept/audio/indices"], prediction.kept["audio"].indices)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"radar": np.zeros((2, 3, 1))},
+            "found radar, expected at least one of audio, video",
+        ),
+        ({"audio": np.zeros((2, 21, 5))}, "21"),
+        ({"audio": np.zeros((2, 20, 4))}, "4"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(predictor, arrays, message):
+    with pytest.raises((DataError, ValueError), match=message):
+        predictor.predict(arrays)
+
+
+def test_needs_a_run_folder(tmp_path):
+    with pytest.raises(CheckpointError, match=re.escape("config.json: not found")):
+        sft_jax.load(tmp_path)
+
+
+def test_needs_a_checkpoint(trained, tmp_path):
+    for name in ("config.json", "data.json"):
+        (tmp_path / name).write_text((trained / name).read_text())
+    with pytest.raises(CheckpointError, match="found no checkpoint"):
+        sft_jax.load(tmp_path)
+
+
+def test_package_has_no_other_lazy_names():
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = sft_jax.lode
+
+
+def test_verbs_predict_and_evaluate_and_report_from_the_command_line(trained, tmp_path):
+    arrays, _ = make_arrays(5, seed=9)
+    np.savez(tmp_path / "x.npz", **arrays)
+
+    def verb(name, *flags):
+        command = [sys.executable, "-m", f"sft_jax.{name}", f"--workdir={trained}", *flags]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = verb("predict", f"--input={tmp_path / 'x.npz'}", f"--output={tmp_path / 'y.npz'}")
+    assert done.returncode == 0, done.stderr
+    assert "5 samples" in done.stdout
+    assert np.load(tmp_path / "y.npz")["probabilities"].shape == (5, 3)
+    done = verb("evaluate", "--split=valid")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"top1 +\| sample +\| +\d", done.stdout)
+    done = verb("report")
+    assert done.returncode == 0, done.stderr
+    text = (trained / "report.md").read_text()
+    assert "kept_tokens.png" in text
+    missing = verb("evaluate", "--split=valid", "--workdir=nowhere")
+    assert missing.returncode != 0
+    assert missing.stderr.strip().startswith("CheckpointError: ")
+    assert "Traceback" not in missing.stderr
+
+
+def test_resolved_configuration_is_kept(trained, predictor):
+    assert [spec.name for spec in predictor.config.modalities] == list(SHAPES)
+    assert predictor.config.model.num_classes == 3
+    assert dataclasses.asdict(predictor.config.modalities[2])["tokenizer"] == "token"
