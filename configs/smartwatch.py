@@ -32,9 +32,9 @@ def get_config():
             ),
             model=ModelConfig(
                 preset="modern",
-                embed_dim=64,
+                embed_dim=48,
                 num_heads=4,
-                num_pre_layers=2,
+                num_pre_layers=1,
                 num_post_layers=2,
                 dropout=0.1,
             ),
@@ -51,7 +51,7 @@ def get_config():
                 warmup=Duration(5.0, "epochs"),
             ),
             train=TrainConfig(
-                duration=Duration(40.0, "epochs"),
+                duration=Duration(30.0, "epochs"),
                 batch_size=64,
                 label_smoothing=0.1,
                 best_metric="top1",

@@ -330,6 +330,12 @@ class TrainConfig:
         check_at_least("train", self, 0, "seed")
         check_fraction("train", self, "label_smoothing")
         check_choice("train.best_metric", self.best_metric, ("loss", "top1"))
+        for name in ("data_parallel", "fsdp_parallel"):
+            if getattr(self, name) == 0 or getattr(self, name) < -1:
+                raise ConfigError(
+                    f"train.{name}: given {getattr(self, name)}, expected at least 1, or -1 for "
+                    "the devices that are left"
+                )
         for name in ("duration", "eval_every", "checkpoint_every"):
             if getattr(self, name).value == 0:
                 raise ConfigError(f"train.{name}: given 0, expected a positive duration")

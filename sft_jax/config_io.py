@@ -62,10 +62,10 @@ def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         )
     given["modalities"] = tuple(_modality(name, spec) for name, spec in modalities.items())
     data = given.get("data", {})
-    if isinstance(data, Mapping) and isinstance(data.get("options"), Mapping):
+    if isinstance(data, Mapping) and isinstance(data.get("options", {}), Mapping):
         source = data.get("source", DataConfig.source)
         check_choice("data.source", source, tuple(OPTIONS))
-        options = _build(OPTIONS[source], data["options"], "data.options")
+        options = _build(OPTIONS[source], data.get("options", {}), "data.options")
         given["data"] = {**data, "options": options}
     return _build(Config, given, "")
 

@@ -9,6 +9,7 @@ Shape letters used in every signature and comment:
 
 import dataclasses
 import math
+import re
 from typing import Any, TypedDict
 
 import jax
@@ -88,6 +89,11 @@ class ModalitySpec:
 
     def __post_init__(self):
         where = f"modality {self.name!r}"
+        if not re.fullmatch(r"[A-Za-z]\w*", self.name):
+            raise ConfigError(
+                f"{where}: given as a name, expected a letter, then letters, digits and "
+                "underscores, since parameters and settings are called after it; rename it"
+            )
         check_choice(f"{where}: tokenizer", self.tokenizer, TOKENIZERS)
         check_choice(f"{where}: pool", self.pool, POOLS)
         if self.length < 1 or self.feature_dim < 1:
@@ -165,8 +171,8 @@ def check_at_least(where: str, config: object, least: int, *names: str):
     """Raises `ConfigError` unless every named setting is at least `least`."""
     for name in names:
         value = getattr(config, name)
-        if not value >= least:
-            raise ConfigError(f"{where}.{name}: given {value}, expected at least {least}")
+        if not least <= value < math.inf:
+            raise ConfigError(f"{where}.{name}: given {value}, expected at least {least}, finite")
 
 
 def check_fraction(where: str, config: object, *names: str):

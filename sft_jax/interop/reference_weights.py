@@ -52,13 +52,13 @@ def sft_from_reference(
             encoder[f"block_{layer}"] = take.block(name, layer, num_heads)
         params[f"encoder_{name}"] = encoder
     layers = [take.block("fused", layer, num_heads) for layer in range(num_post_layers)]
-    if layers:
-        params["fusion"] = {"block": _stack(layers)}
     params["head"] = {
         "norm": take.norm("network.classifier.0"),
         "linear": take.linear("network.classifier.1"),
     }
     take.finish()
+    if layers:
+        params["fusion"] = {"block": _stack(layers)}
     return params
 
 
@@ -84,16 +84,18 @@ class _Taker:
         return {"LayerNorm_0": {"scale": self(f"{name}.weight"), "bias": self(f"{name}.bias")}}
 
     def attention(self, name: str, num_heads: int) -> dict[str, Any]:
-        if f"{name}.in_proj_weight" in self.state:
-            weight, bias = self(f"{name}.in_proj_weight"), self(f"{name}.in_proj_bias")
-        else:
-            weight, bias = (
-                np.concatenate([self(f"{name}.{part}_proj.{kind}") for part in "qkv"])
+        # The reference's two attention classes keep the projections packed, or one by one.
+        if any(f"{name}.q_proj.{kind}" in self.state for kind in ("weight", "bias")):
+            weights, biases = (
+                [self(f"{name}.{part}_proj.{kind}") for part in "qkv"]
                 for kind in ("weight", "bias")
             )
+        else:
+            weights, biases = [self(f"{name}.in_proj_weight")], [self(f"{name}.in_proj_bias")]
         out = self.linear(f"{name}.out_proj")
         if self.missing:
-            return {}
+            return {}  # the placeholders fit nowhere; `finish` raises
+        weight, bias = np.concatenate(weights), np.concatenate(biases)
         d = weight.shape[1]
         return {
             "qkv_kernel": weight.T.reshape(d, 3, num_heads, -1),

@@ -61,12 +61,22 @@ def gather(
     )
 
 
-def attn_topk(tokens, mask, saliency, spec: ModalitySpec) -> Pooled:
+def attn_topk(
+    tokens: Float[Array, "b t d"],
+    mask: Bool[Array, "b t"],
+    saliency: Float[Array, "b t"],
+    spec: ModalitySpec,
+) -> Pooled:
     """Keeps the `k` tokens of highest saliency, most salient first."""
     return gather(tokens, mask, saliency, choose_top(saliency, mask, spec.k))
 
 
-def max_pool(tokens, mask, saliency, spec: ModalitySpec) -> Pooled:
+def max_pool(
+    tokens: Float[Array, "b t d"],
+    mask: Bool[Array, "b t"],
+    saliency: Float[Array, "b t"] | None,
+    spec: ModalitySpec,
+) -> Pooled:
     """Maximum of each channel over every window."""
     windows, real = to_windows(tokens, mask, spec.window)
     lowest = jnp.finfo(tokens.dtype).min
@@ -74,7 +84,12 @@ def max_pool(tokens, mask, saliency, spec: ModalitySpec) -> Pooled:
     return _windowed(pooled, real)
 
 
-def avg_pool(tokens, mask, saliency, spec: ModalitySpec) -> Pooled:
+def avg_pool(
+    tokens: Float[Array, "b t d"],
+    mask: Bool[Array, "b t"],
+    saliency: Float[Array, "b t"] | None,
+    spec: ModalitySpec,
+) -> Pooled:
     """Mean of each channel over the real tokens of every window."""
     windows, real = to_windows(tokens, mask, spec.window)
     total = jnp.where(real[..., None], windows, 0).sum(axis=2, dtype=jnp.float32)
@@ -82,7 +97,12 @@ def avg_pool(tokens, mask, saliency, spec: ModalitySpec) -> Pooled:
     return _windowed((total / count).astype(tokens.dtype), real)
 
 
-def keep_all(tokens, mask, saliency, spec: ModalitySpec) -> Pooled:
+def keep_all(
+    tokens: Float[Array, "b t d"],
+    mask: Bool[Array, "b t"],
+    saliency: Float[Array, "b t"] | None,
+    spec: ModalitySpec,
+) -> Pooled:
     """Dense fusion: every token stays. The baseline that savings are stated against."""
     return Pooled(tokens=jnp.where(mask[..., None], tokens, 0), mask=mask)
 

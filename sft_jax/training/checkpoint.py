@@ -44,16 +44,29 @@ class Checkpoints:
     Saves run in the background; each becomes visible under its step only when it is complete.
     """
 
-    def __init__(self, workdir: Path, keep: int = 2):
-        """Opens or creates the folders; `keep` newest checkpoints stay in `last`."""
+    def __init__(self, workdir: Path, keep: int = 2, read_only: bool = False):
+        """Opens the folders.
+
+        Args:
+            workdir: of the run.
+            keep: newest checkpoints that stay in `last`.
+            read_only: neither create the folders nor sweep away what an interrupted save left,
+                since that may be the save of a training that still runs.
+        """
         self.root = Path(workdir).absolute() / "checkpoints"
         self._managers = {
             kind: ocp.CheckpointManager(
                 self.root / kind,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "progress": ocp.JsonCheckpointHandler(),
+                },
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=count,
                     enable_async_checkpointing=True,
-                    cleanup_tmp_directories=True,
+                    create=not read_only,
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
                 ),
             )
             for kind, count in (("last", keep), ("best", 1))
@@ -92,6 +105,11 @@ class Checkpoints:
                 "`python -m sft_jax.train`"
             )
         try:
+            # Orbax finds a difference only while it reads, and then leaves reads in flight behind.
+            stored = self._managers[kind].item_metadata(step)["state"]
+            different = _differences(stored, abstract)
+            if different:
+                raise ValueError("; ".join(different))
             restored = self._managers[kind].restore(
                 step,
                 args=ocp.args.Composite(
@@ -116,3 +134,23 @@ class Checkpoints:
         """Waits, then releases the folders."""
         for manager in self._managers.values():
             manager.close()
+
+
+def _differences(stored: Any, expected: Any) -> list[str]:
+    """What is not in both of two trees, or not of one shape and dtype; the first few."""
+
+    def describe(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
+            for path, x in leaves
+        }
+
+    found, wanted = describe(stored), describe(expected)
+    different = [
+        f"{name}: found {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    # Moments differ wherever parameters do.
+    return sorted(different, key=lambda line: not line.startswith("params"))[:3]

@@ -114,8 +114,10 @@ def train(
         state, progress = parts.checkpoints.restore("last", abstract)
         parts.batches.set_state(progress.data)
     first = int(jax.device_get(state.step))
-    recorder = _Recorder(MetricLog(workdir, first), schedule, config.train.batch_size)
-    bar = tqdm(total=schedule.total, initial=first, disable=None, unit="step", smoothing=0.05)
+    speaks = jax.process_index() == 0  # one process writes for all
+    recorder = _Recorder(MetricLog(workdir, first) if speaks else None, schedule)
+    quiet = None if speaks else True
+    bar = tqdm(total=schedule.total, initial=first, disable=quiet, unit="step", smoothing=0.05)
     stopped = False
     with bar, recorder, _termination() as terminated:
         for step in range(first + 1, schedule.total + 1):
@@ -174,8 +176,8 @@ def _like(scale: jax.Array, plateau: Plateau) -> jax.Array:
 class _Recorder:
     """Metrics of the last steps: on the device until asked for, then checked and written."""
 
-    def __init__(self, log: MetricLog, schedule: Schedule, batch_size: int):
-        self._log, self._schedule, self._batch_size = log, schedule, batch_size
+    def __init__(self, log: MetricLog | None, schedule: Schedule):
+        self._log, self._schedule = log, schedule
         self._pending: list[tuple[int, Any]] = []
         self._since = time.perf_counter()
 
@@ -183,7 +185,8 @@ class _Recorder:
         return self
 
     def __exit__(self, *_):
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     def keep(self, step: int, metrics: Any):
         self._pending.append((step, metrics))
@@ -196,28 +199,40 @@ class _Recorder:
         self._pending = []
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
         for step, metrics in fetched:
-            for name, value in metrics.items():
-                if not np.isfinite(value):
-                    raise NonFiniteError(
-                        f"step {step}: metric {name!r} is {value}, expected a finite number; the "
-                        "newest checkpoint is from before it. Lower optimizer.learning_rate, or "
-                        "look at the data of that step"
-                    )
+            _check_finite(step, metrics, "data of that step")
         total = {name: float(sum(m[name] for _, m in fetched)) for name in fetched[0][1]}
         values = {name: total[name] / max(total["count"], 1.0) for name in ("loss", "top1")}
         values["gradient_norm"] = total["gradient_norm"] / len(fetched)
         step, newest = fetched[-1]
         values["learning_rate"] = float(newest["learning_rate"])
         values["samples_per_second"] = total["count"] / max(seconds, 1e-9)
-        self._log.write("train", step, values, epoch=step / self._schedule.steps_per_epoch)
+        self._write("train", step, values)
         return {name: f"{values[name]:.4f}" for name in ("loss", "top1")}
 
     def validated(self, step: int, values: dict[str, float]):
-        epoch = step / self._schedule.steps_per_epoch
-        self._log.write("valid", step, values, epoch=epoch)
-        numbers = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        tqdm.write(f"step {step} (epoch {epoch:.4g}): validation {numbers}")
+        _check_finite(step, values, "validation data")
+        self._write("valid", step, values)
+        if self._log is not None:
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            tqdm.write(f"step {step} (epoch {self._epoch(step):.4g}): validation {numbers}")
         self._since = time.perf_counter()
+
+    def _epoch(self, step: int) -> float:
+        return step / self._schedule.steps_per_epoch
+
+    def _write(self, kind: str, step: int, values: dict[str, float]):
+        if self._log is not None:
+            self._log.write(kind, step, values, epoch=self._epoch(step))
+
+
+def _check_finite(step: int, values: dict[str, Any], suspect: str):
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise NonFiniteError(
+                f"step {step}: metric {name!r} is {value}, expected a finite number; the newest "
+                f"checkpoint is from before it. Lower optimizer.learning_rate, or look at the "
+                f"{suspect}"
+            )
 
 
 @contextmanager

@@ -95,7 +95,8 @@ def train(config: Config, workdir: Path) -> loop.Outcome:
         state_initializer(model, optimizer, config.train.seed), session.mesh
     )
     run.open_run(workdir, config, _data_record(session, state))
-    print(describe(config, run.count_parameters(state.params), session.mesh), flush=True)
+    if jax.process_index() == 0:
+        print(describe(config, run.count_parameters(state.params), session.mesh), flush=True)
     step = StepConfig(
         apply=run.apply_function(model),
         optimizer=optimizer,
@@ -178,7 +179,7 @@ def restore(
     """A run's state from its best checkpoint, or its last where there is no best."""
     optimizer = build_optimizer(config.optimizer, learning_rate(config.optimizer, 1, 0))
     init = state_initializer(model, optimizer, config.train.seed)
-    checkpoints = Checkpoints(workdir, config.train.keep)
+    checkpoints = Checkpoints(workdir, config.train.keep, read_only=True)
     try:
         if checkpoint is None:
             checkpoint = "best" if checkpoints.latest("best") is not None else "last"

@@ -1,6 +1,10 @@
 """Eight virtual CPU devices, and a tiny two-modality model with everything around it."""
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import flax.struct
@@ -12,7 +16,7 @@ import pytest
 
 from sft_jax.config import AugmentConfig, Config, ModelConfig, TrainConfig
 from sft_jax.models import registry
-from sft_jax.training import run, sharding, state, step
+from sft_jax.training import run, session, sharding, state, step
 from sft_jax.types import ModalitySpec
 
 DEVICES = 8
@@ -41,11 +45,11 @@ def devices():
     return found
 
 
-def make_config(implementation="xla", **train):
+def make_config(implementation="xla", preset="paper", **train):
     return Config(
         modalities=SPECS,
         model=ModelConfig(
-            preset="modern",
+            preset=preset,
             num_classes=CLASSES,
             embed_dim=16,
             num_heads=2,
@@ -83,9 +87,10 @@ def make_batch(seed=0, rows=8, real=6):
 
 
 def make_optimizer():
-    """Clipped Adam whose state starts with the last gradient, to look at."""
+    """Clipped Adam whose state starts with a running sum of the raw gradients, to look at."""
     watch = optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, *_: (grads, grads)
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda grads, seen, _: (grads, jax.tree.map(lambda g, s: g + s / 2, grads, seen)),
     )
     # A wide epsilon: where a gradient is zero but for rounding (a bias of the keys), plain Adam
     # would blow the rounding up to a full step.
@@ -119,6 +124,15 @@ def linear_apply(params, inputs, mask, keys):
     return FakeOutput(features @ params["kernel"] + params["bias"], {})
 
 
+def noisy_apply(params, inputs, mask, keys):
+    """As `linear_apply`, with dropout of the features, and not linear."""
+    features = jnp.concatenate([inputs[spec.name].sum(axis=1) for spec in SPECS], axis=1)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.7, (7,)))(keys)
+    return FakeOutput(
+        jnp.tanh(jnp.where(keep, features, 0) @ params["kernel"]) + params["bias"], {}
+    )
+
+
 def linear_state(optimizer, mesh=None, seed=0):
     """A first state of `linear_apply`, put on a mesh where there is one."""
     kernel = np.random.default_rng(seed).normal(size=(7, CLASSES), scale=0.3)
@@ -149,15 +163,104 @@ def tiny():
         step_config=make_step_config,
         output=FakeOutput,
         linear_apply=linear_apply,
+        noisy_apply=noisy_apply,
         linear_state=linear_state,
         put_state=put_state,
     )
 
 
+# A small real run, as `python -m sft_jax.train` starts it.
+OVERRIDES = (
+    "model.embed_dim=16",
+    "model.num_heads=2",
+    "model.num_pre_layers=0",
+    "model.num_post_layers=1",
+    "model.dropout=0.2",
+    "augment.jitter=0.1",
+    "optimizer.schedule=plateau",
+    "optimizer.plateau_patience=0",
+    "train.batch_size=8",
+    "train.duration=24 steps",
+    "train.eval_every=6 steps",
+    "train.checkpoint_every=3 steps",
+    "train.log_every=2",
+    "data.options.num_train=37",
+    "data.options.num_valid=11",
+    "data.options.num_test=5",
+    "data.options.lengths=(12, 20)",
+    "modalities.m0.length=12",
+    "modalities.m1.length=20",
+)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def trainer(tmp_path_factory):
+    """Starts training processes that share prepared data and compiled programs."""
+    shared = tmp_path_factory.mktemp("trainer")
+
+    def start(workdir, *overrides, devices=1, launcher=("-m", "sft_jax.train"), **environment):
+        settings = (*OVERRIDES, f"data.data_dir={shared / 'data'}", *overrides)
+        command = [sys.executable, *launcher, f"--config={ROOT / 'configs' / 'synthetic.py'}"]
+        command += [f"--workdir={workdir}", *(f"--config.{setting}" for setting in settings)]
+        environment = {
+            **{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(shared / "programs"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(ROOT),
+            **environment,
+        }
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    def finish(process, code=0):
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == code, errors[-4000:]
+        return output, errors
+
+    return SimpleNamespace(start=start, finish=finish)
+
+
+@pytest.fixture(scope="session")
+def straight_run(trainer, tmp_path_factory):
+    """A run that nothing interrupted: its folder, its output, its errors."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    output, errors = trainer.finish(trainer.start(workdir))
+    return SimpleNamespace(workdir=workdir, output=output, errors=errors)
+
+
+def read_records(workdir):
+    """Records of a run's log, without what depends on the clock."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("samples_per_second", None)
+    return records
+
+
+@pytest.fixture(scope="session")
+def read_run():
+    """From a run folder to its records and its last and best state."""
+
+    def read(workdir):
+        config = run.read_config(workdir)
+        mesh = sharding.make_mesh(config.train, jax.devices()[:1])
+        model = registry.build(config)
+        states = {
+            kind: jax.device_get(session.restore(config, model, mesh, workdir, kind))
+            for kind in ("last", "best")
+        }
+        return SimpleNamespace(records=read_records(workdir), **states)
+
+    return read
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compile_fast():
     """Half the compile time; the compiled collectives and aliases are the same."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

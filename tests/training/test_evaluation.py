@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.config import TrainConfig
+from sft_jax.models.pooling import Pooled
+from sft_jax.training import sharding
+from sft_jax.training.evaluation import collect, mean_metrics
+from sft_jax.training.step import compile_eval_step
+
+RECORDS = 19
+
+
+@pytest.fixture
+def apply(tiny):
+    """Logits from the record's label and id alone, both written into its inputs."""
+
+    def apply(params, inputs, mask, keys):
+        assert keys is None
+        label, record = inputs["m0"][:, 0, 0], inputs["m0"][:, 0, 1]
+        logits = jnp.stack([label, record / 10, -record], axis=1) * params["scale"]
+        indices = record.astype(jnp.int32)[:, None] + jnp.arange(2)
+        kept = Pooled(
+            tokens=jnp.zeros((*indices.shape, 1)),
+            mask=indices >= 0,
+            indices=indices,
+            saliency=-record[:, None] * jnp.ones(2),
+        )
+        pooled = {"m0": kept, "m1": Pooled(tokens=kept.tokens, mask=kept.mask)}
+        return tiny.output(logits, pooled)
+
+    return apply
+
+
+def make_batches(tiny, order, rows=8):
+    labels = np.arange(RECORDS) % 3
+    for start in range(0, len(order), rows):
+        ids = np.array(order[start : start + rows])
+        batch = tiny.batch(real=len(ids))
+        batch["id"] = np.full(rows, -1, np.int32)
+        batch["id"][: len(ids)] = ids
+        batch["label"][: len(ids)] = labels[ids]
+        batch["inputs"]["m0"][: len(ids), 0, 0] = labels[ids]
+        batch["inputs"]["m0"][: len(ids), 0, 1] = ids
+        yield batch
+
+
+def run(tiny, apply, devices, order):
+    mesh = sharding.make_mesh(TrainConfig(batch_size=8), devices)
+    eval_step = compile_eval_step(apply, mesh)
+    params = {"scale": jnp.ones(())}
+    params = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+    return collect(eval_step, params, make_batches(tiny, order), mesh)
+
+
+def test_every_record_once_in_order(tiny, apply, devices):
+    order = np.random.default_rng(0).permutation(RECORDS).tolist()
+    outputs = run(tiny, apply, devices[:4], order)
+    records = np.arange(RECORDS)
+    np.testing.assert_array_equal(outputs["id"], records)
+    np.testing.assert_array_equal(outputs["label"], records % 3)
+    logits = np.stack([records % 3, records / 10, -records], axis=1)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(outputs["probabilities"], probabilities, rtol=1e-5, atol=1e-9)
+    loss = np.log(np.exp(logits).sum(axis=1)) - logits[records, records % 3]
+    np.testing.assert_allclose(outputs["loss"], loss, rtol=1e-5)
+    np.testing.assert_array_equal(outputs["kept/m0/indices"], records[:, None] + [0, 1])
+    np.testing.assert_array_equal(outputs["kept/m0/saliency"], -records[:, None] * [1, 1])
+    # A pool that chooses no tokens has nothing to report.
+    expected = {"id", "label", "loss", "probabilities", "kept/m0/indices", "kept/m0/saliency"}
+    assert set(outputs) == expected
+
+
+def test_devices_and_order_do_not_matter(tiny, apply, devices):
+    order = np.random.default_rng(1).permutation(RECORDS).tolist()
+    one = run(tiny, apply, devices[:1], list(range(RECORDS)))
+    four = run(tiny, apply, devices[:4], order)
+    assert one.keys() == four.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(four[name], value, err_msg=name)
+
+
+def test_placed_parameters_stay_under_the_transfer_guard(tiny, apply, devices):
+    mesh = sharding.make_mesh(TrainConfig(batch_size=8), devices[:4])
+    eval_step = compile_eval_step(apply, mesh)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="host-to-device"):
+        collect(eval_step, {"scale": np.ones((), np.float32)}, make_batches(tiny, [0, 1]), mesh)
+
+
+def test_mean_metrics_by_hand():
+    outputs = {
+        "loss": np.array([1.0, 2.0, 6.0], np.float32),
+        "probabilities": np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]),
+        "label": np.array([0, 0, 0]),
+    }
+    assert mean_metrics(outputs) == {"loss": 3.0, "top1": pytest.approx(2 / 3)}
+
+
+def test_the_mean_is_exact_where_float32_is_not():
+    outputs = {
+        "loss": np.array([2.0**25, 1.0, 1.0, 1.0], np.float32),
+        "probabilities": np.ones((4, 1)),
+        "label": np.zeros(4, int),
+    }
+    assert mean_metrics(outputs)["loss"] == (2.0**25 + 3) / 4
