@@ -75,7 +75,7 @@ def test_modality_errors(changes, words):
         ("TrainConfig", {"duration": Duration(0.0, "steps")}, ["train.duration", "positive"]),
         ("TrainConfig", {"eval_every": Duration(0.0, "epochs")}, ["train.eval_every", "positive"]),
         ("Config", {"modalities": (spec(), spec())}, ["['a', 'a']", "8 different names"]),
-        ("Config", {"modalities": tuple(spec(name=str(i)) for i in range(9))}, ["8 different"]),
+        ("Config", {"modalities": tuple(spec(name=f"m{i}") for i in range(9))}, ["8 different"]),
     ],
 )
 def test_setting_errors(name, changes, words):
