@@ -65,7 +65,6 @@ class Checkpoints:
                     max_to_keep=count,
                     enable_async_checkpointing=True,
                     create=not read_only,
-                    read_only=read_only,
                     cleanup_tmp_directories=not read_only,
                 ),
             )
