@@ -361,7 +361,18 @@ class Config:
         names = [spec.name for spec in self.modalities]
         if len(names) > 8 or len(set(names)) != len(names):
             raise ConfigError(f"modalities: given {names}, expected up to 8 different names")
-        for name in self.augment.rotate:
+        if self.augment.rotate and self.data.normalization == "channel":
+            raise ConfigError(
+                "augment.rotate: given with data.normalization 'channel', expected 'rms' or "
+                "'none', since scaling axes apart bends the frame that is to be turned"
+            )
+        if bool(self.augment.rotate) != bool(self.augment.rotation_degrees):
+            raise ConfigError(
+                f"augment.rotation_degrees: given {self.augment.rotation_degrees} with rotate "
+                f"{self.augment.rotate}, expected both or neither; set the other one too"
+            )
+        # Without modalities the data will say which there are; this is checked again then.
+        for name in self.augment.rotate if self.modalities else ():
             spec = next((spec for spec in self.modalities if spec.name == name), None)
             if spec is None or spec.feature_dim != 3 or spec.tokenizer == "token":
                 raise ConfigError(

@@ -1,5 +1,6 @@
 """Scores a run: `python -m sft_jax.evaluate --workdir=runs/x [--split=test]`."""
 
+import jax
 from absl import flags
 
 from sft_jax import cli
@@ -8,13 +9,18 @@ from sft_jax.training import session
 
 _WORKDIR = cli.define_workdir()
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "What to score.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data are, if elsewhere by now.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
 
 
 def main():
     """Prints the metrics with their intervals and a row a class; keeps a recording to draw."""
     workdir, split = cli.path(_WORKDIR), _SPLIT.value
-    opened, result, predictions = session.evaluate(workdir, split, _CHECKPOINT.value)
+    opened, result, predictions = session.evaluate(
+        workdir, split, _CHECKPOINT.value, _DATA_DIR.value
+    )
+    if jax.process_index():
+        return  # one process speaks and writes for all
     print(f"{split} split, {result['num_samples']} samples, step {result['step']}\n")
     print(report.format_table(report.metric_rows(result)), end="\n\n")
     print(report.format_table(result["per_class"]), end="\n\n")
@@ -26,7 +32,7 @@ def main():
         opened.config.modalities,
         rows=example.first_recording(groups, info.options),
         sampling_rate=info.modalities[0].sampling_rate,
-        title=groups[0],
+        title=f"{groups[0]} ({split} split)",
     )
     if shown is not None:
         report.save_example(workdir / "example.npz", shown)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sft_jax.config import Config, TrainConfig
 from sft_jax.data.arrays import ArrayTable, check_arrays
-from sft_jax.data.pipeline import Normalizer, collate
+from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record
 from sft_jax.models import registry
 from sft_jax.training import run, session
@@ -108,10 +108,12 @@ class Predictor:
         """Classifies the samples of a table, as `data.arrays.read_arrays` reads it."""
         specs = self.config.modalities
         absent = [spec for spec in specs if spec.name not in table.inputs]
-        if len(absent) == len(specs):
+        unknown = sorted(set(table.inputs) - {spec.name for spec in specs})
+        if unknown or len(absent) == len(specs):
             raise DataError(
                 f"{table.path}: found {', '.join(table.inputs)}, expected at least one of "
-                f"{', '.join(spec.name for spec in specs)}; name the arrays as the run's modalities"
+                f"{', '.join(spec.name for spec in specs)} and no other; name the arrays as the "
+                f"run's modalities{f', and remove {unknown}' if unknown else ''}"
             )
         parts = []
         for start in range(0, len(table), LARGEST_BATCH):
@@ -151,10 +153,7 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
 
 def _with_absent(record: Record, absent: Sequence[ModalitySpec]) -> Record:
     """`record` with an all-masked entry for every absent modality."""
-    inputs, mask = dict(record["inputs"]), dict(record["mask"])
-    for spec in absent:
-        token = spec.tokenizer == "token"
-        shape = (spec.length,) if token else (spec.length, spec.feature_dim)
-        inputs[spec.name] = np.zeros(shape, np.int32 if token else np.float32)
-        mask[spec.name] = np.zeros(spec.length, bool)
-    return Record(**{**record, "inputs": inputs, "mask": mask})
+    blank = empty_batch(absent, 1)
+    inputs = {name: rows[0] for name, rows in blank["inputs"].items()}
+    mask = {name: rows[0] for name, rows in blank["mask"].items()}
+    return Record(**{**record, "inputs": record["inputs"] | inputs, "mask": record["mask"] | mask})

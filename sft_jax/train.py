@@ -3,6 +3,9 @@
 The same command goes on where an earlier one was stopped.
 """
 
+import shlex
+import sys
+
 from sft_jax import cli
 from sft_jax.config_io import from_dict
 from sft_jax.training import session
@@ -13,7 +16,8 @@ _WORKDIR = cli.define_workdir("Folder of the run; resumed if it has one.")
 
 def main():
     """Trains, and says how it ended."""
-    outcome = session.train(from_dict(_CONFIG.value), cli.path(_WORKDIR))
+    command = f"python -m sft_jax.train {shlex.join(sys.argv[1:])}"
+    outcome = session.train(from_dict(_CONFIG.value), cli.path(_WORKDIR), command)
     if not outcome.finished:
         print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
         return

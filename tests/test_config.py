@@ -88,10 +88,12 @@ def test_setting_errors(name, changes, words):
     "rotated", [spec(), spec(feature_dim=3, tokenizer="token"), spec(name="b")]
 )
 def test_only_three_axis_modalities_rotate(rotated):
-    other = spec(name="xyz", feature_dim=3)
-    with pytest.raises(ConfigError, match=r"augment.rotate: given 'a', .*'xyz'"):
-        Config(modalities=(rotated, other), augment=settings.AugmentConfig(rotate=("a",)))
-    Config(modalities=(rotated, other), augment=settings.AugmentConfig(rotate=("xyz",)))
+    other = spec(name="x", feature_dim=3)
+    data = settings.DataConfig(normalization="rms")
+    turn = {name: settings.AugmentConfig(rotate=(name,), rotation_degrees=9.0) for name in "ax"}
+    with pytest.raises(ConfigError, match=r"augment.rotate: given 'a', .*'x'"):
+        Config(modalities=(rotated, other), data=data, augment=turn["a"])
+    Config(modalities=(rotated, other), data=data, augment=turn["x"])
 
 
 # --- derived sizes --------------------------------------------------------------------------------
@@ -181,3 +183,31 @@ def test_mesh_sizes_are_positive_or_minus_one(given):
 def test_numbers_are_finite():
     with pytest.raises(ConfigError, match=r"optimizer.learning_rate: given inf"):
         settings.OptimizerConfig(learning_rate=float("inf"))
+
+
+def rotating(normalization="rms", degrees=30.0, **changes):
+    return Config(
+        modalities=(ModalitySpec(name="a", length=12, feature_dim=3, k=3),),
+        data=settings.DataConfig(normalization=normalization),
+        augment=settings.AugmentConfig(rotate=("a",), rotation_degrees=degrees),
+        **changes,
+    )
+
+
+def test_rotation_needs_a_frame_that_normalisation_leaves_alone():
+    assert rotating().augment.rotate == ("a",)
+    with pytest.raises(ConfigError, match="'channel', expected 'rms' or 'none'"):
+        rotating(normalization="channel")
+
+
+def test_rotation_without_an_angle_is_refused():
+    with pytest.raises(ConfigError, match=r"rotation_degrees: given 0.0 with rotate"):
+        rotating(degrees=0.0)
+
+
+def test_rotation_may_wait_for_modalities_that_the_data_name():
+    config = Config(
+        data=settings.DataConfig(normalization="rms"),
+        augment=settings.AugmentConfig(rotate=("a",), rotation_degrees=30.0),
+    )
+    assert config.modalities == ()

@@ -107,8 +107,12 @@ def make(given):
     return Config(
         modalities=modalities,
         model=ModelConfig(**given["model"]),
-        data=settings.DataConfig(source=source, options=settings.OPTIONS[source](**options)),
-        augment=settings.AugmentConfig(rotate=rotate, **given["augment"]),
+        data=settings.DataConfig(
+            source=source, options=settings.OPTIONS[source](**options), normalization="rms"
+        ),
+        augment=settings.AugmentConfig(
+            rotate=rotate, rotation_degrees=30.0 if rotate else 0.0, **given["augment"]
+        ),
         optimizer=settings.OptimizerConfig(**optimizer),
         train=settings.TrainConfig(**train),
     )

@@ -1,7 +1,9 @@
 """A run on a user's own arrays, opened for prediction: one training run serves all tests here."""
 
 import dataclasses
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -18,8 +20,8 @@ from sft_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.training import session
-from sft_jax.types import CheckpointError, DataError
+from sft_jax.training import run, session
+from sft_jax.types import CheckpointError, ConfigError, DataError
 
 SHAPES = {"audio": (20, 5), "video": (9, 6), "words": (7,)}
 
@@ -155,6 +157,7 @@ def test_saved_predictions_hold_everything(predictor, tmp_path):
             {"radar": np.zeros((2, 3, 1))},
             "found radar, expected at least one of audio, video",
         ),
+        ({"audio": np.zeros((2, 20, 5)), "vidoe": np.zeros((2, 9, 6))}, r"remove \['vidoe'\]"),
         ({"audio": np.zeros((2, 21, 5))}, "21"),
         ({"audio": np.zeros((2, 20, 4))}, "4"),
     ],
@@ -162,6 +165,47 @@ def test_saved_predictions_hold_everything(predictor, tmp_path):
 def test_arrays_that_do_not_fit_are_refused(predictor, arrays, message):
     with pytest.raises((DataError, ValueError), match=message):
         predictor.predict(arrays)
+
+
+def test_evaluation_refuses_other_data_than_the_run_was_trained_on(trained, tmp_path):
+    for entry in ("config.json", "data.json"):
+        (tmp_path / entry).write_text((trained / entry).read_text())
+    data = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "data.json").write_text(json.dumps({**data, "fingerprint": "other"}))
+    with pytest.raises(CheckpointError, match="expected other, which the run was trained on"):
+        session.evaluate(tmp_path)
+
+
+def test_evaluation_needs_no_devices_of_the_training(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["train"] |= {"data_parallel": 64, "batch_size": 13}
+    path.write_text(json.dumps(config))
+    moved = session.evaluate(tmp_path / "run", "valid")
+    here = session.evaluate(trained, "valid")
+    np.testing.assert_allclose(
+        moved.predictions["probabilities"], here.predictions["probabilities"], atol=1e-6
+    )
+
+
+def test_checkpoint_says_what_it_is(trained):
+    saved = list((trained / "checkpoints" / "best").glob("*/config/metadata"))
+    assert len(saved) == 1
+    assert json.loads(saved[0].read_text()) == json.loads((trained / "config.json").read_text())
+
+
+def test_plateau_needs_a_validation_split(trained, tmp_path):
+    config = run.read_config(trained)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            config.data, options=dataclasses.replace(config.data.options, valid_fraction=0.0)
+        ),
+        optimizer=dataclasses.replace(config.optimizer, schedule="plateau"),
+    )
+    with pytest.raises(ConfigError, match="'plateau' for data without a validation split"):
+        session.train(config, tmp_path)
 
 
 def test_needs_a_run_folder(tmp_path):

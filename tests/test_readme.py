@@ -60,6 +60,10 @@ def test_map_names_what_exists():
         assert (ROOT / path).exists(), path
 
 
+def test_nothing_is_left_to_fill_in():
+    assert re.findall(r"^[A-Z_]+$", README, flags=re.MULTILINE) == []
+
+
 def test_figures_exist():
     figures = re.findall(r"!\[.*?\]\((.*?)\)", README)
     assert figures

@@ -88,7 +88,7 @@ def load_example(path: Path) -> Example:
     if missing or not names:
         raise DataError(
             f"{path}: found {sorted(entries)}, expected also {missing or 'signal/<modality>'}; "
-            "write it with `python -m sft_jax.predict`"
+            "write it with `python -m sft_jax.evaluate`"
         )
     parts = {
         prefix: {m: entries[f"{prefix}/{m}"] for m in names if f"{prefix}/{m}" in entries}

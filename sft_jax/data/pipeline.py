@@ -111,7 +111,8 @@ def collate(
         batch_size: rows; those without a record have weight 0, label 0, id -1, and no real step.
 
     Raises:
-        DataError: a record lacks a modality, is longer than its spec, or differs in features.
+        DataError: a record lacks a modality, is longer than its spec, differs in features, or has
+            no real step in any of `modalities`.
     """
     batch = empty_batch(modalities, batch_size)
     for row, (record, index) in enumerate(zip(records, indices, strict=True)):
@@ -119,6 +120,12 @@ def collate(
             x, mask = _checked(record, spec)
             batch["inputs"][spec.name][row, : len(x)] = normalizer(spec.name, x, mask)
             batch["mask"][spec.name][row, : len(x)] = mask
+        if not any(batch["mask"][spec.name][row].any() for spec in modalities):
+            raise DataError(
+                f"record {record['id']!r}: found no real step in any of "
+                f"{', '.join(spec.name for spec in modalities)}, expected at least one, since "
+                "there is nothing to classify; leave the record out, or add a modality it has"
+            )
         batch["label"][row] = record["label"]
         batch["weight"][row] = 1
         batch["id"][row] = index

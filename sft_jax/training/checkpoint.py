@@ -1,6 +1,7 @@
 """Checkpoints: the newest few and the best one, each written whole or not at all (Orbax)."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,13 @@ class Checkpoints:
     Saves run in the background; each becomes visible under its step only when it is complete.
     """
 
-    def __init__(self, workdir: Path, keep: int = 2, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: Path,
+        keep: int = 2,
+        read_only: bool = False,
+        config: dict[str, Any] | None = None,
+    ):
         """Opens the folders.
 
         Args:
@@ -52,22 +59,12 @@ class Checkpoints:
             keep: newest checkpoints that stay in `last`.
             read_only: neither create the folders nor sweep away what an interrupted save left,
                 since that may be the save of a training that still runs.
+            config: saved inside every checkpoint, so that one taken out of its run says what it is.
         """
         self.root = Path(workdir).absolute() / "checkpoints"
+        self._config = config or {}
         self._managers = {
-            kind: ocp.CheckpointManager(
-                self.root / kind,
-                item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
-                    "progress": ocp.JsonCheckpointHandler(),
-                },
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=count,
-                    enable_async_checkpointing=True,
-                    create=not read_only,
-                    cleanup_tmp_directories=not read_only,
-                ),
-            )
+            kind: _open(self.root / kind, count, read_only)
             for kind, count in (("last", keep), ("best", 1))
         }
 
@@ -83,7 +80,9 @@ class Checkpoints:
         manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress.to_json())
+                state=ocp.args.StandardSave(state),
+                progress=ocp.args.JsonSave(progress.to_json()),
+                config=ocp.args.JsonSave(self._config),
             ),
         )
 
@@ -133,6 +132,27 @@ class Checkpoints:
         """Waits, then releases the folders."""
         for manager in self._managers.values():
             manager.close()
+
+
+def _open(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
+    # Two folders may be written at once, and processes must not meet at the other's barrier.
+    processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
+    json_handler = functools.partial(ocp.JsonCheckpointHandler, multiprocessing_options=processes)
+    return ocp.CheckpointManager(
+        folder,
+        item_handlers={
+            "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+            "progress": json_handler(),
+            "config": json_handler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            multiprocessing_options=processes,
+        ),
+    )
 
 
 def _differences(stored: Any, expected: Any) -> list[str]:

@@ -31,11 +31,8 @@ def collect(
     for batch in batches:
         with jax.transfer_guard("disallow"):
             outputs = eval_step(params, put_batch(batch, mesh))
-            outputs = {**outputs, "id": batch["id"], "label": batch["label"]}
             if jax.process_count() > 1:
-                own = {name: batch[name] for name in ("id", "label")}
-                gathered = multihost_utils.process_allgather(own, tiled=True)
-                outputs = multihost_utils.process_allgather(outputs, tiled=True) | gathered
+                outputs = multihost_utils.process_allgather(outputs, tiled=True)
             rows.append(jax.tree.map(np.asarray, jax.device_get(outputs)))
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     kept = joined.pop("kept")

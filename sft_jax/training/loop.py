@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -125,11 +126,12 @@ def train(
                 state, metrics = parts.step(state, put_batch(next(parts.batches), parts.mesh))
             recorder.keep(step, metrics)
             bar.update()
-            stopped = terminated()
             last = step == schedule.total
+            logs = step % config.train.log_every == 0
+            stopped = _agreed(terminated(), logs)
             evaluates = parts.validate and (step % schedule.eval_every == 0 or last)
             saves = step % schedule.checkpoint_every == 0 or last or stopped
-            if step % config.train.log_every == 0 or evaluates or saves:
+            if logs or evaluates or saves:
                 bar.set_postfix(recorder.flush())
             if evaluates or saves:
                 progress = dataclasses.replace(progress, data=parts.batches.get_state())
@@ -167,6 +169,16 @@ def _judge(
     if better and step >= schedule.best_after:
         return state, dataclasses.replace(progress, best=value, best_step=step), True
     return state, progress, False
+
+
+def _agreed(signalled: bool, boundary: bool) -> bool:
+    """Whether to stop: at once when alone, else when any process was signalled, at a boundary.
+
+    Processes that stopped at different steps would wait for each other for ever.
+    """
+    if jax.process_count() == 1:
+        return signalled
+    return boundary and bool(multihost_utils.process_allgather(np.array(signalled)).any())
 
 
 def _like(scale: jax.Array, plateau: Plateau) -> jax.Array:

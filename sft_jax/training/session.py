@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sft_jax.config import Config
+from sft_jax.config_io import to_dict
 from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source
 from sft_jax.models import registry
@@ -27,6 +28,7 @@ from sft_jax.training.state import (
 )
 from sft_jax.training.step import StepConfig, compile_eval_step, compile_train_step
 from sft_jax.training.summary import describe
+from sft_jax.types import CheckpointError, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +42,29 @@ class Session:
     mesh: Mesh
 
     @classmethod
-    def open(cls, config: Config, normalizer: Normalizer | None = None) -> "Session":
+    def open(
+        cls, config: Config, normalizer: Normalizer | None = None, fingerprint: str | None = None
+    ) -> "Session":
         """Prepares the data if need be and resolves `config` against it.
 
         Args:
             config: as given, or as stored in a run.
             normalizer: stored in a run; from the training split's statistics otherwise.
+            fingerprint: of the data a run was trained on, where it must be the same.
 
         Raises:
             ConfigError: settings that do not fit data or devices.
             DataError: data that cannot be used.
+            CheckpointError: other data than the run's.
         """
         mesh = make_mesh(config.train)
         source = open_source(config.data)
         info = source.info
+        if fingerprint not in (None, info.fingerprint):
+            raise CheckpointError(
+                f"{info.directory}: holds data with fingerprint {info.fingerprint}, expected "
+                f"{fingerprint}, which the run was trained on; bring back the file it began with"
+            )
         config = run.resolve(config, infer_modalities(info, config.modalities), info.num_classes)
         if normalizer is None:
             normalizer = Normalizer.from_statistics(info.statistics, config.data.normalization)
@@ -76,8 +87,13 @@ class Session:
         )
 
 
-def train(config: Config, workdir: Path) -> loop.Outcome:
+def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     """Trains `config` in `workdir`, going on where an earlier call was stopped.
+
+    Args:
+        config: as given.
+        workdir: folder of the run.
+        command: the command line, for the report.
 
     Raises:
         ConfigError: settings that cannot be used.
@@ -87,6 +103,11 @@ def train(config: Config, workdir: Path) -> loop.Outcome:
     """
     session = Session.open(config)
     config, model = session.config, session.model
+    if config.optimizer.schedule == "plateau" and not session.source.info.num_records["valid"]:
+        raise ConfigError(
+            "optimizer.schedule: given 'plateau' for data without a validation split, expected one "
+            "to watch; hold samples out in data.options, or choose another schedule"
+        )
     schedule = loop.Schedule.of(config, session.steps_per_epoch)
     warmup = config.optimizer.warmup.to_steps(session.steps_per_epoch)
     rate = learning_rate(config.optimizer, schedule.total, warmup)
@@ -94,7 +115,8 @@ def train(config: Config, workdir: Path) -> loop.Outcome:
     state, abstract = create_state(
         state_initializer(model, optimizer, config.train.seed), session.mesh
     )
-    run.open_run(workdir, config, _data_record(session, state))
+    record = {**_data_record(session, state), "command": command}
+    run.open_run(workdir, config, record)
     if jax.process_index() == 0:
         print(describe(config, run.count_parameters(state.params), session.mesh), flush=True)
     step = StepConfig(
@@ -106,7 +128,7 @@ def train(config: Config, workdir: Path) -> loop.Outcome:
         accumulate=config.train.accumulate,
         seed=config.train.seed,
     )
-    checkpoints = Checkpoints(workdir, config.train.keep)
+    checkpoints = Checkpoints(workdir, config.train.keep, config=to_dict(config))
     parts = loop.Parts(
         step=compile_train_step(step, session.mesh, abstract),
         batches=_train_batches(session),
@@ -134,17 +156,29 @@ class Evaluation(NamedTuple):
     predictions: dict[str, np.ndarray]
 
 
-def evaluate(workdir: Path, split: str = "test", checkpoint: str | None = None) -> Evaluation:
+def evaluate(
+    workdir: Path,
+    split: str = "test",
+    checkpoint: str | None = None,
+    data_dir: str | None = None,
+) -> Evaluation:
     """Scores a run on a split and writes `evaluation_<split>.json`, `predictions_<split>.npz`.
 
     Args:
         workdir: of a run that has a checkpoint.
         split: `train`, `valid` or `test`.
         checkpoint: `best` or `last`; the best where there is one.
+        data_dir: where prepared data are kept, if not where they were in training.
+
+    The devices here need not be those of the training.
+
+    Raises:
+        CheckpointError: no run, no checkpoint, or other data than the run's.
     """
     record = run.read_data(workdir)
     normalizer = Normalizer.from_json(record["normalizer"])
-    session = Session.open(run.read_config(workdir), normalizer)
+    config = _for_these_devices(run.read_config(workdir), data_dir)
+    session = Session.open(config, normalizer, record["fingerprint"])
     state = restore(session.config, session.model, session.mesh, workdir, checkpoint)
     eval_step = compile_eval_step(run.apply_function(session.model), session.mesh)
     outputs = collect(eval_step, state.params, session.batches(split), session.mesh)
@@ -157,7 +191,7 @@ def evaluate(workdir: Path, split: str = "test", checkpoint: str | None = None) 
         step=int(state.step),
         class_names=info.class_names,
         train_counts=np.asarray(info.class_counts["train"]),
-        group=groups if np.unique(groups).size > 1 else None,
+        group=groups if np.unique(groups).size < groups.size else None,
     )
     predictions = {
         "id": np.asarray(session.source.ids(split)),
@@ -186,6 +220,20 @@ def restore(
         return checkpoints.restore(checkpoint, abstract_state(init, mesh))[0]
     finally:
         checkpoints.close()
+
+
+def _for_these_devices(config: Config, data_dir: str | None) -> Config:
+    """A stored configuration with a mesh of the devices that are here, and their batch size."""
+    devices = jax.device_count()
+    train = dataclasses.replace(
+        config.train,
+        data_parallel=-1,
+        fsdp_parallel=1,
+        accumulate=1,
+        batch_size=-(-config.train.batch_size // devices) * devices,
+    )
+    data = config.data if data_dir is None else dataclasses.replace(config.data, data_dir=data_dir)
+    return dataclasses.replace(config, train=train, data=data)
 
 
 def _train_batches(session: Session) -> Any:

@@ -61,13 +61,17 @@ def sample_keys(seed: int, step: jax.Array, stream: str, positions: jax.Array) -
 
 
 def loss_and_sums(params: Any, batch: Batch, keys: Any, config: StepConfig):
-    """Summed weighted loss of a micro-batch and `{metric: sum}` over its real samples."""
+    """Summed weighted loss of a micro-batch and `{metric: sum}` over its real samples.
+
+    The metric `loss` is without label smoothing, so that it compares with validation.
+    """
     inputs = augment(batch["inputs"], batch["mask"], _stream(keys, "augment"), config.augmentation)
     logits = config.apply(params, inputs, batch["mask"], _stream(keys, "dropout")).logits
     weight, label = batch["weight"], batch["label"]
     loss = jnp.sum(weight * cross_entropy(logits, label, config.label_smoothing))
     correct = jnp.sum(weight * (logits.argmax(axis=-1) == label))
-    return loss, {"loss": loss, "top1": correct, "count": weight.sum()}
+    plain = jnp.sum(weight * cross_entropy(logits, label))
+    return loss, {"loss": plain, "top1": correct, "count": weight.sum()}
 
 
 def _stream(keys, name):
@@ -165,7 +169,10 @@ def compile_train_step(config: StepConfig, mesh: Mesh, abstract_state: TrainStat
 
 
 def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn) -> dict[str, Any]:
-    """Loss `[b]`, probabilities `[b, c]` and the pools' choice of every row, without randomness."""
+    """Loss `[b]`, probabilities `[b, c]` and the pools' choice of every row, without randomness.
+
+    Ids and labels are handed through, so that rows stay together however devices are ordered.
+    """
     output = apply(params, batch["inputs"], batch["mask"], None)
     kept = {
         name: {"indices": pooled.indices, "saliency": pooled.saliency}
@@ -173,6 +180,8 @@ def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn) -> dict[str, Any]
         if pooled.indices is not None
     }
     return {
+        "id": batch["id"],
+        "label": batch["label"],
         "loss": cross_entropy(output.logits, batch["label"]),
         "probabilities": jax.nn.softmax(output.logits),
         "kept": kept,

@@ -282,7 +282,7 @@ def test_the_order_of_the_dicts_does_not_matter():
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_one_to_eight_modalities(count):
     specs = tuple(
-        dataclasses.replace(SPECS[i % len(SPECS)], name=f"modality {i}") for i in range(count)
+        dataclasses.replace(SPECS[i % len(SPECS)], name=f"modality_{i}") for i in range(count)
     )
     short = {"num_pre_layers": 0, "implementation": "xla"}
     out = apply_of(specs, **short)(params_of(specs, **short), inputs_of(8, specs), full(specs))

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from sft_jax.config import AugmentConfig, Config, ModelConfig, TrainConfig
+from sft_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from sft_jax.models import registry
 from sft_jax.training import run, session, sharding, state, step
 from sft_jax.types import ModalitySpec
@@ -58,6 +58,7 @@ def make_config(implementation="xla", preset="paper", **train):
             dropout=0.2,
             implementation=implementation,
         ),
+        data=DataConfig(normalization="rms"),
         augment=AUGMENT,
         train=TrainConfig(**{"batch_size": 8, "seed": 3, "label_smoothing": 0.1, **train}),
     )
@@ -217,7 +218,12 @@ def trainer(tmp_path_factory):
         )
 
     def finish(process, code=0):
-        output, errors = process.communicate(timeout=300)
+        try:
+            output, errors = process.communicate(timeout=200)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, errors = process.communicate()
+            pytest.fail(f"a training did not end in 200 s; its last words: {errors[-4000:]}")
         assert process.returncode == code, errors[-4000:]
         return output, errors
 

@@ -22,9 +22,7 @@ def test_a_mesh_takes_what_is_left(devices, data, fsdp, shape):
     assert sharding.describe_mesh(mesh) == f"8 x cpu, data {shape[0]}, fsdp {shape[1]}"
 
 
-@pytest.mark.parametrize(
-    ("data", "fsdp"), [(3, 1), (3, -1), (-1, -1), (0, -1), (-1, 16), (-1, 0), (4, 1), (-2, -4)]
-)
+@pytest.mark.parametrize(("data", "fsdp"), [(3, 1), (3, -1), (-1, -1), (-1, 16), (4, 1)])
 def test_a_mesh_that_does_not_fit_names_the_settings(devices, data, fsdp):
     config = TrainConfig(batch_size=16, data_parallel=data, fsdp_parallel=fsdp)
     with pytest.raises(ConfigError, match=rf"data_parallel.*given {data} and {fsdp}.*product of 8"):

@@ -38,6 +38,7 @@ def test_two_processes_train_as_one(straight_run, trainer, read_run, tmp_path):
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     assert "2 x cpu, data 2, fsdp 1" in outputs[0]
     got = read_run(workdir)
     expected = [r for r in read_run(straight_run.workdir).records if r["step"] <= 12]
