@@ -213,6 +213,13 @@ def test_needs_a_run_folder(tmp_path):
         sft_jax.load(tmp_path)
 
 
+def test_a_run_does_not_go_on_with_its_modalities_in_another_order(trained):
+    config = run.read_config(trained)
+    turned = dataclasses.replace(config, modalities=config.modalities[::-1])
+    with pytest.raises(CheckpointError, match=r"order of modalities .*audio.* -> .*words"):
+        run.open_run(trained, turned, run.read_data(trained))
+
+
 def test_needs_a_checkpoint(trained, tmp_path):
     for name in ("config.json", "data.json"):
         (tmp_path / name).write_text((trained / name).read_text())

@@ -109,6 +109,9 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in _MAY_CHANGE
     ]
+    orders = [[spec.name for spec in c.modalities] for c in (read_config(workdir), config)]
+    if orders[0] != orders[1]:
+        changed.append(f"order of modalities {orders[0]} -> {orders[1]}")
     if read_data(workdir)["fingerprint"] != data["fingerprint"]:
         changed.append("the data itself (its fingerprint)")
     if changed:

@@ -19,7 +19,7 @@ BATCH = PartitionSpec(AXES)
 # replicated. An axis that the mesh does not divide is left whole.
 RULES: tuple[tuple[str, int], ...] = (
     (r"fusion/block/.*kernel$", 1),  # the leading axis counts layers
-    (r"(kernel|embedding|positions)$", 0),
+    (r"(kernel|embedding)$", 0),
 )
 
 
