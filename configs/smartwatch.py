@@ -2,22 +2,21 @@
 
     python -m sft_jax.train --config=configs/smartwatch.py --workdir=runs/smartwatch
 
-Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. Reached 83.2 % of
-windows and 96.4 % of recordings of the two test subjects (`make demo`), in about four minutes on
+Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. Reached 83.5 % of
+windows and 89.3 % of recordings of the two test subjects (`make demo`), in about four minutes on
 two shared x86 cores.
 """
 
 from sft_jax.config import (
     AugmentConfig,
     Config,
-    DataConfig,
     Duration,
     ModelConfig,
     OptimizerConfig,
-    SmartwatchOptions,
     TrainConfig,
 )
 from sft_jax.config_io import config_dict
+from sft_jax.data_config import DataConfig, SmartwatchOptions
 from sft_jax.types import ModalitySpec
 
 

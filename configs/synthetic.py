@@ -5,16 +5,9 @@
 Needs nothing beside the package.
 """
 
-from sft_jax.config import (
-    Config,
-    DataConfig,
-    Duration,
-    ModelConfig,
-    OptimizerConfig,
-    SyntheticOptions,
-    TrainConfig,
-)
+from sft_jax.config import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
 from sft_jax.config_io import config_dict
+from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.types import ModalitySpec
 
 

@@ -10,10 +10,11 @@ from ml_collections import config_flags
 from sft_jax.types import CheckpointError, ConfigError, DataError, NonFiniteError
 
 
-def define_config() -> flags.FlagHolder:
-    """The required `--config` flag; entries are overridden with `--config.a.b=value`."""
+def define_config(required: bool = True) -> flags.FlagHolder:
+    """The `--config` flag; entries are overridden with `--config.a.b=value`."""
     holder = config_flags.DEFINE_config_file("config", None, "What to run.", lock_config=True)
-    flags.mark_flag_as_required("config")
+    if required:
+        flags.mark_flag_as_required("config")
     return holder
 
 
@@ -29,17 +30,25 @@ def path(holder: flags.FlagHolder) -> Path:
     return Path(holder.value).expanduser().absolute()
 
 
-def run(main: Callable[[], None]):
-    """Parses flags and runs `main`; an error that names its remedy ends without a traceback."""
+def run(main: Callable[..., None], argument: str = ""):
+    """Parses flags and runs `main`; an error that names its remedy ends without a traceback.
+
+    Args:
+        main: what to run.
+        argument: what the one word stands for that comes beside the flags and is handed to `main`;
+            empty where there are flags alone.
+    """
 
     def guarded(argv: list[str]):
-        if len(argv) > 1:
-            raise app.UsageError(f"given {argv[1:]}, expected flags alone, such as --name=value")
+        words = argv[1:]
+        if len(words) != bool(argument):
+            expected = f"one {argument}" if argument else "flags alone, such as --name=value"
+            raise app.UsageError(f"given {words}, expected {expected}")
         if not flags.FLAGS["verbosity"].present:
             # Checkpointing narrates at absl's default level; --verbosity=0 brings it back.
             logging.set_verbosity(logging.WARNING)
         try:
-            main()
+            main(*words)
         except (ConfigError, DataError, CheckpointError, NonFiniteError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
 

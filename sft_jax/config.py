@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from sft_jax.data_config import DataConfig
 from sft_jax.types import (
     ConfigError,
     ModalitySpec,
@@ -77,9 +78,58 @@ PRESETS = {
 }
 
 
+# Which settings of `BaselineConfig` a model reads, and which models take the options below.
+BASELINE_SETTINGS = {
+    "sft": (),
+    "unimodal": ("modality", "window"),
+    "late": ("duplicate_cls",),
+    "concat": ("window",),
+    "mbt": ("num_bottlenecks", "exchange", "fuse_at"),
+    "mult": (),
+}
+FIXED_ATTENTION_MODELS = ("sft", "unimodal", "late", "mbt")
+MIXUP_MODELS = ("sft",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """What the models that SFT is compared with need beside widths and depths.
+
+    Attributes:
+        modality: the one that `unimodal` uses; may be empty where there is only one.
+        window: of the max pool of `unimodal` and `concat`; 0 takes the (first) modality's.
+        duplicate_cls: second copy of CLS after the first block of `late`, as in the authors' code.
+        num_bottlenecks: tokens that the modalities of `mbt` share.
+        exchange: `sequential` or `average` (see `BottleneckLayer`).
+        fuse_at: first layer of `mbt` with bottlenecks; -1 is `num_pre_layers + 1`, as in the
+            authors' code.
+    """
+
+    modality: str = ""
+    window: int = 0
+    duplicate_cls: bool = False
+    num_bottlenecks: int = 4
+    exchange: str = "sequential"
+    fuse_at: int = -1
+
+    def __post_init__(self):
+        check_choice("model.baseline.exchange", self.exchange, ("sequential", "average"))
+        check_at_least("model.baseline", self, 0, "window")
+        check_at_least("model.baseline", self, 1, "num_bottlenecks")
+        check_at_least("model.baseline", self, -1, "fuse_at")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network. `num_classes=0` takes the number of classes from the data."""
+    """The network. `num_classes=0` takes the number of classes from the data.
+
+    Attributes:
+        attention: `dense`, or `fixed` for the block-sparse pattern of arXiv 1904.10509 wherever a
+            modality's own tokens attend to each other: tokens of a block of `stride` see each
+            other and the last `expressivity` tokens of every block.
+        implementation: of dense attention (see `models/attention.py`).
+        baseline: settings of the models other than `sft`.
+    """
 
     name: str = "sft"
     preset: str = "paper"
@@ -89,14 +139,20 @@ class ModelConfig:
     num_pre_layers: int = 1
     num_post_layers: int = 11
     dropout: float = 0.0
+    attention: str = "dense"
+    stride: int = 32
+    expressivity: int = 8
     implementation: str = "auto"
     dtype: str = "float32"
+    baseline: BaselineConfig = BaselineConfig()
 
     def __post_init__(self):
+        check_choice("model.name", self.name, tuple(BASELINE_SETTINGS))
         check_choice("model.preset", self.preset, tuple(PRESETS))
         check_choice("model.implementation", self.implementation, ("auto", "xla", "streamed"))
         check_choice("model.dtype", self.dtype, ("float32", "bfloat16"))
-        check_at_least("model", self, 1, "embed_dim", "num_heads")
+        check_choice("model.attention", self.attention, ("dense", "fixed"))
+        check_at_least("model", self, 1, "embed_dim", "num_heads", "stride", "expressivity")
         check_at_least("model", self, 0, "num_classes", "num_pre_layers", "num_post_layers")
         if not 0 <= self.dropout <= 0.9:
             raise ConfigError(f"model.dropout: given {self.dropout}, expected between 0 and 0.9")
@@ -105,144 +161,52 @@ class ModelConfig:
                 f"model.num_heads: given {self.num_heads} for embed_dim {self.embed_dim}, expected "
                 f"a divisor of {self.embed_dim}; change one of the two"
             )
+        self._check_attention()
+        self._check_baseline()
+
+    def _check_attention(self):
+        if self.attention == "dense":
+            for name in ("stride", "expressivity"):
+                if getattr(self, name) != getattr(ModelConfig, name):
+                    raise ConfigError(
+                        f"model.{name}: given {getattr(self, name)} with attention 'dense', which "
+                        "does not use it; set attention='fixed' or leave it out"
+                    )
+        elif self.name not in FIXED_ATTENTION_MODELS or self.baseline.duplicate_cls:
+            raise ConfigError(
+                f"model.attention: given 'fixed' for model {self.name!r} (duplicate_cls "
+                f"{self.baseline.duplicate_cls}), expected 'dense', since its sequences are not "
+                f"one CLS and one modality's tokens; 'fixed' works with "
+                f"{', '.join(FIXED_ATTENTION_MODELS)} without duplicate_cls"
+            )
+
+    def _check_baseline(self):
+        depth = self.num_pre_layers + self.num_post_layers
+        if self.baseline.fuse_at > depth:
+            raise ConfigError(
+                f"model.baseline.fuse_at: given {self.baseline.fuse_at} for {depth} layers, "
+                f"expected at most {depth}, which fuses nothing; choose a layer from 0 on"
+            )
+        for field in dataclasses.fields(self.baseline):
+            value = getattr(self.baseline, field.name)
+            if value != field.default and field.name not in BASELINE_SETTINGS[self.name]:
+                used = ", ".join(BASELINE_SETTINGS[self.name]) or "none"
+                raise ConfigError(
+                    f"model.baseline.{field.name}: given {value!r}, which model {self.name!r} does "
+                    f"not use, expected {field.default!r}; it uses {used}"
+                )
+
+    @property
+    def bottleneck_start(self) -> int:
+        """First layer of `mbt` with bottlenecks, at most the number of layers."""
+        # The authors' code fuses in the layers behind the one with index num_pre_layers.
+        start = self.num_pre_layers + 1 if self.baseline.fuse_at < 0 else self.baseline.fuse_at
+        return min(start, self.num_pre_layers + self.num_post_layers)
 
     @property
     def style(self) -> BlockStyle:
         """The preset's choices."""
         return PRESETS[self.preset]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SmartwatchOptions:
-    """Shoulder exercises seen by a smartwatch (arXiv 1802.01489); window and step in 50 Hz samples.
-
-    `test_subjects` and `valid_subjects` of the ten are drawn by `split_seed`, before windowing.
-    """
-
-    window: int = 250
-    step: int = 50
-    test_subjects: int = 2
-    valid_subjects: int = 2
-    split_seed: int = 0
-
-    def __post_init__(self):
-        check_at_least("data.options", self, 1, "window", "step", "test_subjects")
-        check_at_least("data.options", self, 0, "valid_subjects", "split_seed")
-        if self.test_subjects + self.valid_subjects > 9:
-            raise ConfigError(
-                f"data.options: given {self.test_subjects} test and {self.valid_subjects} "
-                "validation subjects, expected at most 9 together, since one of 10 must train"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticOptions:
-    """Learnable random sequences: each class is a motif hidden in noise.
-
-    Attributes:
-        lengths: time steps of each modality; as many modalities as entries, named `m0`, `m1`, ...
-        feature_dims: features of each modality.
-        num_classes: classes, drawn uniformly.
-        num_train, num_valid, num_test: samples of each split.
-        min_length: shortest sequence as a share of its length; 1.0 keeps every sequence full.
-        missing_rate: chance that a modality is absent from a sample; one always stays.
-        noise: standard deviation of the noise around the motif, which has unit size.
-        seed: everything is drawn from it.
-    """
-
-    lengths: tuple[int, ...] = (48, 96)
-    feature_dims: tuple[int, ...] = (6, 4)
-    num_classes: int = 4
-    num_train: int = 512
-    num_valid: int = 128
-    num_test: int = 128
-    min_length: float = 0.5
-    missing_rate: float = 0.1
-    noise: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self):
-        if not 1 <= len(self.lengths) <= 8 or len(self.lengths) != len(self.feature_dims):
-            raise ConfigError(
-                f"data.options: given {len(self.lengths)} lengths and {len(self.feature_dims)} "
-                "feature_dims, expected one of each for 1 to 8 modalities"
-            )
-        if min(self.lengths) < 1 or min(self.feature_dims) < 1:
-            raise ConfigError(
-                f"data.options: given lengths {self.lengths} and feature_dims {self.feature_dims}, "
-                "expected every entry to be at least 1"
-            )
-        check_at_least("data.options", self, 2, "num_classes")
-        check_at_least("data.options", self, 1, "num_train")
-        check_at_least("data.options", self, 0, "num_valid", "num_test", "noise", "seed")
-        check_fraction("data.options", self, "min_length", "missing_rate")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ArraysOptions:
-    """A user's own arrays: an `.npz` file or a directory of `.npy`, one entry per modality.
-
-    Attributes:
-        path: the file or directory; entries `<m>`, `label`, and optionally `mask/<m>` or
-            `length/<m>`, `id`, `group` (samples of one group stay in one split).
-        valid_fraction, test_fraction: shares of the groups (or samples) held out, seeded.
-        split_seed: draws the split.
-        class_names: names of the classes in order; numbers where empty.
-    """
-
-    path: str = ""
-    valid_fraction: float = 0.2
-    test_fraction: float = 0.2
-    split_seed: int = 0
-    class_names: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        check_fraction("data.options", self, "valid_fraction", "test_fraction")
-        check_at_least("data.options", self, 0, "split_seed")
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise ConfigError(
-                f"data.options: given valid_fraction {self.valid_fraction} and test_fraction "
-                f"{self.test_fraction}, expected a sum below 1 so that something is left to train"
-            )
-
-
-OPTIONS = {
-    "smartwatch_exercises": SmartwatchOptions,
-    "synthetic": SyntheticOptions,
-    "arrays": ArraysOptions,
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where samples come from.
-
-    Attributes:
-        source: key of `OPTIONS`.
-        options: the source's own settings.
-        data_dir: where prepared ArrayRecord files are kept; `~` is expanded.
-        normalization: statistics of the training split; `channel` centres and scales every
-            feature, `rms` divides a modality by one number and keeps directions in space, `none`.
-        num_threads, prefetch: reading threads and batches kept ready by the pipeline.
-    """
-
-    source: str = "synthetic"
-    options: SmartwatchOptions | SyntheticOptions | ArraysOptions = SyntheticOptions()
-    data_dir: str = "~/.cache/sft_jax"
-    normalization: str = "channel"
-    num_threads: int = 4
-    prefetch: int = 8
-
-    def __post_init__(self):
-        check_choice("data.source", self.source, tuple(OPTIONS))
-        check_choice("data.normalization", self.normalization, ("channel", "rms", "none"))
-        check_at_least("data", self, 0, "num_threads")
-        check_at_least("data", self, 1, "prefetch")
-        if not isinstance(self.options, OPTIONS[self.source]):
-            raise ConfigError(
-                f"data.options: given {type(self.options).__name__} for source {self.source!r}, "
-                f"expected {OPTIONS[self.source].__name__}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,6 +227,30 @@ class AugmentConfig:
 
     def __post_init__(self):
         check_at_least("augment", self, 0, "rotation_degrees", "jitter", "scale")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixupConfig:
+    """Multimodal manifold mixup (arXiv 2111.11992, section 3.4) of model `sft`.
+
+    Attributes:
+        mode: where samples may be blended: `any` block, `within` the modalities' own blocks,
+            `fused` (after them), or `none`.
+        alpha: of the Beta distribution that shares are drawn from.
+        warmup: trained without mixup at first.
+        groups: parts of the batch that a sample's partner is drawn in; must divide the batch, and
+            be a multiple of the devices times `accumulate`, whose number it makes irrelevant.
+    """
+
+    mode: str = "none"
+    alpha: float = 0.3
+    warmup: Duration = Duration(0.0, "steps")
+    groups: int = 8
+
+    def __post_init__(self):
+        check_choice("mixup.mode", self.mode, ("none", "any", "within", "fused"))
+        check_at_least("mixup", self, 1e-3, "alpha")
+        check_at_least("mixup", self, 1, "groups")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,8 +340,9 @@ class Config:
 
     modalities: tuple[ModalitySpec, ...] = ()
     model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = AugmentConfig()
+    mixup: MixupConfig = MixupConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
 
@@ -361,6 +350,7 @@ class Config:
         names = [spec.name for spec in self.modalities]
         if len(names) > 8 or len(set(names)) != len(names):
             raise ConfigError(f"modalities: given {names}, expected up to 8 different names")
+        self._check_mixup()
         if self.augment.rotate and self.data.normalization == "channel":
             raise ConfigError(
                 "augment.rotate: given with data.normalization 'channel', expected 'rms' or "
@@ -379,3 +369,32 @@ class Config:
                     f"augment.rotate: given {name!r}, expected a modality with three features, one "
                     f"of {[s.name for s in self.modalities if s.feature_dim == 3]}"
                 )
+
+    def _check_mixup(self):
+        mixup, model = self.mixup, self.model
+        if mixup.mode == "none":
+            return
+        if model.name not in MIXUP_MODELS:
+            raise ConfigError(
+                f"mixup.mode: given {mixup.mode!r} for model {model.name!r}, expected 'none'; "
+                f"mixup is defined for {', '.join(MIXUP_MODELS)}"
+            )
+        depths = {"within": model.num_pre_layers, "fused": model.num_post_layers}
+        depths["any"] = sum(depths.values())
+        if not depths[mixup.mode]:
+            raise ConfigError(
+                f"mixup.mode: given {mixup.mode!r} for num_pre_layers {model.num_pre_layers} and "
+                f"num_post_layers {model.num_post_layers}, expected a block to blend after"
+            )
+        if self.train.batch_size % mixup.groups or mixup.groups % self.train.accumulate:
+            raise ConfigError(
+                f"mixup.groups: given {mixup.groups} for batch_size {self.train.batch_size} and "
+                f"accumulate {self.train.accumulate}, expected a divisor of the batch size that is "
+                "a multiple of accumulate (and of the devices)"
+            )
+        if mixup.groups == self.train.batch_size:
+            raise ConfigError(
+                f"mixup.groups: given {mixup.groups} for batch_size {self.train.batch_size}, "
+                "expected groups of at least 2 samples, since a sample alone has no partner; lower "
+                "it"
+            )

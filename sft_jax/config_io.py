@@ -7,14 +7,17 @@ dataclasses and refuses what it does not know. Nobody past this module sees a `C
 
 import dataclasses
 import difflib
+import runpy
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from sft_jax.config import OPTIONS, Config, DataConfig, Duration
+from sft_jax.config import Config, Duration
+from sft_jax.data_config import OPTIONS, DataConfig
 from sft_jax.types import ConfigError, ModalitySpec, check_choice
 
 _OPTIONAL = (types.UnionType, typing.Union)
@@ -70,6 +73,22 @@ def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     return _build(Config, given, "")
 
 
+def load(path: str | Path) -> Config:
+    """The `Config` that a file of `configs/` describes.
+
+    Raises:
+        ConfigError: there is no such file, or it has no `get_config`.
+    """
+    path = Path(path).expanduser()
+    found = runpy.run_path(str(path)) if path.is_file() else {}
+    if "get_config" not in found:
+        raise ConfigError(
+            f"{path}: {'no get_config in it' if found else 'not found'}, expected a Python file "
+            "with a function get_config, as those of configs/ are; check the path"
+        )
+    return from_dict(found["get_config"]())
+
+
 def _modality(name: str, given: Any) -> ModalitySpec:
     where = f"modalities.{name}"
     if not isinstance(given, Mapping) or "name" in given:
@@ -77,7 +96,9 @@ def _modality(name: str, given: Any) -> ModalitySpec:
             f"{where}: given {given!r}, expected a mapping of its settings without 'name', since "
             "its key is its name"
         )
-    return _build(ModalitySpec, {**given, "name": name}, where)
+    # A command line cannot say None: 0 takes a size away, so that pools can be exchanged there.
+    sizes = {key: None for key in ("k", "window") if given.get(key) == 0}
+    return _build(ModalitySpec, {**given, **sizes, "name": name}, where)
 
 
 def _build(cls: type, given: Mapping[str, Any], where: str) -> Any:

@@ -16,9 +16,20 @@ import jax
 import numpy as np
 
 TOKENIZERS = ("feature", "patch", "token")
-SELECTING_POOLS = ("attn_topk",)
-WINDOW_POOLS = ("max", "avg")
-POOLS = (*SELECTING_POOLS, *WINDOW_POOLS, "none")
+# Pools that hand on `k` tokens, and pools that hand on one token a window.
+COUNTING_POOLS = (
+    "attn_topk",
+    "cls_topk",
+    "attn_kmedoids",
+    "attn_random",
+    "random",
+    "channel_topk",
+    "merge",
+)
+WINDOW_POOLS = ("max", "avg", "attn_avg", "strided_random")
+POOLS = (*COUNTING_POOLS, *WINDOW_POOLS, "none")
+# Pools that rank or weigh tokens by the column mean of the attention map.
+SALIENCY_POOLS = ("attn_topk", "attn_kmedoids", "attn_random", "attn_avg")
 
 
 class ConfigError(ValueError):
@@ -74,7 +85,7 @@ class ModalitySpec:
             or `token` (a learned vector an integer id).
         patch: `(time steps, features)` of one patch, for `tokenizer="patch"`; both must divide.
         pool: how the sparse-pooling block reduces its tokens.
-        k: tokens kept by a pool that selects.
+        k: tokens that a pool with a count hands on.
         window: window and stride, in tokens, of a pool over windows.
     """
 
@@ -115,7 +126,7 @@ class ModalitySpec:
                 f"{where}: given patch {self.patch} with tokenizer {self.tokenizer!r}, expected "
                 "(1, 1); set tokenizer='patch' or leave patch out"
             )
-        if self.pool in SELECTING_POOLS:
+        if self.pool in COUNTING_POOLS:
             self._check_size("k", self.k, unused="window")
         elif self.pool in WINDOW_POOLS:
             self._check_size("window", self.window, unused="k")
@@ -154,7 +165,7 @@ class ModalitySpec:
     @property
     def num_pooled(self) -> int:
         """Tokens that the pool hands to fusion (`k`, `t // w`, or `t`)."""
-        if self.pool in SELECTING_POOLS:
+        if self.pool in COUNTING_POOLS:
             return self.k
         if self.pool in WINDOW_POOLS:
             return self.num_tokens // self.window
@@ -167,7 +178,7 @@ def check_choice(what: str, given: str, choices: tuple[str, ...]):
         raise ConfigError(f"{what}: given {given!r}, expected one of {', '.join(choices)}")
 
 
-def check_at_least(where: str, config: object, least: int, *names: str):
+def check_at_least(where: str, config: object, least: int | float, *names: str):
     """Raises `ConfigError` unless every named setting is at least `least`."""
     for name in names:
         value = getattr(config, name)

@@ -1,6 +1,7 @@
 import pytest
 
 from sft_jax import config as settings
+from sft_jax import data_config
 from sft_jax.config import Config, Duration
 from sft_jax.types import POOLS, TOKENIZERS, ConfigError, ModalitySpec
 
@@ -51,6 +52,18 @@ def test_modality_errors(changes, words):
         ("ModelConfig", {"num_post_layers": -1}, ["model.num_post_layers", "-1", "at least 0"]),
         ("ModelConfig", {"dropout": 1.0}, ["model.dropout", "1.0", "0 and 0.9"]),
         ("ModelConfig", {"dropout": float("nan")}, ["model.dropout", "nan"]),
+        ("ModelConfig", {"name": "resnet"}, ["model.name", "'resnet'", "sft", "mbt", "mult"]),
+        ("ModelConfig", {"attention": "sparse"}, ["model.attention", "'sparse'", "dense", "fixed"]),
+        ("ModelConfig", {"attention": "fixed", "stride": 0}, ["model.stride", "at least 1"]),
+        ("ModelConfig", {"attention": "fixed", "expressivity": 0}, ["model.expressivity", "least"]),
+        ("BaselineConfig", {"exchange": "x"}, ["model.baseline.exchange", "'x'", "average"]),
+        ("BaselineConfig", {"window": -1}, ["model.baseline.window", "-1", "at least 0"]),
+        ("BaselineConfig", {"num_bottlenecks": 0}, ["baseline.num_bottlenecks", "at least 1"]),
+        ("BaselineConfig", {"fuse_at": -2}, ["model.baseline.fuse_at", "-2", "at least -1"]),
+        ("MixupConfig", {"mode": "all"}, ["mixup.mode", "'all'", "none, any, within, fused"]),
+        ("MixupConfig", {"alpha": 0.0}, ["mixup.alpha", "0.0", "at least 0.001"]),
+        ("MixupConfig", {"alpha": float("inf")}, ["mixup.alpha", "inf", "finite"]),
+        ("MixupConfig", {"groups": 0}, ["mixup.groups", "given 0", "at least 1"]),
         ("ModelConfig", {"num_heads": 3}, ["num_heads", "3", "40", "divisor of 40", "change one"]),
         ("SmartwatchOptions", {"window": 0}, ["data.options.window", "given 0", "at least 1"]),
         ("SmartwatchOptions", {"test_subjects": 8}, ["8 test", "2 validation", "at most 9"]),
@@ -61,6 +74,13 @@ def test_modality_errors(changes, words):
         ("SyntheticOptions", {"num_classes": 1}, ["data.options.num_classes", "at least 2"]),
         ("SyntheticOptions", {"missing_rate": 1.5}, ["missing_rate", "1.5", "between 0 and 1"]),
         ("ArraysOptions", {"valid_fraction": 0.6, "test_fraction": 0.4}, ["0.6", "0.4", "below 1"]),
+        ("ArraysOptions", {"split_seed": -1}, ["data.options.split_seed", "-1", "at least 0"]),
+        ("MultPickleOptions", {"dataset": "cmu"}, ["data.options.dataset", "'cmu'", "iemocap"]),
+        ("MultPickleOptions", {"emotion": "joy"}, ["data.options.emotion", "'joy'", "angry"]),
+        ("VggsoundHdf5Options", {"modalities": ()}, ["data.options.modalities", "()", "spect"]),
+        ("VggsoundHdf5Options", {"valid_fraction": 2.0}, ["valid_fraction", "2.0", "0 and 1"]),
+        ("VggsoundHdf5Options", {"split_seed": -1}, ["data.options.split_seed", "-1"]),
+        ("DataConfig", {"source": "mmsa_pickle"}, ["'mmsa_pickle'", "MmsaPickleOptions"]),
         ("DataConfig", {"source": "web"}, ["data.source", "'web'", "synthetic", "arrays"]),
         ("DataConfig", {"normalization": "l2"}, ["data.normalization", "'l2'", "rms"]),
         ("DataConfig", {"source": "arrays"}, ["SyntheticOptions", "'arrays'", "ArraysOptions"]),
@@ -80,7 +100,7 @@ def test_modality_errors(changes, words):
 )
 def test_setting_errors(name, changes, words):
     with pytest.raises(ConfigError) as caught:
-        getattr(settings, name)(**changes)
+        getattr(data_config if hasattr(data_config, name) else settings, name)(**changes)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -89,7 +109,7 @@ def test_setting_errors(name, changes, words):
 )
 def test_only_three_axis_modalities_rotate(rotated):
     other = spec(name="x", feature_dim=3)
-    data = settings.DataConfig(normalization="rms")
+    data = data_config.DataConfig(normalization="rms")
     turn = {name: settings.AugmentConfig(rotate=(name,), rotation_degrees=9.0) for name in "ax"}
     with pytest.raises(ConfigError, match=r"augment.rotate: given 'a', .*'x'"):
         Config(modalities=(rotated, other), data=data, augment=turn["a"])
@@ -188,7 +208,7 @@ def test_numbers_are_finite():
 def rotating(normalization="rms", degrees=30.0, **changes):
     return Config(
         modalities=(ModalitySpec(name="a", length=12, feature_dim=3, k=3),),
-        data=settings.DataConfig(normalization=normalization),
+        data=data_config.DataConfig(normalization=normalization),
         augment=settings.AugmentConfig(rotate=("a",), rotation_degrees=degrees),
         **changes,
     )
@@ -207,7 +227,7 @@ def test_rotation_without_an_angle_is_refused():
 
 def test_rotation_may_wait_for_modalities_that_the_data_name():
     config = Config(
-        data=settings.DataConfig(normalization="rms"),
+        data=data_config.DataConfig(normalization="rms"),
         augment=settings.AugmentConfig(rotate=("a",), rotation_degrees=30.0),
     )
     assert config.modalities == ()

@@ -1,10 +1,6 @@
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 from absl import flags
 from hypothesis import given
@@ -12,16 +8,19 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from sft_jax import config as settings
-from sft_jax.config import Config, Duration, ModelConfig
-from sft_jax.config_io import config_dict, from_dict, to_dict
-from sft_jax.models import registry
-from sft_jax.types import POOLS, SELECTING_POOLS, TOKENIZERS, ConfigError, ModalitySpec
-
-CONFIGS = sorted(
-    path
-    for path in (Path(__file__).parent.parent / "configs").glob("*.py")
-    if path.name != "__init__.py"
+from sft_jax import data_config
+from sft_jax.config import (
+    BASELINE_SETTINGS,
+    FIXED_ATTENTION_MODELS,
+    MIXUP_MODELS,
+    BaselineConfig,
+    Config,
+    Duration,
+    MixupConfig,
+    ModelConfig,
 )
+from sft_jax.config_io import config_dict, from_dict, to_dict
+from sft_jax.types import COUNTING_POOLS, POOLS, TOKENIZERS, ConfigError, ModalitySpec
 
 
 def spec(**changes):
@@ -48,7 +47,7 @@ def modality(draw, name):
     tokens = rows * (columns if tokenizer == "patch" else 1)
     pool = draw(st.sampled_from(POOLS))
     size = draw(st.integers(1, tokens))
-    sizes = {"k": size} if pool in SELECTING_POOLS else {"window": size}
+    sizes = {"k": size} if pool in COUNTING_POOLS else {"window": size}
     return {
         "name": name,
         "length": rows * patch[0],
@@ -58,6 +57,47 @@ def modality(draw, name):
         "pool": pool,
         **(sizes if pool != "none" else {}),
     }
+
+
+baseline_values = {
+    "modality": names,
+    "window": st.integers(0, 9),
+    "duplicate_cls": st.booleans(),
+    "num_bottlenecks": st.integers(1, 9),
+    "exchange": st.sampled_from(["sequential", "average"]),
+    "fuse_at": st.integers(-1, 20),
+}
+
+
+@st.composite
+def models(draw):
+    """A name, the baseline settings that it reads, and an attention that goes with both."""
+    name = draw(st.sampled_from(tuple(BASELINE_SETTINGS)))
+    baseline = {key: draw(baseline_values[key]) for key in BASELINE_SETTINGS[name]}
+    model = {"name": name, "baseline": baseline}
+    fixed = name in FIXED_ATTENTION_MODELS and not baseline.get("duplicate_cls", False)
+    if fixed and draw(st.booleans()):
+        model["attention"] = "fixed"
+        model["stride"] = draw(st.integers(1, 64))
+        model["expressivity"] = draw(st.integers(1, 16))
+    return model
+
+
+@st.composite
+def mixups(draw, model):
+    """Mixup, the batch that it cuts into groups, and the micro-batches that hold whole ones."""
+    depths = {"within": model["num_pre_layers"], "fused": model["num_post_layers"]}
+    depths["any"] = sum(depths.values())
+    modes = [mode for mode, depth in depths.items() if depth and model["name"] in MIXUP_MODELS]
+    accumulate, factor = draw(st.integers(1, 4)), draw(st.integers(1, 8))
+    groups = accumulate * factor
+    mixup = {
+        "mode": draw(st.sampled_from(["none", *modes])),
+        "alpha": draw(st.floats(1e-3, 100)),
+        "warmup": draw(durations),
+        "groups": groups,
+    }
+    return mixup, {"batch_size": groups * draw(st.integers(2, 5)), "accumulate": accumulate}
 
 
 @st.composite
@@ -71,23 +111,37 @@ def settings_of_runs(draw):
         [
             ("smartwatch_exercises", {"window": 9, "split_seed": 2}),
             ("arrays", {"path": "x.npz", "class_names": ("no", "yes")}),
+            ("mult_pickle", {"path": "~/x.pkl", "dataset": "iemocap", "emotion": "sad"}),
+            ("mmsa_pickle", {"path": "x.pkl"}),
+            ("vggsound_hdf5", {"train_path": "x", "modalities": ("flow",), "split_seed": 3}),
             ("synthetic", {**synthetic, "noise": 0.125}),
         ]
     )
+    model = {
+        **draw(models()),
+        "num_pre_layers": draw(st.integers(0, 4)),
+        "num_post_layers": draw(st.integers(0, 4)),
+    }
+    if "fuse_at" in model["baseline"]:
+        depth = model["num_pre_layers"] + model["num_post_layers"]
+        model["baseline"]["fuse_at"] = min(depth, model["baseline"]["fuse_at"])
+    mixup, batches = draw(mixups(model))
     return {
         "modalities": [draw(modality(name)) for name in chosen],
         "model": {
+            **model,
             "preset": draw(st.sampled_from(["paper", "modern"])),
             "embed_dim": heads * draw(st.integers(1, 9)),
             "num_heads": heads,
-            "num_pre_layers": draw(st.integers(0, 4)),
             "dropout": draw(st.floats(0, 0.9)),
             "dtype": draw(st.sampled_from(["float32", "bfloat16"])),
         },
         "source": draw(source),
         "augment": {"jitter": draw(number)},
+        "mixup": mixup,
         "optimizer": {"learning_rate": draw(number), "warmup": draw(durations)},
         "train": {
+            **batches,
             "duration": draw(durations),
             "best_after": draw(durations),
             "label_smoothing": draw(unit),
@@ -100,15 +154,17 @@ def make(given):
     rotate = tuple(s.name for s in modalities if s.feature_dim == 3 and s.tokenizer != "token")
     source, options = given["source"]
     times = ("warmup", "duration", "best_after")
-    optimizer, train = (
+    optimizer, train, mixup = (
         {k: Duration(*v) if k in times else v for k, v in given[part].items()}
-        for part in ("optimizer", "train")
+        for part in ("optimizer", "train", "mixup")
     )
+    model = {**given["model"], "baseline": BaselineConfig(**given["model"]["baseline"])}
     return Config(
         modalities=modalities,
-        model=ModelConfig(**given["model"]),
-        data=settings.DataConfig(
-            source=source, options=settings.OPTIONS[source](**options), normalization="rms"
+        model=ModelConfig(**model),
+        mixup=MixupConfig(**mixup),
+        data=data_config.DataConfig(
+            source=source, options=data_config.OPTIONS[source](**options), normalization="rms"
         ),
         augment=settings.AugmentConfig(
             rotate=rotate, rotation_degrees=30.0 if rotate else 0.0, **given["augment"]
@@ -166,6 +222,9 @@ def test_overrides_on_the_command_line(monkeypatch):
         "--config.optimizer.learning_rate=1e-2",
         "--config.train.duration=7 steps",
         "--config.data.options.lengths=(8,9)",
+        "--config.model.baseline.window=3",
+        "--config.model.name=concat",
+        "--config.mixup.warmup=2 epochs",
     ]
     # That is where ml_collections looks for what is overridden.
     monkeypatch.setattr("sys.argv", command)
@@ -178,6 +237,8 @@ def test_overrides_on_the_command_line(monkeypatch):
     assert made.optimizer.learning_rate == 0.01
     assert made.train.duration == Duration(7.0, "steps")
     assert made.data.options.lengths == (8, 9)
+    assert (made.model.name, made.model.baseline) == ("concat", BaselineConfig(window=3))
+    assert made.mixup == MixupConfig(warmup=Duration(2.0, "epochs"))
 
 
 def test_the_dict_for_the_command_line_is_locked():
@@ -217,6 +278,14 @@ SHAPE = {"length": 4, "feature_dim": 4}
             ["modalities.a", "without 'name'", "its key is its name"],
         ),
         ({"train": 5}, ["train", "given 5 (int)", "TrainConfig"]),
+        ({"mixup": {"warm_up": 3}}, ["mixup.warm_up", "did you mean 'warmup'?", "groups"]),
+        ({"mixup": {"warmup": 3}}, ["mixup.warmup", "given 3", "'<number> epochs'"]),
+        ({"mixup": {"alpha": "0.3"}}, ["mixup.alpha", "'0.3' (str)", "expected float"]),
+        ({"mixup": "any"}, ["mixup", "'any' (str)", "MixupConfig"]),
+        ({"model": {"baseline": 3}}, ["model.baseline", "3 (int)", "BaselineConfig"]),
+        ({"model": {"baseline": {"modal": "a"}}}, ["model.baseline.modal", "'modality'?"]),
+        ({"model": {"baseline": {"window": 2.0}}}, ["model.baseline.window", "2.0 (float)", "int"]),
+        ({"model": {"stride": "8"}}, ["model.stride", "'8' (str)", "expected int"]),
         ({"train": {"batch_size": 5.0}}, ["train.batch_size", "5.0 (float)", "expected int"]),
         ({"train": {"batch_size": True}}, ["train.batch_size", "True (bool)", "expected int"]),
         ({"train": {"batch_size": "5"}}, ["train.batch_size", "'5' (str)", "expected int"]),
@@ -257,94 +326,12 @@ def test_defaults_come_from_the_dataclasses_alone():
     )
     assert isinstance(from_dict({"optimizer": {"learning_rate": 1}}).optimizer.learning_rate, float)
     options = {"source": "arrays", "options": {"path": "x.npz"}}
-    assert from_dict({"data": options}).data.options == settings.ArraysOptions(path="x.npz")
+    assert from_dict({"data": options}).data.options == data_config.ArraysOptions(path="x.npz")
     given = {"a": {"length": 12, "feature_dim": 6, "k": 3}}
     assert from_dict({"modalities": given}).modalities == (spec(),)
     # Nothing but the given entries differs from the defaults.
     assert dataclasses.replace(from_dict({"train": {"seed": 3}}), train=Config().train) == Config()
 
 
-# --- the files in configs/ ------------------------------------------------------------------------
-
-
-def load(path):
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module
-
-
-def parameter_count(config):
-    model = registry.build(config)
-    inputs, mask = {}, {}
-    for made in config.modalities:
-        shape = (1, made.length)
-        token = made.tokenizer == "token"
-        inputs[made.name] = (
-            jnp.zeros(shape, jnp.int32) if token else jnp.zeros((*shape, made.feature_dim))
-        )
-        mask[made.name] = jnp.ones(shape, bool)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs, mask)
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-
-
-# File -> classes of its data (where the file leaves them to it) and parameters, or None where the
-# modalities too come from the data. A new file needs a new line.
-#
-# synthetic, modern preset, d = 32: a norm has 2 d = 64 parameters, an attention residual
-# 64 + (32 * 96 + 96) + (32 * 32 + 32) = 4288, an MLP residual of ratio 4
-# 64 + (32 * 128 + 128) + (128 * 32 + 32) = 8416, a block 12704. Encoders: projection of 6 and of 4
-# features 224 and 160, CLS 32, positions (48 + 1) * 32 = 1568 and (96 + 1) * 32 = 3104, one block
-# 12704, one more attention residual 4288: 18816 and 20288. Two blocks after fusion 25408. Head for
-# 4 classes 64 + 32 * 4 + 4 = 196. Together 64708.
-#
-# smartwatch, d = 48: attention residual 9504, MLP residual 18768, block 28272. An encoder:
-# projection of a patch of 5 x 3 values 15 * 48 + 48 = 768, CLS 48, positions (250 / 5 + 1) * 48 =
-# 2448, block 28272, attention residual 9504: 41040; two of them 82080. Two blocks after fusion
-# 56544. Head for 7 classes 439. Together 139063.
-PARAMETERS = {"arrays": None, "smartwatch": (7, 139_063), "synthetic": (4, 64_708)}
-
-
-def test_every_configuration_has_its_line_in_the_table():
-    assert [path.stem for path in CONFIGS] == sorted(PARAMETERS)
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_configuration_files(path):
-    module = load(path)
-    assert "python -m sft_jax.train" in module.__doc__
-    assert f"--config=configs/{path.name}" in module.__doc__
-    given = module.get_config()
-    assert given.is_locked
-    config = from_dict(given)
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
-    if PARAMETERS[path.stem] is None:
-        assert config.modalities == ()
-        return
-    classes, expected = PARAMETERS[path.stem]
-    model = dataclasses.replace(config.model, num_classes=config.model.num_classes or classes)
-    assert parameter_count(dataclasses.replace(config, model=model)) == expected
-
-
-def test_parameters_of_the_paper_preset_by_hand():
-    # d = 8, relu MLP of ratio 1, attention norms without parameters. Attention 8 * 24 + 24 +
-    # 8 * 8 + 8 = 288, MLP 16 + 72 + 72 = 160, block 448. Encoder: projection 6 * 8 + 8 = 56, CLS 8,
-    # positions 13 * 8 = 104, one block 448, attention 288: 904. Three fusion blocks 1344. Head
-    # 16 + 8 * 5 + 5 = 61. Together 2309.
-    model = ModelConfig(
-        num_classes=5, embed_dim=8, num_heads=2, num_pre_layers=1, num_post_layers=3
-    )
-    config = Config(modalities=(spec(),), model=model)
-    assert parameter_count(config) == 2309
-    # A vocabulary of six words: 6 * 8 instead of the projection.
-    token = dataclasses.replace(config, modalities=(spec(tokenizer="token"),))
-    assert parameter_count(token) == 2309 - 8
-
-
-def test_unknown_model_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"model\.name: given 'resnet', expected one of .*sft"):
-        registry.build(Config(model=ModelConfig(name="resnet")))
-
-
 def test_source_without_options_takes_the_options_of_that_source():
-    assert from_dict({"data": {"source": "arrays"}}).data.options == settings.ArraysOptions()
+    assert from_dict({"data": {"source": "arrays"}}).data.options == data_config.ArraysOptions()

@@ -1,0 +1,203 @@
+"""Where samples come from: the settings of every source, as frozen, checked dataclasses."""
+
+import dataclasses
+
+from sft_jax.types import ConfigError, check_at_least, check_choice, check_fraction
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmartwatchOptions:
+    """Shoulder exercises seen by a smartwatch (arXiv 1802.01489); window and step in 50 Hz samples.
+
+    `test_subjects` and `valid_subjects` of the ten are drawn by `split_seed`, before windowing.
+    """
+
+    window: int = 250
+    step: int = 50
+    test_subjects: int = 2
+    valid_subjects: int = 2
+    split_seed: int = 0
+
+    def __post_init__(self):
+        check_at_least("data.options", self, 1, "window", "step", "test_subjects")
+        check_at_least("data.options", self, 0, "valid_subjects", "split_seed")
+        if self.test_subjects + self.valid_subjects > 9:
+            raise ConfigError(
+                f"data.options: given {self.test_subjects} test and {self.valid_subjects} "
+                "validation subjects, expected at most 9 together, since one of 10 must train"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticOptions:
+    """Learnable random sequences: each class is a motif hidden in noise.
+
+    Attributes:
+        lengths: time steps of each modality; as many modalities as entries, named `m0`, `m1`, ...
+        feature_dims: features of each modality.
+        num_classes: classes, drawn uniformly.
+        num_train, num_valid, num_test: samples of each split.
+        min_length: shortest sequence as a share of its length; 1.0 keeps every sequence full.
+        missing_rate: chance that a modality is absent from a sample; one always stays.
+        noise: standard deviation of the noise around the motif, which has unit size.
+        seed: everything is drawn from it.
+    """
+
+    lengths: tuple[int, ...] = (48, 96)
+    feature_dims: tuple[int, ...] = (6, 4)
+    num_classes: int = 4
+    num_train: int = 512
+    num_valid: int = 128
+    num_test: int = 128
+    min_length: float = 0.5
+    missing_rate: float = 0.1
+    noise: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 1 <= len(self.lengths) <= 8 or len(self.lengths) != len(self.feature_dims):
+            raise ConfigError(
+                f"data.options: given {len(self.lengths)} lengths and {len(self.feature_dims)} "
+                "feature_dims, expected one of each for 1 to 8 modalities"
+            )
+        if min(self.lengths) < 1 or min(self.feature_dims) < 1:
+            raise ConfigError(
+                f"data.options: given lengths {self.lengths} and feature_dims {self.feature_dims}, "
+                "expected every entry to be at least 1"
+            )
+        check_at_least("data.options", self, 2, "num_classes")
+        check_at_least("data.options", self, 1, "num_train")
+        check_at_least("data.options", self, 0, "num_valid", "num_test", "noise", "seed")
+        check_fraction("data.options", self, "min_length", "missing_rate")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArraysOptions:
+    """A user's own arrays: an `.npz` file or a directory of `.npy`, one entry per modality.
+
+    Attributes:
+        path: the file or directory; entries `<m>`, `label`, and optionally `mask/<m>` or
+            `length/<m>`, `id`, `group` (samples of one group stay in one split).
+        valid_fraction, test_fraction: shares of the groups (or samples) held out, seeded.
+        split_seed: draws the split.
+        class_names: names of the classes in order; numbers where empty.
+    """
+
+    path: str = ""
+    valid_fraction: float = 0.2
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_fraction("data.options", self, "valid_fraction", "test_fraction")
+        check_at_least("data.options", self, 0, "split_seed")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                f"data.options: given valid_fraction {self.valid_fraction} and test_fraction "
+                f"{self.test_fraction}, expected a sum below 1 so that something is left to train"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultPickleOptions:
+    """CMU-MOSEI, CMU-MOSI or IEMOCAP as processed for MulT (arXiv 1906.00295); docs/data.md.
+
+    Attributes:
+        path: the pickle, `mosei_senti_data_noalign.pkl` for one.
+        dataset: what the file holds; `auto` goes by its labels and widths, any other is checked
+            against them.
+        emotion: of IEMOCAP's four, the one that is told from all others; unused elsewhere.
+    """
+
+    path: str = ""
+    dataset: str = "auto"
+    emotion: str = "happy"
+
+    def __post_init__(self):
+        check_choice("data.options.dataset", self.dataset, ("auto", "mosei", "mosi", "iemocap"))
+        check_choice("data.options.emotion", self.emotion, ("neutral", "happy", "sad", "angry"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MmsaPickleOptions:
+    """CMU-MOSEI or CMU-MOSI as processed for MMSA: `path` is its `unaligned_50.pkl`."""
+
+    path: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VggsoundHdf5Options:
+    """VGGSound features in two HDF5 files; docs/data.md.
+
+    Attributes:
+        train_path, test_path: the files, `vgg_train.h5py` and `vgg_test.h5py` for two.
+        valid_fraction: share of every class of the training file that is held out.
+        split_seed: draws that share.
+        modalities: what is taken of the files, in this order.
+    """
+
+    train_path: str = ""
+    test_path: str = ""
+    valid_fraction: float = 0.2
+    split_seed: int = 0
+    modalities: tuple[str, ...] = ("rgb", "spect", "flow")
+
+    def __post_init__(self):
+        check_fraction("data.options", self, "valid_fraction")
+        check_at_least("data.options", self, 0, "split_seed")
+        names = set(self.modalities)
+        if not names or len(names) != len(self.modalities) or names - {"rgb", "spect", "flow"}:
+            raise ConfigError(
+                f"data.options.modalities: given {self.modalities}, expected at least one of rgb, "
+                "spect, flow, each at most once"
+            )
+
+
+OPTIONS = {
+    "smartwatch_exercises": SmartwatchOptions,
+    "synthetic": SyntheticOptions,
+    "arrays": ArraysOptions,
+    "mult_pickle": MultPickleOptions,
+    "mmsa_pickle": MmsaPickleOptions,
+    "vggsound_hdf5": VggsoundHdf5Options,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from.
+
+    Attributes:
+        source: key of `OPTIONS`.
+        options: the source's own settings.
+        data_dir: where prepared ArrayRecord files are kept; `~` is expanded.
+        normalization: statistics of the training split; `channel` centres and scales every
+            feature, `rms` divides a modality by one number and keeps directions in space, `none`.
+        num_threads, prefetch: reading threads and batches kept ready by the pipeline.
+    """
+
+    source: str = "synthetic"
+    options: (
+        SmartwatchOptions
+        | SyntheticOptions
+        | ArraysOptions
+        | MultPickleOptions
+        | MmsaPickleOptions
+        | VggsoundHdf5Options
+    ) = SyntheticOptions()
+    data_dir: str = "~/.cache/sft_jax"
+    normalization: str = "channel"
+    num_threads: int = 4
+    prefetch: int = 8
+
+    def __post_init__(self):
+        check_choice("data.source", self.source, tuple(OPTIONS))
+        check_choice("data.normalization", self.normalization, ("channel", "rms", "none"))
+        check_at_least("data", self, 0, "num_threads")
+        check_at_least("data", self, 1, "prefetch")
+        if not isinstance(self.options, OPTIONS[self.source]):
+            raise ConfigError(
+                f"data.options: given {type(self.options).__name__} for source {self.source!r}, "
+                f"expected {OPTIONS[self.source].__name__}"
+            )
