@@ -1,6 +1,7 @@
 """A user's own arrays: read, checked, and handed out as records."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sft_jax.data.checks import layout_error
 from sft_jax.data.records import ModalityInfo, Record, fixed_length
 from sft_jax.types import DataError
 
@@ -55,6 +57,7 @@ class ArrayTable(Sequence):
             inputs=inputs,
             mask=mask,
             label=0 if self.label is None else int(self.label[index]),
+            value=math.nan,
             id=self.id[index],
             group=self.group[index],
         )
@@ -86,7 +89,7 @@ def source_files(path: str | os.PathLike) -> SourceFiles:
         return SourceFiles(root, entries)
     if root.is_file() and root.suffix == ".npz":
         return SourceFiles(root, {})
-    raise _error(
+    raise layout_error(
         given or "data.options.path",
         "path",
         "a file of another kind" if root.is_file() else f"nothing at {given!r}",
@@ -127,7 +130,7 @@ def check_arrays(
         DataError: anything is missing, of the wrong rank or type, or does not agree.
     """
     if require_label and "label" not in entries:
-        raise _error(
+        raise layout_error(
             where,
             "label",
             f"entries {', '.join(entries) or 'none'}",
@@ -172,7 +175,7 @@ def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
         }
     # Truncation and damage surface as errors of the zip and header readers, of many types.
     except Exception as error:
-        raise _error(
+        raise layout_error(
             str(path),
             "file",
             f"{type(error).__name__}: {error}",
@@ -184,7 +187,7 @@ def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def _modality_names(entries: Mapping[str, np.ndarray], where: str) -> list[str]:
     names = [key for key in entries if key not in _COLUMNS and "/" not in key]
     if not 1 <= len(names) <= _MAX_MODALITIES:
-        raise _error(
+        raise layout_error(
             where,
             "modalities",
             f"{len(names)} in entries {', '.join(entries) or 'none'}",
@@ -194,7 +197,7 @@ def _modality_names(entries: Mapping[str, np.ndarray], where: str) -> list[str]:
     admitted = {f"{kind}/{name}" for kind in ("mask", "length") for name in names}
     for key in entries:
         if "/" in key and key not in admitted:
-            raise _error(
+            raise layout_error(
                 where,
                 key,
                 "an entry of this name",
@@ -208,7 +211,7 @@ def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> Non
     features = values.ndim == 3 and values.dtype.kind in "fiu"
     ids = values.ndim == 2 and values.dtype.kind in "iu"
     if not (features or ids) or 0 in values.shape:
-        raise _error(
+        raise layout_error(
             where,
             name,
             f"{values.dtype} of shape {values.shape}",
@@ -223,10 +226,12 @@ def _read_mask(entries: Mapping[str, np.ndarray], name: str, where: str) -> np.n
     shape = entries[name].shape[:2]
     mask, length = entries.get(f"mask/{name}"), entries.get(f"length/{name}")
     if mask is not None and length is not None:
-        raise _error(where, f"length/{name}", "both mask and length", "one", "remove one of them")
+        raise layout_error(
+            where, f"length/{name}", "both mask and length", "one", "remove one of them"
+        )
     if mask is not None:
         if mask.shape != shape or mask.dtype != bool:
-            raise _error(
+            raise layout_error(
                 where,
                 f"mask/{name}",
                 f"{mask.dtype} of shape {mask.shape}",
@@ -237,7 +242,7 @@ def _read_mask(entries: Mapping[str, np.ndarray], name: str, where: str) -> np.n
     if length is None:
         return np.ones(shape, bool)
     if length.shape != shape[:1] or length.dtype.kind not in "iu":
-        raise _error(
+        raise layout_error(
             where,
             f"length/{name}",
             f"{length.dtype} of shape {length.shape}",
@@ -246,7 +251,7 @@ def _read_mask(entries: Mapping[str, np.ndarray], name: str, where: str) -> np.n
         )
     if length.min() < 0 or length.max() > shape[1]:
         row = int(np.argmax((length < 0) | (length > shape[1])))
-        raise _error(
+        raise layout_error(
             where,
             f"length/{name}",
             f"{length[row]} for sample {row}",
@@ -261,7 +266,7 @@ def _clean(values: np.ndarray, mask: np.ndarray, name: str, where: str) -> tuple
     if values.ndim == 2:
         real = np.where(mask, values, 0)
         if real.min() < 0 or real.max() >= 2**31 - 1:
-            raise _error(
+            raise layout_error(
                 where,
                 name,
                 f"id {real.min() if real.min() < 0 else real.max()}",
@@ -293,7 +298,7 @@ def _describe(values: np.ndarray, name: str) -> ModalityInfo:
 def _check_some_modality(mask: dict[str, np.ndarray], where: str) -> None:
     empty = ~np.any([real.any(1) for real in mask.values()], axis=0)
     if empty.any():
-        raise _error(
+        raise layout_error(
             where,
             "mask or length",
             f"no real time step in any modality of sample {int(np.argmax(empty))} "
@@ -305,7 +310,7 @@ def _check_some_modality(mask: dict[str, np.ndarray], where: str) -> None:
 
 def _read_label(label: np.ndarray, size: int, where: str) -> np.ndarray:
     if label.ndim != 1 or label.dtype.kind not in "iu":
-        raise _error(
+        raise layout_error(
             where,
             "label",
             f"{label.dtype} of shape {label.shape}",
@@ -315,7 +320,7 @@ def _read_label(label: np.ndarray, size: int, where: str) -> np.ndarray:
     if len(label) != size:
         raise _samples_error(where, "label", len(label), size)
     if label.min() < 0:
-        raise _error(
+        raise layout_error(
             where,
             "label",
             f"{label.min()} for sample {int(np.argmin(label))}",
@@ -332,7 +337,7 @@ def _read_text(
         return None
     values = entries[key]
     if values.ndim != 1 or values.dtype.kind not in "iuUS":
-        raise _error(
+        raise layout_error(
             where,
             key,
             f"{values.dtype} of shape {values.shape}",
@@ -350,19 +355,17 @@ def _check_unique(ids: list[str], where: str) -> None:
     seen: set[str] = set()
     for name in ids:
         if name in seen:
-            raise _error(where, "id", f"{name!r} twice", "one sample for each id", "rename one")
+            raise layout_error(
+                where, "id", f"{name!r} twice", "one sample for each id", "rename one"
+            )
         seen.add(name)
 
 
 def _samples_error(where: str, key: str, found: int, expected: int) -> DataError:
-    return _error(
+    return layout_error(
         where,
         key,
         f"{found} samples",
         f"{expected}, as in the first modality",
         "save all entries with the same first axis",
     )
-
-
-def _error(where: str, key: str, found: str, expected: str, remedy: str) -> DataError:
-    return DataError(f"{where}: {key}: found {found}, expected {expected}; {remedy}")

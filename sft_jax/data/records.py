@@ -9,6 +9,9 @@ from jaxtyping import Bool, Num
 
 SPLITS = ("train", "valid", "test")
 
+# More than these are not told one by one.
+_MOST_CLASSES = 20
+
 
 class Record(TypedDict):
     """One sample, padded to the full length of every modality.
@@ -17,6 +20,7 @@ class Record(TypedDict):
         inputs: `{m: [t, f]}` float32 features or `{m: [t]}` int32 ids; zero where masked.
         mask: `{m: [t]}` bool, true where a real time step is.
         label: class, from 0.
+        value: number behind the label (a sentiment, say), NaN where classes have none.
         id: name of the sample, unique in its source.
         group: what the sample was cut from; samples of a group are not independent.
     """
@@ -24,6 +28,7 @@ class Record(TypedDict):
     inputs: dict[str, np.ndarray]
     mask: dict[str, np.ndarray]
     label: int
+    value: float
     id: str
     group: str
 
@@ -112,6 +117,7 @@ class DataInfo:
         fingerprint: SHA-256 of the source's name, version and options and of `source_sha256`:
             equal fingerprints mean equal records.
         directory: where the prepared files lie.
+        class_values: number that each class stands for, in order; empty where classes have none.
     """
 
     source: str
@@ -127,6 +133,7 @@ class DataInfo:
     source_sha256: str
     fingerprint: str
     directory: str
+    class_values: tuple[float, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -158,6 +165,7 @@ class DataInfo:
         modalities = tuple(ModalityInfo(**entry) for entry in given["modalities"])
         parsed = {
             "class_names": tuple(given["class_names"]),
+            "class_values": tuple(given["class_values"]),
             "modalities": modalities,
             "statistics": statistics,
         }
@@ -170,12 +178,14 @@ class Contents:
 
     Attributes:
         splits: records of each split that is not empty.
+        repairs: what was mended, or a function that is asked once all records have been written.
     """
 
     modalities: tuple[ModalityInfo, ...]
     class_names: tuple[str, ...]
     splits: dict[str, Sequence[Record]]
-    repairs: dict[str, int] = dataclasses.field(default_factory=dict)
+    class_values: tuple[float, ...] = ()
+    repairs: dict[str, int] | Callable[[], dict[str, int]] = dataclasses.field(default_factory=dict)
     split_units: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -191,3 +201,36 @@ def fixed_length(
     values[: len(steps)][mask] = steps[mask]
     real[: len(mask)] = mask
     return values, real
+
+
+def describe(info: DataInfo) -> str:
+    """What was found, split by split, in a few lines."""
+    lines = [f"source       {info.source}"]
+    for m in info.modalities:
+        unit = "features" if m.kind == "feature" else "ids"
+        lines.append(f"modality     {m.name}: {m.length} steps, {m.feature_dim} {unit}")
+    if info.class_values:
+        lines.append(f"values       {', '.join(f'{value:g}' for value in info.class_values)}")
+    for split in SPLITS:
+        balance = _balance(info.class_names, info.class_counts[split])
+        lines.append(f"{split:<12} {info.num_records[split]} records: {balance}")
+        groups = f"             {len(info.groups[split])} groups"
+        units = info.split_units.get(split, ())
+        if units:
+            shown = ", ".join(units[:10]) + (", ..." if len(units) > 10 else "")
+            groups += f"; split over {len(units)}: {shown}"
+        lines.append(groups)
+    for what, count in info.repairs.items():
+        lines.append(f"repaired     {what}: {count}")
+    if not info.repairs:
+        lines.append("repaired     nothing")
+    lines.append(f"sha256       {info.source_sha256 or 'no source file'}")
+    lines.append(f"fingerprint  {info.fingerprint}")
+    lines.append(f"directory    {info.directory}")
+    return "\n".join(lines)
+
+
+def _balance(names: Sequence[str], counts: Sequence[int]) -> str:
+    if len(names) > _MOST_CLASSES:
+        return f"{len(names)} classes of {min(counts)} to {max(counts)} records"
+    return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))

@@ -8,66 +8,139 @@ other name is refused before it is imported.
 import codecs
 import collections
 import io
+import math
 import os
 import pickle
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.lib import format as npy_format
 
+from sft_jax.data.checks import explained
 from sft_jax.types import DataError
 
 # Stands for `numpy.ndarray` in the stream. The class itself must not be reachable: called with a
 # buffer and dtype object it would turn bytes of the file into pointers.
-_NDARRAY = "numpy.ndarray"
+NDARRAY = "numpy.ndarray"
+
+# Where numpy's own functions live, up to version 1 and since version 2.
+NUMPY_CORES = ("numpy.core", "numpy._core")
 
 
-def _empty_array(kind: Any, shape: Any, typecode: Any) -> np.ndarray:
+@runtime_checkable
+class Payload(Protocol):
+    """Bytes that were left in a file; `mapped_pickle` puts them in place of long strings."""
+
+    def array(self, dtype: np.dtype, shape: tuple[int, ...], order: str) -> Any:
+        """The bytes as an array; raises `UnpicklingError` if they are not as many."""
+
+    def load(self) -> bytes | str:
+        """The bytes, or the text, in memory."""
+
+
+class _Dtype:
+    """Stands for a dtype. numpy's own would take the state's word on whether it holds objects."""
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = False):
+        if not isinstance(code, str):
+            raise pickle.UnpicklingError(f"a dtype may not be made of {code!r}")
+        self.made = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, byteorder, part, names, fields, itemsize, _, _ = state
+        if part is not None:
+            self.made = np.dtype((part[0].made, part[1]))
+        elif names is not None:
+            entries = [fields[name] for name in names]
+            self.made = np.dtype(
+                {
+                    "names": list(names),
+                    "formats": [entry[0].made for entry in entries],
+                    "offsets": [entry[1] for entry in entries],
+                    "itemsize": itemsize,
+                }
+            )
+        else:
+            self.made = self.made.newbyteorder(byteorder)
+
+
+class _Array:
+    """Stands for an array until its state is known; `made` is what it became."""
+
+    __hash__ = None
+
+    def __init__(self):
+        self.made: Any = np.empty(0, np.int8)
+
+    def __setstate__(self, state: tuple) -> None:
+        shape, dtype, fortran, raw = state[-4:]
+        self.made = _array(raw, dtype, shape, "F" if fortran else "C")
+
+
+def _array(raw: Any, dtype: _Dtype, shape: Any, order: str) -> Any:
+    """What `numpy._core.numeric._frombuffer` is called for (protocol 5), and states are made of."""
+    kind, shape = dtype.made, tuple(shape)
+    if kind == np.dtype(object) and isinstance(raw, list):
+        made = np.empty(len(raw), object)
+        for i, entry in enumerate(raw):
+            made[i] = entry
+        return made.reshape(shape)
+    if kind.hasobject:
+        raise pickle.UnpicklingError(f"an array of {kind} may not be made of {type(raw).__name__}")
+    if isinstance(raw, Payload):
+        return raw.array(kind, shape, order)
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw
+    if math.prod(shape) * kind.itemsize != len(raw):
+        raise pickle.UnpicklingError(f"{len(raw)} bytes for an array of {kind} and shape {shape}")
+    # Arrays are writable; a bytearray is nobody else's and need not be copied for it.
+    buffer = raw if isinstance(raw, bytearray) else bytearray(raw)
+    return np.ndarray(shape, kind, buffer, order=order)
+
+
+def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
     """What `numpy._core.multiarray._reconstruct` is called for; the state is set afterwards."""
-    if kind is not _NDARRAY or tuple(shape) != (0,):
+    if kind is not NDARRAY or tuple(shape) != (0,):
         raise pickle.UnpicklingError(f"an array may not be made of {kind!r} and shape {shape!r}")
-    return np.ndarray((0,), dtype=np.int8)
+    return _Array()
 
 
 def _scalar(dtype: Any, *data: Any) -> np.generic:
     """What `numpy._core.multiarray.scalar` is called for: one number out of its bytes."""
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or len(data) != 1:
-        raise pickle.UnpicklingError(f"a scalar may not be made of dtype {dtype!r}")
+    if not isinstance(dtype, _Dtype) or dtype.made.hasobject or len(data) != 1:
+        raise pickle.UnpicklingError(f"a scalar may not be made of {dtype!r}")
     raw = data[0].encode("latin1") if isinstance(data[0], str) else data[0]
-    return np.frombuffer(raw, dtype, 1)[0]
-
-
-def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """What `numpy._core.numeric._frombuffer` is called for (pickle protocol 5)."""
-    return np.frombuffer(raw, dtype).reshape(shape, order=order)
+    return np.frombuffer(raw, dtype.made, 1)[0]
 
 
 def _admitted() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): _NDARRAY,
-        ("numpy", "dtype"): np.dtype,
+        ("numpy", "ndarray"): NDARRAY,
+        ("numpy", "dtype"): _Dtype,
         ("_codecs", "encode"): codecs.encode,
         ("collections", "OrderedDict"): collections.OrderedDict,
     }
-    for core in ("numpy.core", "numpy._core"):
-        names[core + ".multiarray", "_reconstruct"] = _empty_array
+    for core in NUMPY_CORES:
+        names[core + ".multiarray", "_reconstruct"] = _reconstruct
         names[core + ".multiarray", "scalar"] = _scalar
-        names[core + ".numeric", "_frombuffer"] = _from_buffer
+        names[core + ".numeric", "_frombuffer"] = _array
     for builtins in ("builtins", "__builtin__"):
-        names |= {(builtins, kind.__name__): kind for kind in (set, frozenset, bytearray)}
+        names |= {(builtins, kind.__name__): kind for kind in (set, frozenset, bytearray, bytes)}
     return names
 
 
 _ADMITTED = _admitted()
 
 
-class _Unpickler(pickle.Unpickler):
+class SafeUnpickler(pickle.Unpickler):
+    """Looks up nothing: names are mapped by the table above or refused with a `DataError`."""
+
     def __init__(self, file: io.BufferedIOBase, name: str):
+        """Reads from `file`, which messages call `name`; Python 2 strings are latin-1."""
         super().__init__(file, encoding="latin1")
         self._name = name
 
     def find_class(self, module: str, name: str) -> Any:
+        """The function that stands for a name of the stream."""
         if (module, name) in _ADMITTED:
             return _ADMITTED[module, name]
         raise DataError(
@@ -75,6 +148,33 @@ class _Unpickler(pickle.Unpickler):
             "text and plain containers only; nothing of it was run. If you trust the file, load "
             "it where it was made and save it again as plain arrays"
         )
+
+    def content(self) -> Any:
+        """What the stream holds, with arrays in place of what stood for them."""
+        return _resolved(self.load(), set())
+
+
+def _resolved(value: Any, seen: set[int]) -> Any:
+    # Most of a long list; asked first, since asking for a protocol takes long.
+    if isinstance(value, str | bytes | int | float):
+        return value
+    if isinstance(value, _Array | _Dtype):
+        return _resolved(value.made, seen)
+    if isinstance(value, Payload):
+        return value.load()
+    if isinstance(value, tuple):
+        return tuple(_resolved(entry, seen) for entry in value)
+    if isinstance(value, dict | list) and id(value) not in seen:
+        seen.add(id(value))
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            value[key] = _resolved(entry, seen)
+    elif isinstance(value, np.ndarray) and value.dtype == object and id(value) not in seen:
+        seen.add(id(value))
+        # With one more axis, the entry of an array without any can be set as well.
+        entries = value[None]
+        for index in np.ndindex(entries.shape):
+            entries[index] = _resolved(entries[index], seen)
+    return value
 
 
 def load_pickle(file: io.BufferedIOBase, name: str) -> Any:
@@ -87,7 +187,7 @@ def load_pickle(file: io.BufferedIOBase, name: str) -> Any:
     Raises:
         DataError: the pickle names anything else, is truncated, or is not a pickle.
     """
-    return _explained(lambda: _Unpickler(file, name).load(), name, "a complete pickle")
+    return explained(lambda: SafeUnpickler(file, name).content(), name, "a complete pickle")
 
 
 def load_npy_object(path: str | os.PathLike) -> np.ndarray:
@@ -106,7 +206,7 @@ def load_npy_object(path: str | os.PathLike) -> np.ndarray:
     if not os.path.isfile(name):
         raise DataError(f"{name}: no such file, expected an .npy of objects; check the path")
     with open(name, "rb") as file:
-        shape, dtype = _explained(lambda: _header(file), name, "an .npy header")
+        shape, dtype = explained(lambda: _header(file), name, "an .npy header")
         if not dtype.hasobject or dtype != np.dtype(object):
             raise DataError(
                 f"{name}: found dtype {dtype}, expected object; read it with np.load instead"
@@ -128,16 +228,3 @@ def _header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
         raise ValueError(f"version {version} of the format, which objects are not saved in")
     shape, _, dtype = read[version](file)
     return shape, dtype
-
-
-def _explained(read: Callable[[], Any], name: str, expected: str) -> Any:
-    try:
-        return read()
-    except DataError:
-        raise
-    # A damaged stream can make the machinery fail in any way; all of them mean the same here.
-    except Exception as error:
-        raise DataError(
-            f"{name}: found {type(error).__name__} ({error}), expected {expected}; the file is "
-            "damaged, truncated or of another kind: get it again"
-        ) from error

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from sft_jax.config import DataConfig
 from sft_jax.data.builders import BUILDERS, SourceBuilder
 from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Record
+from sft_jax.data_config import DataConfig
 from sft_jax.types import DataError
 
 # Decoding a record takes longer than a small model takes to train on it.
@@ -68,6 +68,7 @@ class Source:
         """Opens the files in `directory`."""
         self._reader, self.info = _open(directory)
         self._split = functools.cache(self._read_split)
+        self._columns = functools.cache(self._read_columns)
 
     def split(self, name: str) -> Sequence[Record]:
         """Records of `train`, `valid` or `test`, in the order they were written.
@@ -88,11 +89,23 @@ class Source:
 
     def ids(self, split: str) -> list[str]:
         """Names of the records of a split, in order."""
-        return [record["id"] for record in self.split(split)]
+        return list(self._columns(split)["id"])
 
     def groups(self, split: str) -> list[str]:
         """Groups of the records of a split, in order."""
-        return [record["group"] for record in self.split(split)]
+        return list(self._columns(split)["group"])
+
+    def values(self, split: str) -> list[float]:
+        """Numbers behind the labels of a split, in order; NaN where classes have none."""
+        return list(self._columns(split)["value"])
+
+    def _read_columns(self, name: str) -> dict[str, list]:
+        # Together, since a large split is read from disk to get at any of them.
+        columns: dict[str, list] = {"id": [], "group": [], "value": []}
+        for record in self.split(name):
+            for key, values in columns.items():
+                values.append(record[key])
+        return columns
 
     def _read_split(self, name: str) -> Sequence[Record]:
         stored = self._reader.as_data_source(name)
@@ -122,6 +135,7 @@ def _decode(stored: dict) -> Record:
         inputs={name: np.asarray(value) for name, value in stored["inputs"].items()},
         mask={name: np.asarray(value) for name, value in stored["mask"].items()},
         label=int(stored["label"]),
+        value=float(stored["value"]),
         id=stored["id"].decode(),
         group=stored["group"].decode(),
     )

@@ -1,3 +1,8 @@
+import io
+import pickle
+import struct
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -44,3 +49,33 @@ def install_seglearn(tmp_path, monkeypatch):
 @pytest.fixture
 def watch():
     return watch_content()
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes the opcodes Python 2 wrote: `str` for text and bytes alike, and numpy's old names."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value):
+        raw = value.encode("latin1") if isinstance(value, str) else value
+        if self.proto == 0:
+            self.write(b"S" + repr(raw)[1:].encode("latin1") + b"\n")
+        elif len(raw) < 256:
+            self.write(b"U" + bytes([len(raw)]) + raw)
+        else:
+            self.write(b"T" + struct.pack("<i", len(raw)) + raw)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+@pytest.fixture
+def python2():
+    """Pickles as Python 2 did."""
+
+    def dump(content, protocol=2):
+        stream = io.BytesIO()
+        Python2Pickler(stream, protocol).dump(content)
+        return stream.getvalue().replace(b"numpy._core", b"numpy.core")
+
+    return dump

@@ -42,6 +42,7 @@ def make_records(count, seed=0):
                 "mask": {"a": steps, "w": words},
                 "label": i % 5,
                 "id": f"r{i}",
+                "value": i / 2,
                 "group": f"r{i}",
             }
         )
@@ -295,6 +296,7 @@ def test_evaluation_sees_every_record_once_in_order(count, batch_size):
     drawn = [i for batch in ids(batches) for i in batch]
     assert drawn == [*range(count), *[-1] * (len(drawn) - count)]
     for batch in batches:
+        assert set(batch) == {"inputs", "mask", "label", "weight", "id"}
         assert batch["label"].shape == (batch_size,)
         np.testing.assert_array_equal(batch["weight"], batch["id"] >= 0)
         np.testing.assert_array_equal(batch["label"], np.maximum(batch["id"], 0) % 5)

@@ -1,4 +1,7 @@
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 import sft_jax.prepare
-from sft_jax.config import ArraysOptions, DataConfig
 from sft_jax.data.sources import prepare
+from sft_jax.data_config import ArraysOptions, DataConfig
 
 CONFIG = """
-from sft_jax.config import Config, DataConfig, SyntheticOptions
+from sft_jax.config import Config
+from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.config_io import config_dict
 
 def get_config():
@@ -19,8 +23,8 @@ def get_config():
 """
 
 
-def run(tmp_path, *overrides):
-    (tmp_path / "x.py").write_text(CONFIG)
+def run(tmp_path, *overrides, config=CONFIG):
+    (tmp_path / "x.py").write_text(config)
     root = Path(sft_jax.prepare.__file__).parents[1]
     return subprocess.run(
         [sys.executable, "-m", "sft_jax.prepare", f"--config={tmp_path / 'x.py'}", *overrides],
@@ -70,3 +74,56 @@ def test_repairs_groups_and_tokens_are_told(tmp_path):
     assert "1 groups; split over 1: " in text
     assert "repaired     video: values that were not finite, set to 0: 1" in text
     assert info.source_sha256 in text
+
+
+FAKE_CONFIG = """
+from sft_jax.config import Config
+from sft_jax.config_io import config_dict
+from sft_jax.data_config import DataConfig, MultPickleOptions
+
+def get_config():
+    options = MultPickleOptions(path="files/mosi_data_noalign.pkl")
+    return config_dict(Config(data=DataConfig(source="mult_pickle", options=options)))
+"""
+
+
+def test_synthetic_files_are_written_and_prepared_by_one_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--fake=mosi", "--fake_dir=files", "--fake_size=5", "--config.data.data_dir=d"]
+    done = run(tmp_path, *flags, config=FAKE_CONFIG)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"synthetic    {tmp_path}/files/mosi_data_noalign.pkl (")
+    assert "values       -3, -2, -1, 0, 1, 2, 3" in lines
+    assert any(line.startswith("train        5 records: -3 ") for line in lines)
+    assert "repaired     audio: -inf set to 0: 4" in lines
+
+
+def test_many_classes_are_told_together(tmp_path):
+    label = np.repeat(np.arange(21), 2)
+    np.savez(tmp_path / "x.npz", a=np.ones((42, 2, 3)), label=np.append(label[:-1], 0))
+    options = ArraysOptions(path=str(tmp_path / "x.npz"), valid_fraction=0.0, test_fraction=0.0)
+    info = prepare(DataConfig(source="arrays", options=options, data_dir=str(tmp_path / "d")))
+    text = sft_jax.prepare.describe(info)
+    assert "train        42 records: 21 classes of 1 to 3 records" in text
+
+
+def test_the_page_on_data_shows_what_the_command_prints(tmp_path):
+    root = Path(sft_jax.prepare.__file__).parents[1]
+    page = (root / "docs" / "data.md").read_text()
+    command, *shown = page.split("```console\n$ ")[1].split("\n```")[0].splitlines()
+    shutil.copytree(root / "configs", tmp_path / "configs")
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert len(printed) == len(shown)
+    for line, pattern in zip(printed, shown, strict=True):
+        parts = map(re.escape, pattern.split("..."))
+        assert re.fullmatch(".*".join(parts), line)

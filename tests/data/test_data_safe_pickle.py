@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from sft_jax.data.mapped_pickle import map_pickle
 from sft_jax.data.safe_pickle import load_npy_object, load_pickle
 from sft_jax.types import DataError
 
@@ -31,6 +32,10 @@ CONTENT = {
     "text": "é",
     "bytes": b"\x00\xff",
     "fortran": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)),
+    "parts": np.array([((1.0, 2.0),)], dtype=[("p", ">f4", (2,))]),
+    "texts": np.array([b"a\x00", b"bcd"]),
+    "flags": np.array([[True, False]]),
+    "empty": np.zeros((0, 3)),
     "record": np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
 }
 
@@ -108,6 +113,21 @@ def test_array_class_cannot_be_called_with_a_buffer():
     object_scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(VO8\ntRC\x08AAAAAAAAtR."
     with pytest.raises(DataError, match="scalar may not"):
         load_pickle(io.BytesIO(object_scalar), "x")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("size", [4, 5000])
+def test_a_dtype_that_hides_its_objects_is_refused(tmp_path, protocol, size):
+    # Its state says that it holds none; numpy would take the bytes for pointers.
+    for content in (np.zeros(size), np.float64(0)):
+        stream = pickle.dumps(content, protocol=protocol)
+        forged = stream.replace(b"f8", b"O8")
+        assert forged != stream
+        with pytest.raises(DataError, match="damaged"):
+            load_pickle(io.BytesIO(forged), "x")
+        (tmp_path / "x.pkl").write_bytes(forged)
+        with pytest.raises(DataError, match="damaged"):
+            map_pickle(tmp_path / "x.pkl")
 
 
 def test_every_truncation_is_a_data_error(tmp_path):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import sft_jax.data.sources
-from sft_jax.config import DataConfig, SyntheticOptions
 from sft_jax.data.builders import base, synthetic
 from sft_jax.data.records import DataInfo
 from sft_jax.data.sources import Source, open_source, prepare
+from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.types import DataError
 
 OPTIONS = SyntheticOptions(
@@ -35,6 +35,8 @@ def test_metadata_survives_reopening(tmp_path):
         ("m1", 6, 2, "feature"),
     ]
     assert info.num_records == {"train": 30, "valid": 7, "test": 0}
+    assert info.class_values == ()
+    assert np.isnan(source.values("valid")).tolist() == [True] * 7
     assert info.options["noise"] == 0.5
     assert info.options["lengths"] == [8, 6]
     assert len(info.fingerprint) == 64
@@ -175,7 +177,7 @@ def test_an_exception_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
 SCRIPT = """
 import os, signal, sys
-from sft_jax.config import DataConfig, SyntheticOptions
+from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.data.builders import synthetic
 from sft_jax.data.sources import open_source
 real = synthetic.sample
@@ -211,7 +213,7 @@ def test_a_killed_preparation_does_not_open_and_is_made_good(tmp_path):
     assert killed.returncode == -signal.SIGKILL
     left = list((tmp_path / "d").rglob("*array_record*"))
     assert left  # it did write something
-    assert not list((tmp_path / "d").rglob("1.0.0"))
+    assert not list((tmp_path / "d").rglob(str(base.SourceBuilder.VERSION)))
     good = run(tmp_path, "finish")
     assert good.returncode == 0, good.stderr
     # Quiet, TensorFlow-free and without a warning.

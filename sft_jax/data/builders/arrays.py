@@ -6,15 +6,15 @@ import hashlib
 import numpy as np
 from jaxtyping import Int
 
-from sft_jax.config import ArraysOptions
 from sft_jax.data.arrays import ArrayTable, read_arrays, source_files
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
 from sft_jax.data.records import Contents, LazyRecords, Record
+from sft_jax.data_config import ArraysOptions
 from sft_jax.types import DataError
 
 
 class Arrays(SourceBuilder, skip_registration=True):
-    """Samples from an `.npz` file or a directory of `.npy`; see `sft_jax.config.ArraysOptions`."""
+    """Samples of `.npz` files or directories of `.npy`; see `sft_jax.data_config.ArraysOptions`."""
 
     options: ArraysOptions
 

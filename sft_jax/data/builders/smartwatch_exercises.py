@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sft_jax.config import SmartwatchOptions
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
 from sft_jax.data.records import (
     Contents,
@@ -18,6 +18,7 @@ from sft_jax.data.records import (
     fixed_length,
 )
 from sft_jax.data.safe_pickle import load_npy_object
+from sft_jax.data_config import SmartwatchOptions
 from sft_jax.types import DataError
 
 KEYS = ("X", "y", "subject", "side", "X_labels", "y_labels")
@@ -181,6 +182,7 @@ def _window(cuts: list[tuple[Recording, int]], window: int, index: int) -> Recor
         inputs={"accelerometer": samples[:, :3], "gyroscope": samples[:, 3:]},
         mask={"accelerometer": mask, "gyroscope": mask},
         label=recording.label,
+        value=math.nan,
         id=f"{recording.name}_t{start:05d}",
         group=recording.name,
     )

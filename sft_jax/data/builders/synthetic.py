@@ -6,9 +6,9 @@ import math
 import numpy as np
 from jaxtyping import Float32
 
-from sft_jax.config import SyntheticOptions
 from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import SPLITS, Contents, LazyRecords, ModalityInfo, Record, fixed_length
+from sft_jax.data_config import SyntheticOptions
 
 # Leads every key of the class motifs, so that they share no stream with the samples.
 _MOTIFS = 3
@@ -65,7 +65,7 @@ def sample(options: SyntheticOptions, split: int, index: int) -> Record:
         real = np.full(steps, present[i])
         inputs[f"m{i}"], mask[f"m{i}"] = fixed_length(values, real, length)
     name = f"{SPLITS[split]}{index:06d}"
-    return Record(inputs=inputs, mask=mask, label=label, id=name, group=name)
+    return Record(inputs=inputs, mask=mask, label=label, value=math.nan, id=name, group=name)
 
 
 def motif_index(options: SyntheticOptions, modality: int, label: int) -> int:

@@ -1,0 +1,30 @@
+"""IEMOCAP, unaligned, as processed for MulT (arXiv 1906.00295): one emotion against the rest.
+
+    python -m sft_jax.train --config=configs/iemocap.py --workdir=runs/iemocap
+
+Needs `data/iemocap_data_noalign.pkl`; docs/data.md says where it comes from, and
+`python -m sft_jax.prepare --fake=iemocap` writes a synthetic one to try the steps with. Modalities,
+lengths and classes are taken from the file; every modality is pooled to an eighth of its tokens.
+Other emotions: `--config.data.options.emotion=sad` (or neutral, angry). Not tuned: no score is
+claimed.
+"""
+
+from sft_jax.config import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
+from sft_jax.config_io import config_dict
+from sft_jax.data_config import DataConfig, MultPickleOptions
+
+
+def get_config():
+    return config_dict(
+        Config(
+            model=ModelConfig(
+                preset="modern", embed_dim=64, num_heads=4, num_pre_layers=1, num_post_layers=2
+            ),
+            data=DataConfig(
+                source="mult_pickle",
+                options=MultPickleOptions(path="data/iemocap_data_noalign.pkl", emotion="happy"),
+            ),
+            optimizer=OptimizerConfig(schedule="cosine", weight_decay=0.01),
+            train=TrainConfig(duration=Duration(20.0, "epochs"), batch_size=32),
+        )
+    )

@@ -1,0 +1,246 @@
+"""Synthetic files in the layouts of the public data sets, to try every step without the data.
+
+Names, keys, shapes, types, padding and flaws are those of the real files (docs/data.md); the
+features are noise around a direction that belongs to the class, so that a model can learn them.
+"""
+
+import dataclasses
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from jaxtyping import Float32
+
+from sft_jax.data.records import SPLITS
+from sft_jax.types import ConfigError
+
+Shapes = Mapping[str, tuple[int, int]]
+_EMOTIONS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fake:
+    """A data set that can be imitated.
+
+    Attributes:
+        config: the configuration that reads it.
+        files: names of its files, by the option that takes their path.
+        shapes: time steps and features of each modality.
+        size: training samples unless told otherwise.
+        num_classes: classes there must be samples of.
+        write: writes the files, given their paths, this, the number of training samples, the
+            shapes, and a generator.
+    """
+
+    config: str
+    files: dict[str, str]
+    shapes: Shapes
+    size: int
+    num_classes: int
+    write: Callable[[list[Path], "Fake", int, Shapes, np.random.Generator], None]
+
+
+def write_fake(
+    kind: str, directory: Path, size: int = 0, seed: int = 0, shapes: Shapes | None = None
+) -> list[Path]:
+    """Writes the files of an imitated data set.
+
+    Args:
+        kind: key of `FAKES`.
+        directory: made if it is not there.
+        size: training samples, 0 for the set's own default; the other splits are in proportion.
+        seed: everything is drawn from it.
+        shapes: time steps and features by modality, where they are not to be the true ones.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: fewer training samples than classes, or a file is there already.
+    """
+    fake = FAKES[kind]
+    size = size or fake.size
+    if size < fake.num_classes:
+        raise ConfigError(
+            f"fake_size: given {size} for {kind}, expected at least {fake.num_classes}, one for "
+            "each class; raise it"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / name for name in fake.files.values()]
+    for path in paths:
+        # It may be the real one, which is large and hard to come by.
+        if path.exists():
+            raise ConfigError(
+                f"fake_dir: given {directory}, where {path.name} is already, expected a folder "
+                "without it; choose another, or remove the file"
+            )
+    fake.write(paths, fake, size, {**fake.shapes, **(shapes or {})}, np.random.default_rng(seed))
+    return paths
+
+
+def describe_files(paths: Sequence[Path]) -> str:
+    """Where the files are, and how large."""
+    return "\n".join(f"synthetic    {p} ({p.stat().st_size / 1e6:.0f} MB)" for p in paths)
+
+
+def next_command(kind: str, paths: Sequence[Path]) -> str:
+    """The command that prepares the files."""
+    options = [
+        f"--config.data.options.{option}={path}"
+        for option, path in zip(FAKES[kind].files, paths, strict=True)
+    ]
+    command = ["python -m sft_jax.prepare", f"--config=configs/{FAKES[kind].config}.py", *options]
+    return " \\\n    ".join(command)
+
+
+def _vggsound(
+    paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
+) -> None:
+    directions = {m: rng.normal(size=(fake.num_classes, f)) for m, (_, f) in shapes.items()}
+    for path, count in zip(paths, (size, -(-size // 3)), strict=True):
+        label = rng.permutation(np.arange(count) % fake.num_classes)
+        names = [f"sound {c:03d}".encode() for c in label]
+        with h5py.File(path, "w") as file:
+            file["class_name"] = np.array(names)
+            for m, shape in shapes.items():
+                dataset = file.create_dataset(m, (count, *shape), "f4")
+                for row, c in enumerate(label):
+                    dataset[row] = _noise(rng, shape, directions[m][c])
+
+
+def _mult_sentiment(
+    paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
+) -> None:
+    directions = {m: rng.normal(size=f) for m, (_, f) in shapes.items()}
+    splits = {}
+    for split, count in _sizes(size).items():
+        value = rng.integers(-9, 10, count) / 3
+        splits[split] = _left_padded(rng, shapes, directions, value[:, None] / 3)
+        splits[split]["labels"] = value.astype(np.float32).reshape(count, 1, 1)
+        # As in CMU-MOSI: video, start and end.
+        names = [(f"{split}{i // 4:05d}", f"{i % 4}.5", f"{i % 4 + 1}.25") for i in range(count)]
+        splits[split]["id"] = np.array(names, dtype="S")
+    _dump(paths[0], splits)
+
+
+def _mult_emotion(
+    paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
+) -> None:
+    directions = {m: rng.normal(size=(_EMOTIONS, f)) for m, (_, f) in shapes.items()}
+    splits = {}
+    for split, count in _sizes(size).items():
+        shown = rng.integers(0, 2, (count, _EMOTIONS))
+        splits[split] = _left_padded(rng, shapes, directions, shown)
+        splits[split]["labels"] = np.eye(2, dtype=np.int64)[shown]
+    _dump(paths[0], splits)
+
+
+def _mmsa(
+    paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
+) -> None:
+    directions = {m: rng.normal(size=f) for m, (_, f) in shapes.items()}
+    splits = {}
+    for split, count in _sizes(size).items():
+        value = rng.integers(-9, 10, count) / 3
+        entries: dict[str, Any] = {}
+        for m, (steps, width) in shapes.items():
+            length = rng.integers(max(1, steps // 4), steps + 1, count)
+            entries[m] = np.zeros((count, steps, width), np.float32)
+            for row, real in enumerate(length):
+                offset = directions[m] * value[row] / 3
+                entries[m][row, :real] = _noise(rng, (int(real), width), offset)
+            if m != "text":
+                entries[f"{m}_lengths"] = length.tolist()
+            else:
+                attended = np.arange(steps) < length[:, None]
+                ids = np.where(attended, 100, 0)
+                entries["text_bert"] = np.stack([ids, attended, 0 * ids], axis=1).astype(np.float32)
+        entries["raw_text"] = [f"sentence {i}" for i in range(count)]
+        entries["id"] = [f"{split}{i // 4:05d}$_${i % 4}" for i in range(count)]
+        entries["regression_labels"] = value.astype(np.float32)
+        entries["classification_labels"] = np.sign(value) + 1
+        splits[split] = entries
+    _dump(paths[0], splits)
+
+
+def _sizes(size: int) -> dict[str, int]:
+    return dict(zip(SPLITS, (size, -(-size // 4), -(-size // 4)), strict=True))
+
+
+def _left_padded(
+    rng: np.random.Generator, shapes: Shapes, directions: dict[str, Any], weights: np.ndarray
+) -> dict[str, Any]:
+    """Features `[n, t, f]`, zero in front, with `weights [n, e]` over `directions [e, f]`."""
+    entries: dict[str, Any] = {}
+    for m, (steps, width) in shapes.items():
+        values = np.zeros((len(weights), steps, width), np.float32)
+        for row, weight in enumerate(weights):
+            real = int(rng.integers(max(1, steps // 4), steps + 1))
+            offset = weight @ np.atleast_2d(directions[m])
+            values[row, steps - real :] = _noise(rng, (real, width), offset)
+            # Silence has a logarithm of minus infinity.
+            if m == "audio" and row % 4 == 0:
+                values[row, -1, rng.integers(width)] = -np.inf
+        entries[m] = values
+    return entries
+
+
+def _noise(
+    rng: np.random.Generator, shape: tuple[int, int], offset: np.ndarray
+) -> Float32[np.ndarray, "t f"]:
+    return rng.standard_normal(shape, np.float32) + offset.astype(np.float32)
+
+
+def _dump(path: Path, splits: dict[str, Any]) -> None:
+    with open(path, "wb") as file:
+        pickle.dump(splits, file, protocol=4)
+
+
+def _pickled(config: str, name: str, write: Callable[..., None], **shapes: tuple[int, int]) -> Fake:
+    return Fake(
+        config=config, files={"path": name}, shapes=shapes, size=64, num_classes=1, write=write
+    )
+
+
+def _hdf5(config: str, prefix: str, num_classes: int, size: int) -> Fake:
+    return Fake(
+        config=config,
+        files={"train_path": f"{prefix}_train.h5py", "test_path": f"{prefix}_test.h5py"},
+        shapes={"rgb": (38, 1024), "spect": (1200, 128), "flow": (38, 1024)},
+        size=size,
+        num_classes=num_classes,
+        write=_vggsound,
+    )
+
+
+FAKES = {
+    "vggsound10": _hdf5("vggsound10", "vgg", 10, 60),
+    "vggsound100": _hdf5("vggsound100", "vgg100", 100, 200),
+    "mosei": _pickled(
+        *("mosei", "mosei_senti_data_noalign.pkl", _mult_sentiment),
+        vision=(500, 35),
+        audio=(500, 74),
+        text=(50, 300),
+    ),
+    "mosi": _pickled(
+        *("mosi", "mosi_data_noalign.pkl", _mult_sentiment),
+        vision=(500, 20),
+        audio=(375, 5),
+        text=(50, 300),
+    ),
+    "iemocap": _pickled(
+        *("iemocap", "iemocap_data_noalign.pkl", _mult_emotion),
+        vision=(500, 35),
+        audio=(400, 74),
+        text=(20, 300),
+    ),
+    "mmsa": _pickled(
+        *("mmsa", "unaligned_50.pkl", _mmsa),
+        vision=(500, 20),
+        audio=(375, 5),
+        text=(50, 768),
+    ),
+}

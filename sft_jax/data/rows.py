@@ -1,0 +1,154 @@
+"""Arrays that are read a few rows at a time, wherever they lie."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float32, Num
+
+# How much of an array is looked at together when all of it is looked at once.
+CHUNK_BYTES = 32 << 20
+
+_KINDS = {"-inf": np.isneginf, "inf": np.isposinf, "NaN": np.isnan}
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """What is needed of an array `[n, ...]`: numpy's, HDF5's, and those below have it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: int | slice) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FileArray:
+    """An array that stays in its file; indexing reads the rows asked for.
+
+    The file is mapped anew each time, so that pages once read do not count as the process's own.
+
+    Attributes:
+        path: the file.
+        offset: where the values start, in bytes.
+        dtype: of the values.
+        shape: of the array.
+        order: `C` or `F`, how values follow each other in the file.
+    """
+
+    path: str
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    order: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | slice) -> np.ndarray:
+        """A copy of these rows."""
+        return np.array(
+            np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[rows]
+        )
+
+
+class ListArray:
+    """A list of arrays of one shape and type, seen as one array."""
+
+    def __init__(self, items: list[Rows]):
+        """Wraps `items`, of which there is at least one; they are not copied."""
+        self._items = items
+        self.shape = (len(items), *items[0].shape)
+        self.dtype = items[0].dtype
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, rows: int | slice) -> np.ndarray:
+        """A copy of these rows."""
+        if isinstance(rows, slice):
+            return np.stack([item[:] for item in self._items[rows]])
+        return np.array(self._items[rows][:])
+
+
+def as_rows(value: Any) -> Rows | None:
+    """An array, or a list that makes one, to be read by rows; None of anything else."""
+    if isinstance(value, list | tuple):
+        arrays = [item for item in value if isinstance(item, np.ndarray | FileArray)]
+        if arrays and len(arrays) == len(value):
+            same = {(item.shape, item.dtype) for item in arrays}
+            return ListArray(arrays) if len(same) == 1 and arrays[0].shape else None
+        try:
+            return np.asarray(value)
+        # Nested lists of several lengths.
+        except ValueError:
+            return None
+    return value if isinstance(value, np.ndarray | FileArray) else None
+
+
+def chunks(rows: Rows) -> Iterator[slice]:
+    """Slices that cover all rows, each of at most `CHUNK_BYTES` or one row."""
+    row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
+    step = max(1, CHUNK_BYTES // max(row_bytes, 1))
+    return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
+
+
+def clean(
+    values: Num[np.ndarray, "*n t f"], mask: Bool[np.ndarray, "*n t"] | None = None
+) -> tuple[Float32[np.ndarray, "*n t f"], dict[str, int]]:
+    """A float32 copy with 0 for every value that is not finite.
+
+    Args:
+        values: numbers of any type; a float64 beyond float32 counts as an infinity.
+        mask: steps whose values are counted; all where None.
+
+    Returns:
+        The copy, and how many `-inf`, `inf` and `NaN` there were; kinds without any are left out.
+    """
+    with np.errstate(over="ignore"):
+        cleaned = values.astype(np.float32)
+    bad = ~np.isfinite(cleaned)
+    if not bad.any():
+        return cleaned, {}
+    counted = bad if mask is None else bad & mask[..., None]
+    counts = {kind: int(np.count_nonzero(test(cleaned[counted]))) for kind, test in _KINDS.items()}
+    cleaned[bad] = 0
+    return cleaned, {kind: count for kind, count in counts.items() if count}
+
+
+def describe(value: Any) -> str:
+    """Type and shape of what was found, for messages."""
+    if isinstance(value, list | tuple):
+        inner = {describe(item) for item in value}
+        some = sorted(inner)[0] if inner else "nothing"
+        return f"a {type(value).__name__} of {len(value)}, of {some}" + (
+            " and others" if len(inner) > 1 else ""
+        )
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def text(value: Any) -> str:
+    """A part of a name; bytes are UTF-8, or else Latin-1."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.decode("latin1")
+    return str(value)
+
+
+def absolute(path: str | os.PathLike) -> str:
+    """`path` in full, so that it holds when the working directory changes."""
+    return os.path.abspath(path)

@@ -1,0 +1,160 @@
+import h5py
+import numpy as np
+import pytest
+
+from sft_jax.data.fake import FAKES, describe_files, next_command, write_fake
+from sft_jax.data.mapped_pickle import map_pickle
+from sft_jax.data.sources import open_source
+from sft_jax.data_config import OPTIONS, DataConfig
+from sft_jax.types import ConfigError
+
+SOURCES = {
+    "vggsound10": "vggsound_hdf5",
+    "vggsound100": "vggsound_hdf5",
+    "mosei": "mult_pickle",
+    "mosi": "mult_pickle",
+    "iemocap": "mult_pickle",
+    "mmsa": "mmsa_pickle",
+}
+# The true widths, and lengths that are quick.
+SHORT = {
+    kind: {m: (4, width) for m, (_, width) in fake.shapes.items()} for kind, fake in FAKES.items()
+}
+MULT_SIZE = 160
+
+
+def opened(tmp_path, kind, size=MULT_SIZE):
+    paths = write_fake(kind, tmp_path, size, 0, SHORT[kind])
+    given = dict(zip(FAKES[kind].files, map(str, paths), strict=True))
+    options = OPTIONS[SOURCES[kind]](**given)
+    config = DataConfig(source=SOURCES[kind], options=options, data_dir=str(tmp_path / "d"))
+    return open_source(config)
+
+
+def features(source, split):
+    """Means over real steps of all modalities, `[n, f]`, and a column of ones."""
+    rows = [
+        np.concatenate([r["inputs"][m][r["mask"][m]].mean(0) for m in r["inputs"]])
+        for r in source.split(split)
+    ]
+    return np.column_stack([rows, np.ones(len(rows))])
+
+
+def labels(source, split):
+    return np.array([record["label"] for record in source.split(split)])
+
+
+@pytest.mark.parametrize("kind", ["mosei", "mosi", "mmsa"])
+def test_sentiment_can_be_learned_from_one_split_and_told_in_another(tmp_path, kind):
+    source = opened(tmp_path, kind)
+    assert source.info.num_records == {"train": 160, "valid": 40, "test": 40}
+    train = features(source, "train")
+    ridge = train.T @ train + 10 * np.eye(train.shape[1])
+    weights = np.linalg.solve(ridge, train.T @ np.array(source.values("train")))
+    predicted = features(source, "test") @ weights
+    assert np.corrcoef(predicted, source.values("test"))[0, 1] > 0.9
+    assert len(set(labels(source, "train"))) == 7
+    assert len(source.info.groups["train"]) == 40
+
+
+def test_emotions_and_sounds_can_be_learned(tmp_path):
+    for kind, size, least in (("iemocap", 160, 0.9), ("vggsound10", 60, 0.9)):
+        source = opened(tmp_path, kind, size)
+        train, test = features(source, "train"), features(source, "test")
+        known = labels(source, "train")
+        centre = np.array([train[known == c].mean(0) for c in range(source.info.num_classes)])
+        nearest = ((test[:, None] - centre) ** 2).sum(2).argmin(1)
+        assert (nearest == labels(source, "test")).mean() >= least
+
+
+@pytest.mark.parametrize("kind", FAKES)
+def test_the_true_shapes_stand_in_the_table(kind):
+    """Lengths and widths of the files' makers, of SFT's paper for VGGSound and MOSEI."""
+    vgg = {"rgb": (38, 1024), "spect": (1200, 128), "flow": (38, 1024)}
+    mosi = {"vision": (500, 20), "audio": (375, 5)}
+    expected = {
+        "vggsound10": vgg,
+        "vggsound100": vgg,
+        "mosei": {"vision": (500, 35), "audio": (500, 74), "text": (50, 300)},
+        "mosi": {**mosi, "text": (50, 300)},
+        "iemocap": {"vision": (500, 35), "audio": (400, 74), "text": (20, 300)},
+        "mmsa": {**mosi, "text": (50, 768)},
+    }
+    assert FAKES[kind].shapes == expected[kind]
+
+
+def test_layouts_and_flaws_of_the_files(tmp_path):
+    (path,) = write_fake("mosei", tmp_path, 8)
+    assert path.name == "mosei_senti_data_noalign.pkl"
+    train = map_pickle(path)["train"]
+    assert train["audio"].shape == (8, 500, 74)
+    assert train["labels"].shape == (8, 1, 1)
+    assert np.asarray(train["id"]).shape == (8, 3)
+    assert np.asarray(train["id"]).dtype.kind == "S"
+    audio = train["audio"][:]
+    assert np.isneginf(audio).sum() == 2
+    real = audio.any(2)
+    # Left-padded: once real, always real.
+    assert (np.diff(real.astype(int), axis=1) >= 0).all()
+    assert not real.all()
+
+    (path,) = write_fake("mmsa", tmp_path, 8)
+    assert path.name == "unaligned_50.pkl"
+    train = map_pickle(path)["train"]
+    assert isinstance(train["audio_lengths"], list)
+    real = train["audio"][:].any(2)
+    np.testing.assert_array_equal(real, np.arange(375) < np.array(train["audio_lengths"])[:, None])
+
+    (path,) = write_fake("iemocap", tmp_path, 8)
+    assert path.name == "iemocap_data_noalign.pkl"
+    train = map_pickle(path)["train"]
+    assert train["labels"].shape == (8, 4, 2)
+    assert "id" not in train
+
+    paths = write_fake("vggsound10", tmp_path, 10)
+    assert [path.name for path in paths] == ["vgg_train.h5py", "vgg_test.h5py"]
+    with h5py.File(paths[0]) as file:
+        assert file["spect"].shape == (10, 1200, 128)
+        assert file["class_name"].dtype.kind == "S"
+        assert len(set(file["class_name"])) == 10
+
+
+def test_the_seed_decides(tmp_path):
+    def written(folder, seed):
+        (path,) = write_fake("mosi", tmp_path / folder, 6, seed, SHORT["mosi"])
+        return path.read_bytes()
+
+    first = written("a", 1)
+    assert first == written("b", 1)
+    assert first != written("c", 2)
+
+
+def test_every_class_needs_a_sample(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"given 99 for vggsound100, expected at least 100, .*; r"
+    ):
+        write_fake("vggsound100", tmp_path, 99)
+
+
+def test_files_are_never_written_over(tmp_path):
+    (tmp_path / "vgg_test.h5py").write_text("the real one")
+    with pytest.raises(ConfigError, match=r"where vgg_test\.h5py is already, .*; choose another"):
+        write_fake("vggsound10", tmp_path, 10, 0, SHORT["vggsound10"])
+    assert (tmp_path / "vgg_test.h5py").read_text() == "the real one"
+    assert not (tmp_path / "vgg_train.h5py").exists()
+
+
+@pytest.mark.parametrize("kind", ["mosi", "vggsound100"])
+def test_files_and_the_next_command_are_told(tmp_path, kind):
+    paths = write_fake(kind, tmp_path, 100, 0, SHORT[kind])
+    lines = describe_files(paths).splitlines()
+    assert [line.split(" (")[0].split()[-1] for line in lines] == list(map(str, paths))
+    told = next_command(kind, paths).split(" \\\n    ")
+    assert told == [
+        "python -m sft_jax.prepare",
+        f"--config=configs/{FAKES[kind].config}.py",
+        *(
+            f"--config.data.options.{option}={path}"
+            for option, path in zip(FAKES[kind].files, paths, strict=True)
+        ),
+    ]
