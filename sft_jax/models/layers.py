@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sft_jax.config import BlockStyle, ModelConfig
 from sft_jax.models.attention import Attention, dot_product_attention
+from sft_jax.models.mixup import Mixer
+from sft_jax.models.sparse_attention import fixed_attention, fixed_attention_of
 
 Keys = Key[Array, " b"]  # one random key per sample, so that nothing depends on the device count
 _EPSILON = 1e-5
@@ -19,22 +22,35 @@ _EPSILON = 1e-5
 class BlockConfig:
     """What every block of a model is made with; hashable, so that modules can hold it."""
 
+    embed_dim: int
     num_heads: int
     style: BlockStyle
     dropout: float
     implementation: str
     dtype: jnp.dtype
+    attention: str = "dense"
+    stride: int = 32
+    expressivity: int = 8
 
     @classmethod
     def from_model(cls, config: ModelConfig) -> "BlockConfig":
         """The blocks' share of a `ModelConfig`."""
         return cls(
+            embed_dim=config.embed_dim,
             num_heads=config.num_heads,
             style=config.style,
             dropout=config.dropout,
             implementation=config.implementation,
             dtype=jnp.dtype(config.dtype),
+            attention=config.attention,
+            stride=config.stride,
+            expressivity=config.expressivity,
         )
+
+    @property
+    def dense(self) -> "BlockConfig":
+        """The same with dense attention, for sequences that are not one modality's tokens."""
+        return dataclasses.replace(self, attention="dense")
 
 
 def fold_in(keys: Keys | None, data: int | Int[Array, ""]) -> Keys | None:
@@ -81,28 +97,92 @@ class LayerNorm(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Projections around `dot_product_attention`, one packed kernel for query, key and value."""
+    """Projections around an attention, one packed kernel for query, key and value.
+
+    `config.attention` says which one: `dense`, or `fixed` for self-attention with CLS in front.
+    """
 
     config: BlockConfig
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b t d"],
-        key_mask: Bool[Array, "b t"],
-        query_weights: Float[Array, "b t"] | None = None,
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t"] | None]:
-        """Self-attention; returns its output and the keys' saliency (see `Attention`)."""
-        d, h, dtype = x.shape[-1], self.config.num_heads, self.config.dtype
+    def setup(self):
+        """Declares the projections."""
+        d, h = self.config.embed_dim, self.config.num_heads
         packed_init = nn.initializers.variance_scaling(
             1.0, "fan_avg", "uniform", in_axis=0, out_axis=(1, 2, 3)
         )
-        kernel = self.param("qkv_kernel", packed_init, (d, 3, h, d // h))
-        bias = self.param("qkv_bias", nn.initializers.zeros, (3, h, d // h))
-        # [b, t, d] x [d, 3, h, e] -> [3, b, t, h, e]
+        self.qkv_kernel = self.param("qkv_kernel", packed_init, (d, 3, h, d // h))
+        self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3, h, d // h))
+        self.out = nn.DenseGeneral(
+            d, axis=(-2, -1), dtype=self.config.dtype, kernel_init=_OUT_INIT, name="out"
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "b q d"],
+        key_mask: Bool[Array, "b k"],
+        query_weights: Float[Array, "b q"] | None = None,
+        context: Float[Array, "b k d"] | None = None,
+    ) -> tuple[Float[Array, "b q d"], Float[Array, "b k"] | None]:
+        """Attention from `x` to `context`, or to itself; returns also the keys' saliency."""
+        if context is None:
+            query, key, value = self._project(x, slice(0, 3))
+        else:
+            query, (key, value) = self._project(x, slice(0, 1))[0], self.keys_values(context)
+        if context is None and self.config.attention == "fixed":
+            attention = fixed_attention(
+                query,
+                key,
+                value,
+                key_mask=key_mask,
+                query_weights=query_weights,
+                **self._pattern(),
+            )
+        else:
+            attention = self._dense(query, key, value, key_mask, query_weights)
+        return self.out(attention.values), attention.saliency
+
+    def keys_values(self, x: Float[Array, "b k d"]) -> Float[Array, "2 b k h e"]:
+        """Keys and values of `x`, for the methods that take them ready."""
+        return self._project(x, slice(1, 3))
+
+    def of_cls(
+        self,
+        x: Float[Array, "b 1 d"],
+        keys_values: Float[Array, "2 b k h e"],
+        key_mask: Bool[Array, "b k"],
+    ) -> tuple[Float[Array, "b 1 d"], Float[Array, "b k"]]:
+        """CLS alone as query, which attends to everything, and its row of the map over heads."""
+        query = self._project(x, slice(0, 1))[0]
+        weights = jnp.ones(x.shape[:2], jnp.float32)
+        attention = self._dense(query, *keys_values, key_mask, weights)
+        return self.out(attention.values), attention.saliency
+
+    def of_tokens(
+        self,
+        x: Float[Array, "b q d"],
+        indices: Int[Array, "b q"],
+        keys_values: Float[Array, "2 b k h e"],
+        key_mask: Bool[Array, "b k"],
+    ) -> Float[Array, "b q d"]:
+        """The tokens at `indices` alone as queries (CLS has index 0 and is none of them)."""
+        query = self._project(x, slice(0, 1))[0]
+        if self.config.attention == "fixed":
+            values = fixed_attention_of(
+                query, indices, *keys_values, key_mask=key_mask, **self._pattern()
+            )
+        else:
+            values = self._dense(query, *keys_values, key_mask, None).values
+        return self.out(values)
+
+    def _project(self, x, parts):
+        dtype = self.config.dtype
+        kernel, bias = self.qkv_kernel[:, parts], self.qkv_bias[parts]
+        # [b, t, d] x [d, parts, h, e] -> [parts, b, t, h, e]
         packed = jnp.einsum("btd,dshe->sbthe", x, kernel.astype(dtype))
-        query, key, value = packed + bias.astype(dtype)[:, None, None]
-        attention: Attention = dot_product_attention(
+        return packed + bias.astype(dtype)[:, None, None]
+
+    def _dense(self, query, key, value, key_mask, query_weights) -> Attention:
+        return dot_product_attention(
             query,
             key,
             value,
@@ -110,10 +190,9 @@ class MultiHeadAttention(nn.Module):
             query_weights=query_weights,
             implementation=self.config.implementation,
         )
-        out = nn.DenseGeneral(d, axis=(-2, -1), dtype=dtype, kernel_init=_OUT_INIT, name="out")(
-            attention.values
-        )  # [b, t, h, e] -> [b, t, d]
-        return out, attention.saliency
+
+    def _pattern(self) -> dict[str, int]:
+        return {"stride": self.config.stride, "expressivity": self.config.expressivity}
 
 
 class AttentionResidual(nn.Module):
@@ -121,20 +200,58 @@ class AttentionResidual(nn.Module):
 
     config: BlockConfig
 
-    @nn.compact
+    def setup(self):
+        """Declares norm and attention."""
+        self.norm = LayerNorm(self.config.style.affine_attention_norm, name="norm")
+        self.attention = MultiHeadAttention(self.config, name="attention")
+
     def __call__(
         self,
-        z: Float[Array, "b t d"],
-        key_mask: Bool[Array, "b t"],
+        z: Float[Array, "b q d"],
+        key_mask: Bool[Array, "b k"],
         keys: Keys | None,
-        query_weights: Float[Array, "b t"] | None = None,
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t"] | None]:
-        """Returns the new tokens and, where asked for by `query_weights`, the saliency."""
-        normed = LayerNorm(self.config.style.affine_attention_norm, name="norm")(z)
-        update, saliency = MultiHeadAttention(self.config, name="attention")(
-            normed, key_mask, query_weights
-        )
+        query_weights: Float[Array, "b q"] | None = None,
+        context: Float[Array, "b k d"] | None = None,
+    ) -> tuple[Float[Array, "b q d"], Float[Array, "b k"] | None]:
+        """The new tokens and, where asked for by `query_weights`, the saliency of the keys.
+
+        Keys and values come from `context`, under the same norm, where it is given.
+        """
+        context = None if context is None else self.norm(context)
+        update, saliency = self.attention(self.norm(z), key_mask, query_weights, context)
         return z + dropout(update, self.config.dropout, keys), saliency
+
+    def of_chosen(
+        self,
+        z: Float[Array, "b tokens d"],
+        key_mask: Bool[Array, "b tokens"],
+        keys: Keys | None,
+        choose: Callable[[jax.Array], jax.Array],
+    ) -> tuple[Float[Array, "b slots d"], Int[Array, "b k"], Float[Array, "b tokens-1"]]:
+        """Updates CLS and the tokens chosen by its row of the map; the others are only keys.
+
+        Args:
+            z: tokens with CLS in front.
+            key_mask: true where a token is real.
+            keys: one random key a sample for dropout.
+            choose: from the CLS row (without CLS itself) to indices of tokens (without CLS).
+
+        Returns:
+            CLS and the chosen tokens after the update, their indices, and the CLS row.
+        """
+        normed = self.norm(z)
+        keys_values = self.attention.keys_values(normed)
+        cls_update, row = self.attention.of_cls(normed[:, :1], keys_values, key_mask)
+        row = row[:, 1:]
+        indices = choose(row)
+
+        def at(x):
+            return jnp.take_along_axis(x, indices[..., None] + 1, axis=1)
+
+        update = self.attention.of_tokens(at(normed), indices + 1, keys_values, key_mask)
+        update = jnp.concatenate([cls_update, update], axis=1)
+        kept = jnp.concatenate([z[:, :1], at(z)], axis=1)
+        return kept + dropout(update, self.config.dropout, keys), indices, row
 
 
 class MlpResidual(nn.Module):
@@ -176,20 +293,29 @@ class EncoderStack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "b t d"], key_mask: Bool[Array, "b t"], keys: Keys | None
-    ) -> Float[Array, "b t d"]:
-        """Returns the tokens after the last block."""
-        if self.depth == 0:
-            return z
-        layers = jnp.arange(self.depth)
+        self,
+        z: Float[Array, "b t d"],
+        key_mask: Bool[Array, "b t"],
+        keys: Keys | None,
+        mixer: Mixer | None = None,
+    ) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
+        """The tokens after the last block, and their mask, which `mixer` may have widened.
 
-        def body(block, z, layer):
-            return block(z, key_mask, fold_in(keys, layer)), None
+        `mixer` is called after every block with the block's position in the stack.
+        """
+        if self.depth == 0:
+            return z, key_mask
+
+        def body(block, carry, layer):
+            z, mask = carry
+            z = block(z, mask, fold_in(keys, layer))
+            return (z, mask) if mixer is None else mixer(z, mask, layer), None
 
         scan = nn.scan(
             body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
         )
-        return scan(EncoderBlock(self.config, name="block"), z, layers)[0]
+        block = EncoderBlock(self.config, name="block")
+        return scan(block, (z, key_mask), jnp.arange(self.depth))[0]
 
 
 def dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:

@@ -3,17 +3,33 @@
 import flax.linen as nn
 
 from sft_jax.config import Config
+from sft_jax.models.fusion import Concat, LateFusion, Unimodal
+from sft_jax.models.mbt import BottleneckTransformer
+from sft_jax.models.mult import CrossmodalTransformer
 from sft_jax.models.sft import SparseFusionTransformer
-from sft_jax.types import check_choice
+from sft_jax.types import ConfigError
 
-MODELS = {"sft": SparseFusionTransformer}
+MODELS = {
+    "sft": SparseFusionTransformer,
+    "unimodal": Unimodal,
+    "late": LateFusion,
+    "concat": Concat,
+    "mbt": BottleneckTransformer,
+    "mult": CrossmodalTransformer,
+}
 
 
 def build(config: Config) -> nn.Module:
     """The model that a resolved configuration asks for.
 
     Raises:
-        ConfigError: unknown model name.
+        ConfigError: settings that the model cannot work with.
     """
-    check_choice("model.name", config.model.name, tuple(MODELS))
-    return MODELS[config.model.name](modalities=config.modalities, config=config.model)
+    if not config.modalities:
+        raise ConfigError(
+            "modalities: given none, expected one at least; name them, or take them from the data"
+        )
+    model = MODELS[config.model.name]
+    if hasattr(model, "check"):
+        model.check(config.modalities, config.model)
+    return model(modalities=config.modalities, config=config.model)

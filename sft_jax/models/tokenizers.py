@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from sft_jax.models.layers import BlockConfig, dense
 from sft_jax.types import ModalitySpec
@@ -32,7 +32,6 @@ class Tokenizer(nn.Module):
     """Projects a modality to width `d`, puts CLS in front, adds learned positions."""
 
     spec: ModalitySpec
-    embed_dim: int
     config: BlockConfig
 
     @nn.compact
@@ -40,7 +39,7 @@ class Tokenizer(nn.Module):
         self, x: Float[Array, "b t f"] | Int[Array, "b t"], mask: Bool[Array, "b t"]
     ) -> tuple[Float[Array, "b tokens d"], Bool[Array, "b tokens"]]:
         """Tokens with CLS at position 0, and their mask, in which CLS is always real."""
-        d, dtype, spec = self.embed_dim, self.config.dtype, self.spec
+        d, dtype, spec = self.config.embed_dim, self.config.dtype, self.spec
         if spec.tokenizer == "token":
             ids = jnp.where(mask, x, 0)
             z = nn.Embed(spec.feature_dim, d, dtype=dtype, name="embed")(ids)
@@ -55,6 +54,26 @@ class Tokenizer(nn.Module):
         positions = self.param("positions", init, (1, spec.num_tokens + 1, d)).astype(dtype)
         z = jnp.concatenate([jnp.broadcast_to(cls, (z.shape[0], 1, d)), z], axis=1) + positions
         return z, with_cls(token_mask(mask, spec))
+
+
+def tokenize(
+    inputs: dict[str, Num[Array, "b ..."]],
+    mask: dict[str, Bool[Array, "b _"]],
+    specs: tuple[ModalitySpec, ...],
+    config: BlockConfig,
+) -> dict[str, tuple[Float[Array, "b tokens d"], Bool[Array, "b tokens"]]]:
+    """Every modality through a `Tokenizer` named after it, for the `__call__` of a model.
+
+    Raises:
+        ValueError: see `check_inputs`.
+    """
+    check_inputs(inputs, mask, specs)
+    return {
+        spec.name: Tokenizer(spec, config, name=f"tokenizer_{spec.name}")(
+            inputs[spec.name], mask[spec.name]
+        )
+        for spec in specs
+    }
 
 
 def with_cls(mask: Bool[Array, "b t"]) -> Bool[Array, "b tokens"]:

@@ -261,7 +261,7 @@ def test_the_fused_sequence_is_the_sum_of_cls_then_the_pooled_tokens():
     out, state = apply(params, inputs, mask)
     state = state["intermediates"]
     cls = {name: state[f"encoder_{name}"]["__call__"][0][0] for name in NAMES}
-    z = state["fusion"]["__call__"][0]
+    z = state["fusion"]["__call__"][0][0]
     present = jnp.array([[0.0], [1.0]])
     assert_same(z[:, 0], cls["top"] + present * cls["max"] + cls["avg"] + cls["dense"])
     tokens = jnp.concatenate([out.pooled[name].tokens for name in NAMES], axis=1)

@@ -14,9 +14,7 @@ D = 4
 
 
 def tokenizer(spec, **changes):
-    return Tokenizer(
-        spec, D, BlockConfig.from_model(ModelConfig(embed_dim=D, num_heads=2, **changes))
-    )
+    return Tokenizer(spec, BlockConfig.from_model(ModelConfig(embed_dim=D, num_heads=2, **changes)))
 
 
 FEATURE = ModalitySpec(name="a", length=6, feature_dim=4, pool="none")

@@ -1,0 +1,166 @@
+"""Baselines that fuse nothing, late, or at once (arXiv 2111.11992, section 4.2)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Num
+
+from sft_jax.config import ModelConfig
+from sft_jax.models.layers import BlockConfig, EncoderBlock, EncoderStack, Keys, fold_in
+from sft_jax.models.output import Head, Output
+from sft_jax.models.pools import max_windows
+from sft_jax.models.tokenizers import Tokenizer, check_inputs, tokenize, with_cls
+from sft_jax.types import ConfigError, ModalitySpec
+
+
+class Unimodal(nn.Module):
+    """One modality alone: `num_pre_layers` blocks, max pool, `num_post_layers` blocks, head.
+
+    Attributes:
+        modalities: what comes in; only `config.baseline.modality` is looked at.
+        config: widths, depths and preset.
+    """
+
+    modalities: tuple[ModalitySpec, ...]
+    config: ModelConfig
+
+    @staticmethod
+    def check(modalities: tuple[ModalitySpec, ...], config: ModelConfig):
+        """Raises `ConfigError` where the modality or its window is not there, or does not fit."""
+        spec = _only(modalities, config)
+        _check_window(config, spec, spec.num_tokens)
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: dict[str, Num[Array, "b ..."]],
+        mask: dict[str, Bool[Array, "b _"]],
+        keys: Keys | None = None,
+    ) -> Output:
+        """Classifies a batch; see `SparseFusionTransformer.__call__`."""
+        check_inputs(inputs, mask, self.modalities)
+        spec = _only(self.modalities, self.config)
+        block, pre = BlockConfig.from_model(self.config), self.config.num_pre_layers
+        tokenizer = Tokenizer(spec, block, name=f"tokenizer_{spec.name}")
+        z, token_mask = tokenizer(inputs[spec.name], mask[spec.name])
+        z, token_mask = EncoderStack(block, pre, name="encoder")(z, token_mask, fold_in(keys, 0))
+        pooled = max_windows(z[:, 1:], token_mask[:, 1:], _window(self.config, spec))
+        z = jnp.concatenate([z[:, :1], pooled.tokens], axis=1)
+        stack = EncoderStack(block.dense, self.config.num_post_layers, name="fusion")
+        z, _ = stack(z, with_cls(pooled.mask), fold_in(keys, 1))
+        return Output(Head(self.config.num_classes, name="head")(z[:, 0]), {spec.name: pooled})
+
+
+class LateFusion(nn.Module):
+    """Every modality through all blocks on its own, one shared head, logits summed.
+
+    `config.baseline.duplicate_cls` puts a second copy of CLS in front of a sequence after its first
+    block, as the authors' code does.
+    """
+
+    modalities: tuple[ModalitySpec, ...]
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: dict[str, Num[Array, "b ..."]],
+        mask: dict[str, Bool[Array, "b _"]],
+        keys: Keys | None = None,
+    ) -> Output:
+        """Classifies a batch; a missing modality adds no logits."""
+        block = BlockConfig.from_model(self.config)
+        depth = self.config.num_pre_layers + self.config.num_post_layers
+        head = Head(self.config.num_classes, name="head")
+        logits = 0.0
+        tokenized = tokenize(inputs, mask, self.modalities, block)
+        for i, (name, (z, token_mask)) in enumerate(tokenized.items()):
+            if depth:
+                own = fold_in(keys, i)
+                first = EncoderBlock(block, name=f"first_{name}")
+                z = first(z, token_mask, fold_in(own, 0))
+                if self.config.baseline.duplicate_cls:
+                    z = jnp.concatenate([z[:, :1], z], axis=1)
+                    token_mask = with_cls(token_mask)
+                rest = EncoderStack(block, depth - 1, name=f"rest_{name}")
+                z, _ = rest(z, token_mask, fold_in(own, 1))
+            present = mask[name].any(axis=1, keepdims=True)
+            logits = logits + jnp.where(present, head(z[:, 0]), 0)
+        return Output(logits, {})
+
+
+class Concat(nn.Module):
+    """All tokens in one sequence: one block, max pool, the other blocks, head.
+
+    Every modality brings its CLS; the first one's is kept as CLS, the others are pooled as tokens.
+    """
+
+    modalities: tuple[ModalitySpec, ...]
+    config: ModelConfig
+
+    @staticmethod
+    def check(modalities: tuple[ModalitySpec, ...], config: ModelConfig):
+        """Raises `ConfigError` without a window that fits, or a block to pool after."""
+        # The first CLS stays in front; the other ones are pooled as tokens.
+        num_tokens = sum(spec.num_tokens + 1 for spec in modalities) - 1
+        _check_window(config, modalities[0], num_tokens)
+        if config.num_pre_layers + config.num_post_layers < 1:
+            raise ConfigError(
+                "model.num_post_layers: given 0 with num_pre_layers 0, expected at least 1 of "
+                "either for model 'concat'; set num_post_layers"
+            )
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: dict[str, Num[Array, "b ..."]],
+        mask: dict[str, Bool[Array, "b _"]],
+        keys: Keys | None = None,
+    ) -> Output:
+        """Classifies a batch; nothing attends to a missing modality."""
+        block = BlockConfig.from_model(self.config)
+        parts = tokenize(inputs, mask, self.modalities, block).values()
+        z = jnp.concatenate([tokens for tokens, _ in parts], axis=1)
+        masks = [present_cls(own) for _, own in parts]
+        token_mask = jnp.concatenate(masks, axis=1).at[:, 0].set(True)
+        z = EncoderBlock(block, name="first")(z, token_mask, fold_in(keys, 0))
+        pooled = max_windows(z[:, 1:], token_mask[:, 1:], _window(self.config, self.modalities[0]))
+        z = jnp.concatenate([z[:, :1], pooled.tokens], axis=1)
+        depth = self.config.num_pre_layers + self.config.num_post_layers - 1
+        z, _ = EncoderStack(block, depth, name="rest")(z, with_cls(pooled.mask), fold_in(keys, 1))
+        return Output(Head(self.config.num_classes, name="head")(z[:, 0]), {})
+
+
+def present_cls(mask: Bool[Array, "b t"]) -> Bool[Array, "b t"]:
+    """A modality's token mask in which CLS is real only where one of its tokens is."""
+    return mask.at[:, 0].set(mask[:, 1:].any(axis=1))
+
+
+def _only(modalities: tuple[ModalitySpec, ...], config: ModelConfig) -> ModalitySpec:
+    given = config.baseline.modality
+    if not given and len(modalities) == 1:
+        return modalities[0]
+    for spec in modalities:
+        if spec.name == given:
+            return spec
+    raise ConfigError(
+        f"model.baseline.modality: given {given!r}, expected one of "
+        f"{', '.join(spec.name for spec in modalities)}; name the one that model 'unimodal' uses"
+    )
+
+
+def _window(config: ModelConfig, spec: ModalitySpec) -> int | None:
+    return config.baseline.window or spec.window
+
+
+def _check_window(config: ModelConfig, spec: ModalitySpec, num_tokens: int):
+    window = _window(config, spec)
+    if not window:
+        raise ConfigError(
+            f"model.baseline.window: given 0 while modality {spec.name!r} has pool {spec.pool!r} "
+            f"without a window, expected the window of model {config.name!r}'s max pool; set it"
+        )
+    if window > num_tokens:
+        raise ConfigError(
+            f"model.baseline.window: given {window} for the {num_tokens} tokens that model "
+            f"{config.name!r} pools, expected 1 to {num_tokens}; set it in that range"
+        )

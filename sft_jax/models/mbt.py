@@ -1,0 +1,113 @@
+"""Multimodal bottleneck transformer (arXiv 2107.00135), the paper's strongest baseline."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num
+
+from sft_jax.config import ModelConfig
+from sft_jax.models.layers import BlockConfig, EncoderBlock, EncoderStack, Keys, fold_in
+from sft_jax.models.output import Head, Output
+from sft_jax.models.tokenizers import tokenize
+from sft_jax.types import ModalitySpec
+
+State = tuple[tuple[Float[Array, "b _ d"], ...], Float[Array, "b n d"]]
+
+
+class BottleneckTransformer(nn.Module):
+    """Blocks per modality all the way; from one layer on they share a few bottleneck tokens.
+
+    Attributes:
+        modalities: what comes in; the order in which a `sequential` exchange visits them.
+        config: widths, depths and preset; `config.baseline` has the bottleneck's settings.
+    """
+
+    modalities: tuple[ModalitySpec, ...]
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: dict[str, Num[Array, "b ..."]],
+        mask: dict[str, Bool[Array, "b _"]],
+        keys: Keys | None = None,
+    ) -> Output:
+        """Classifies a batch; a missing modality reaches neither bottleneck nor logits."""
+        block, baseline = BlockConfig.from_model(self.config), self.config.baseline
+        depth = self.config.num_pre_layers + self.config.num_post_layers
+        start = self.config.bottleneck_start
+        tokens, masks = [], []
+        tokenized = tokenize(inputs, mask, self.modalities, block)
+        for i, (name, (z, token_mask)) in enumerate(tokenized.items()):
+            stack = EncoderStack(block, start, name=f"encoder_{name}")
+            z, token_mask = stack(z, token_mask, fold_in(keys, i))
+            tokens.append(z)
+            masks.append(token_mask)
+        if depth > start:
+            shape = (tokens[0].shape[0], baseline.num_bottlenecks, self.config.embed_dim)
+            layer = BottleneckLayer(
+                tuple(tokenized),
+                block.dense,
+                baseline.exchange,
+                name="fusion",
+            )
+            own = fold_in(keys, len(self.modalities))
+
+            def body(layer, state, index):
+                return layer(state, tuple(masks), fold_in(own, index)), None
+
+            scan = nn.scan(
+                body,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=depth - start,
+            )
+            state = (tuple(tokens), jnp.zeros(shape, tokens[0].dtype))
+            (tokens, _), _ = scan(layer, state, jnp.arange(depth - start))
+        head = Head(self.config.num_classes, name="head")
+        present = jnp.stack([own[:, 1:].any(axis=1) for own in masks])[..., None]  # [m, b, 1]
+        logits = jnp.stack([head(z[:, 0]) for z in tokens])
+        logits = jnp.where(present, logits, 0).sum(axis=0)
+        return Output(logits / jnp.maximum(present.sum(axis=0), 1), {})
+
+
+class BottleneckLayer(nn.Module):
+    """One block of every modality, each on its own tokens and the bottleneck.
+
+    Attributes:
+        names: of the modalities.
+        config: of the blocks.
+        exchange: `sequential` hands the bottleneck from one modality to the next; `average` gives
+            all the same and takes the mean of what they make of it (arXiv 2107.00135, equation 9).
+    """
+
+    names: tuple[str, ...]
+    config: BlockConfig
+    exchange: str
+
+    @nn.compact
+    def __call__(
+        self, state: State, masks: tuple[Bool[Array, "b _"], ...], keys: Keys | None
+    ) -> State:
+        """From tokens and bottleneck to new ones; a missing modality leaves the bottleneck be."""
+        tokens, bottleneck = state
+        real = jnp.ones(bottleneck.shape[:2], bool)
+        out, proposals, presents = [], [], []
+        for i, (name, z, mask) in enumerate(zip(self.names, tokens, masks, strict=True)):
+            block = EncoderBlock(self.config, name=f"block_{name}")
+            joined = block(
+                jnp.concatenate([z, bottleneck], axis=1),
+                jnp.concatenate([mask, real], axis=1),
+                fold_in(keys, i),
+            )
+            t = z.shape[1]
+            out.append(joined[:, :t])
+            present = mask[:, 1:].any(axis=1)[:, None, None]
+            if self.exchange == "sequential":
+                bottleneck = jnp.where(present, joined[:, t:], bottleneck)
+            else:
+                proposals.append(jnp.where(present, joined[:, t:], 0))
+                presents.append(present)
+        if self.exchange == "average":
+            count = sum(present.astype(bottleneck.dtype) for present in presents)
+            bottleneck = jnp.where(count > 0, sum(proposals) / jnp.maximum(count, 1), bottleneck)
+        return tuple(out), bottleneck

@@ -1,0 +1,206 @@
+"""Attention over the fixed pattern of Sparse Transformers (arXiv 1904.10509), bidirectional.
+
+A sequence of length `n` is CLS and `t` tokens. CLS, at 0, attends to everything and everything
+attends to it. The real tokens are cut, in their order, into blocks of `stride`; a token attends to
+all of its own block, to the *summary* of every block (its last `expressivity` tokens) and to CLS,
+under one softmax.
+
+No map over all pairs is ever made. Tokens are laid out in slots, block after block, so that the
+pattern is two plain products: all queries with the *shared* keys (the summaries), and each block's
+queries with its *local* keys (CLS and the rest of the block). As in `attention.py` they run in
+tiles of queries, and the backward pass recomputes a tile from the saved log-sum-exp of its rows.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Int
+
+from sft_jax.models.attention import Attention
+from sft_jax.models.sparse_slots import arrange, lay_out, make_pattern, slot_of, split
+from sft_jax.models.sparse_tiles import backward_head, forward_head
+
+_MASKED = -1e30
+
+
+def fixed_attention(
+    query: Float[Array, "b n h e"],
+    key: Float[Array, "b n h e"],
+    value: Float[Array, "b n h e"],
+    *,
+    key_mask: Bool[Array, "b n"] | None = None,
+    query_weights: Float[Array, "b n"] | None = None,
+    stride: int = 32,
+    expressivity: int = 8,
+) -> Attention:
+    """Attention over the fixed pattern, scale `e^-0.5`; softmax and saliency in float32.
+
+    Args:
+        query: projected heads, in the compute dtype; token 0 is CLS.
+        key: as `query`.
+        value: as `query`.
+        key_mask: true where a token is real; None where all are. Blocks are counted over the real
+            tokens, so padding anywhere changes nothing for them. CLS is taken as real. A masked
+            token is no key and its own row of the result is zero.
+        query_weights: asks for the saliency `s_j = sum_i w_i mean_h A[h, i, j]` of each key over
+            the real queries `i`; not differentiated with respect to the weights.
+        stride: tokens in a block.
+        expressivity: tokens in a block's summary; from `stride` on the pattern is dense.
+
+    Raises:
+        ConfigError: `stride` or `expressivity` below 1.
+    """
+    pattern = make_pattern(stride, expressivity)
+    slots = lay_out(key_mask, query.shape[0], query.shape[1] - 1, pattern)
+    if query_weights is not None:
+        query_weights = jax.lax.stop_gradient(query_weights) / query.shape[2]
+        if slots.mask is not None:
+            query_weights = query_weights * slots.mask
+    return Attention(*_fixed(query, key, value, query_weights, slots, pattern))
+
+
+def fixed_attention_of(
+    query: Float[Array, "b k h e"],
+    index: Int[Array, "b k"],
+    key: Float[Array, "b n h e"],
+    value: Float[Array, "b n h e"],
+    *,
+    key_mask: Bool[Array, "b n"] | None = None,
+    stride: int = 32,
+    expressivity: int = 8,
+) -> Float[Array, "b k h e"]:
+    """The rows of `fixed_attention` that belong to a few tokens, each with its pattern's keys only.
+
+    Costs `O(k (stride + t expressivity / stride))`, not `O(k t)`.
+
+    Args:
+        query: projected heads of the chosen tokens alone.
+        index: their positions in the sequence, from 1: CLS attends to everything, so its row is
+            one of `dot_product_attention` (`query[:, :1]`). The row of a masked token is finite
+            and means nothing.
+        key: projected heads of all tokens; token 0 is CLS.
+        value: as `key`.
+        key_mask: as in `fixed_attention`.
+        stride: as in `fixed_attention`.
+        expressivity: as in `fixed_attention`.
+
+    Raises:
+        ConfigError: `stride` or `expressivity` below 1.
+    """
+    pattern = make_pattern(stride, expressivity)
+    slots = lay_out(key_mask, key.shape[0], key.shape[1] - 1, pattern)
+    if key.shape[1] == 1:
+        return jnp.zeros_like(query)
+    rows = functools.partial(_rows_of_sample, pattern=pattern)
+    return jax.vmap(rows)(query * query.shape[-1] ** -0.5, index - 1, key, value, slots)
+
+
+def _rows_of_sample(query, token, key, value, slots, pattern):
+    """Values `[k, h, e]` of the scaled queries of `k` tokens."""
+    slot = slot_of(token, len(key) - 1, pattern) if slots.slot is None else slots.slot[token]
+    block = slot // pattern.stride
+    real, local_real = split(slots.real, jnp.ones(1, bool), pattern)
+    key, local_key = split(arrange(key, slots, pattern), key[:1], pattern)
+    value, local_value = split(arrange(value, slots, pattern), value[:1], pattern)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = product("khe,ghe->hkg", query, key)
+    local_scores = product("khe,klhe->hkl", query, local_key[block])
+    scores = jnp.where(real, scores, _MASKED)
+    local_scores = jnp.where(local_real[block], local_scores, _MASKED)
+    weights = jax.nn.softmax(jnp.concatenate([scores, local_scores], axis=-1), axis=-1)
+    weights = weights.astype(value.dtype)
+    weights, local_weights = weights[..., : len(key)], weights[..., len(key) :]
+    values = product("hkg,ghe->khe", weights, value)
+    values += product("hkl,klhe->khe", local_weights, local_value[block])
+    return values.astype(value.dtype)
+
+
+# --- forward and backward -------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _fixed(query, key, value, weights, slots, pattern):
+    return _fixed_forward_pass(query, key, value, weights, slots, pattern)[0]
+
+
+def _fixed_forward_pass(query, key, value, weights, slots, pattern):
+    forward = functools.partial(forward_head, pattern=pattern)
+    outputs = _over_heads(forward, (query, key, value), (), weights, slots)
+    (values,), (log_sum,), (saliency,) = outputs
+    return (values, saliency), (query, key, value, weights, slots, values, log_sum)
+
+
+def _fixed_forward(query, key, value, weights, slots, pattern):
+    inputs = jax.tree.map(lambda x: x.value, (query, key, value, weights, slots))
+    return _fixed_forward_pass(*inputs, pattern)
+
+
+def _fixed_backward(pattern, residuals, cotangents):
+    query, key, value, weights, slots, values, log_sum = residuals
+    d_values, d_saliency = cotangents
+    # A pool that only ranks by saliency has no use for its gradient: leave that work out.
+    if isinstance(d_saliency, SymbolicZero):
+        d_saliency = None
+    if isinstance(d_values, SymbolicZero):
+        d_values = jnp.zeros_like(values)
+    heads = (query, key, value, values, d_values)
+    backward = functools.partial(backward_head, pattern=pattern)
+    grads, _, _ = _over_heads(backward, heads, (log_sum,), (weights, d_saliency), slots)
+    # Neither the mask nor the query weights are differentiated.
+    return *grads, None, None
+
+
+_fixed.defvjp(_fixed_forward, _fixed_backward, symbolic_zeros=True)
+
+
+def _over_heads(function, heads, rows, samples, slots):
+    """`function` over the heads of all samples: one after the other on a CPU, else all together.
+
+    A CPU takes every head from where it lies and writes it to where it belongs, so that not even
+    transposed copies of query, key and value are held.
+
+    Args:
+        function: of the four others for one head of one sample; returns a triple of tuples like
+            `heads`, `rows` and `samples`.
+        heads: arrays `[b, t, h, e]`, for the function `[t, e]`.
+        rows: arrays `[b, h, t]`, for the function `[t]`.
+        samples: arrays `[b, t]`, for the function `[t]`; those returned are summed over heads.
+        slots: `Slots`.
+    """
+    b, _, h, _ = heads[0].shape
+    if jax.default_backend() != "cpu":
+        of_sample = jax.vmap(function, in_axes=(1, 0, None, None), out_axes=(1, 0, 0))
+        heads, rows, samples = jax.vmap(of_sample)(heads, rows, samples, slots)
+        return heads, rows, jax.tree.map(lambda x: x.sum(axis=1), samples)
+
+    def pick(x, sample, head, axis):
+        x = jax.lax.dynamic_index_in_dim(x, sample, keepdims=False)
+        return x if axis is None else jax.lax.dynamic_index_in_dim(x, head, axis, keepdims=False)
+
+    def one(i):
+        inputs = ((heads, 1), (rows, 0), (samples, None), (slots, None))
+        return function(
+            *(
+                jax.tree.map(lambda x, axis=axis: pick(x, i // h, i % h, axis), tree)
+                for tree, axis in inputs
+            )
+        )
+
+    def step(i, totals):
+        parts = one(i)
+        n, head = i // h, i % h
+        return (
+            jax.tree.map(lambda total, x: total.at[n, :, head].set(x), totals[0], parts[0]),
+            jax.tree.map(lambda total, x: total.at[n, head].set(x), totals[1], parts[1]),
+            jax.tree.map(lambda total, x: total.at[n].add(x), totals[2], parts[2]),
+        )
+
+    like = jax.eval_shape(one, 0)
+    totals = (
+        jax.tree.map(lambda x: jnp.zeros((b, x.shape[0], h, x.shape[1]), x.dtype), like[0]),
+        jax.tree.map(lambda x: jnp.zeros((b, h, *x.shape), x.dtype), like[1]),
+        jax.tree.map(lambda x: jnp.zeros((b, *x.shape), x.dtype), like[2]),
+    )
+    return jax.lax.fori_loop(0, b * h, step, totals)

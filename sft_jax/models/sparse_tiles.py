@@ -1,0 +1,300 @@
+"""The fixed pattern for one head of one sample, forward and backward, in tiles of queries.
+
+Keys are *shared* (all summaries) or *local* (CLS and the rest of a block, given to the block's own
+queries alone). An empty slot repeats CLS as query and key, has a zero value and no part in the
+denominator: so no product needs a mask, and the largest score of a row is always that of a key it
+may attend to.
+
+Shapes: `t` tokens with their CLS make `t+1`; `n` blocks of one tile, `s` slots of a block.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sft_jax.models.sparse_slots import Pattern, Slots, arrange, cut, join, merge, restore, split
+
+_MASKED = -1e30
+# Scores of a tile on a CPU, where the backward pass holds two maps at once. Tiles of twice the size
+# save a tenth of the time, and hold twice as much.
+_CPU_TILE = 6 * 2**15
+_CPU_BACKWARD_TILE = 2**16
+_ACCELERATOR_ROWS = 256
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def forward_head(heads, rows, weights, slots: Slots, pattern: Pattern):
+    """Values, log-sum-exp of the rows and saliency.
+
+    Args:
+        heads: query, key and value, `[t+1, e]`.
+        rows: nothing.
+        weights: `[t+1]` of the queries, zero where masked, or None.
+        slots: of the head's sample.
+        pattern: which keys a query attends to.
+
+    Returns:
+        Three tuples of one: `[t+1, e]`; `[1 + slots]`; `[t+1]` or None.
+    """
+    query, key, value = heads
+    query = query * query.shape[-1] ** -0.5
+    weight = None if weights is None else weights[:1]
+    cls = _cls_forward(query[:1], key, value, weight, slots.mask)
+    if len(key) > 1:
+        cls = _tokens_forward(query, key, value, weights, cls, slots, pattern)
+    return tuple((x,) for x in cls)
+
+
+def backward_head(heads, rows, samples, slots: Slots, pattern: Pattern):
+    """Gradients with respect to query, key and value.
+
+    Args:
+        heads: query, key, value, the values returned, and their cotangent, `[t+1, e]`.
+        rows: the log-sum-exp, `[1 + slots]`.
+        samples: weights and the cotangent of the saliency, `[t+1]` or None.
+        slots: as in `forward_head`.
+        pattern: as in `forward_head`.
+
+    Returns:
+        The three gradients, `[t+1, e]`, and two empty tuples.
+    """
+    query, key, value, values, d_values = heads
+    (log_sum,), (weights, d_saliency) = rows, samples
+    scale = query.shape[-1] ** -0.5
+    query = query * scale
+    # The part of each row's softmax correction that comes from the values; O(t e), not O(t t).
+    delta = _product("te,te->t", d_values, values)
+    per_query = (query, d_values, delta, None if d_saliency is None else weights)
+    cls = jax.tree.map(lambda x: x[:1], per_query)
+    d_query, d_key, d_value = _cls_backward(*cls, log_sum[:1], key, value, d_saliency, slots.mask)
+    if len(key) > 1:
+        tokens = _tokens_backward(per_query, log_sum[1:], key, value, d_saliency, slots, pattern)
+        d_query = jnp.concatenate([d_query, tokens[0]])
+        d_key, d_value = d_key + tokens[1], d_value + tokens[2]
+    return tuple(x.astype(key.dtype) for x in (d_query * scale, d_key, d_value)), (), ()
+
+
+# --- CLS, which attends to every token ----------------------------------------------------------
+
+
+def _cls_scores(query, key, mask):
+    scores = _product("re,ke->rk", query, key)
+    return scores if mask is None else jnp.where(mask, scores, _MASKED)
+
+
+def _cls_forward(query, key, value, weight, mask):
+    scores = _cls_scores(query, key, mask)
+    log_sum = jax.nn.logsumexp(scores, axis=-1)
+    attention = jnp.exp(scores - log_sum[:, None])
+    values = _product("rk,ke->re", attention.astype(value.dtype), value).astype(value.dtype)
+    return values, log_sum, None if weight is None else attention[0] * weight
+
+
+def _cls_backward(query, d_values, delta, weight, log_sum, key, value, d_saliency, mask):
+    attention = jnp.exp(_cls_scores(query, key, mask) - log_sum[:, None])
+    d_attention = _product("re,ke->rk", d_values, value)
+    if d_saliency is not None:
+        d_attention += weight * d_saliency
+        delta += weight * (attention @ d_saliency)
+    d_scores = (attention * (d_attention - delta)).astype(key.dtype)
+    attention = attention.astype(key.dtype)
+    d_query = _product("rk,ke->re", d_scores, key)
+    return d_query, _outer(d_scores, query), _outer(attention, d_values)
+
+
+def _outer(row, x):  # [1, k], [1, e] -> [k, e]
+    return row[0, :, None].astype(jnp.float32) * x.astype(jnp.float32)
+
+
+# --- the other tokens, in slots -----------------------------------------------------------------
+
+
+class _Keys(NamedTuple):
+    """What the queries attend to, and which of it counts (1) or is empty (0)."""
+
+    key: Array  # [shared, e]
+    value: Array
+    real: Array  # [shared]
+    local_key: Array  # [blocks, 1 + local, e]
+    local_value: Array
+    local_real: Array  # [blocks, 1 + local]
+
+    @property
+    def local(self):
+        return self.local_key, self.local_value, self.local_real
+
+    def tiles(self, limit: int, stride: int) -> int:
+        """Tiles to cut the blocks of queries into."""
+        rows = limit // len(self.key) if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
+        return math.ceil(len(self.local_key) / max(1, rows // stride))
+
+
+def _keys(key, value, slots, pattern) -> _Keys:
+    real, local_real = split(slots.real.astype(jnp.float32), jnp.ones(1), pattern)
+    key, local_key = split(arrange(key, slots, pattern), key[:1], pattern)
+    value, local_value = split(arrange(value, slots, pattern), value[:1], pattern)
+    value = value * real[:, None].astype(value.dtype)
+    local_value = local_value * local_real[..., None].astype(value.dtype)
+    return _Keys(key, value, real, local_key, local_value, local_real)
+
+
+def _blocks(x, slots, pattern):
+    """`[t+1, ...] -> [blocks, stride, ...]`, zero in empty slots: CLS must not count again."""
+    x = arrange(x, slots, pattern)
+    return cut(jnp.where(slots.real.reshape(-1, *[1] * (x.ndim - 1)), x, 0), pattern)
+
+
+def _tokens_forward(query, key, value, weights, cls, slots, pattern):
+    """Adds the tokens' rows to what there is of CLS's: values, log-sum-exp and saliency."""
+    t, size = len(key) - 1, len(slots.real)
+    keys = _keys(key, value, slots, pattern)
+    query = cut(arrange(query, slots, pattern), pattern)
+    by_shared = None
+    if weights is not None:
+        weights, by_shared = _blocks(weights, slots, pattern), jnp.zeros_like(keys.real)
+    count = keys.tiles(_CPU_TILE, pattern.stride)
+    tiles = _to_tiles((query, weights, keys.local), count)
+    rows = math.ceil(len(query) / count) * pattern.stride
+
+    def tile(totals, block):
+        i, *block = block
+        values, log_sum, far, near = _tile_forward(*block, keys)
+        put = functools.partial(
+            jax.lax.dynamic_update_slice_in_dim, start_index=1 + i * rows, axis=0
+        )
+        total = None if far is None else totals[2] + far
+        return (put(totals[0], merge(values)), put(totals[1], merge(log_sum)), total), near
+
+    # The rows of CLS are put in place first: what they were made from is not needed any longer.
+    start = [jnp.pad(x, [(0, count * rows), *[(0, 0)] * (x.ndim - 1)]) for x in cls[:2]]
+    totals, near = jax.lax.scan(tile, (*start, by_shared), (jnp.arange(count), *tiles))
+    values, log_sum, by_shared = totals
+    values = jnp.concatenate([values[:1], restore(values[1 : 1 + size], slots, t, pattern)])
+    saliency = cls[2]
+    if weights is not None:
+        by_slot, of_cls = join(by_shared, merge(near)[: len(query)], pattern)
+        by_token = restore(by_slot, slots, t, pattern)
+        saliency += jnp.concatenate([of_cls, by_token])
+    return values, log_sum[: 1 + size], saliency
+
+
+def _tile_forward(query, weights, local, keys):
+    n, stride, e = query.shape
+    # Each part by its own largest score, then both by the larger one.
+    far = _attend(query.reshape(n * stride, e), keys.key, keys.value, keys.real)
+    near = jax.vmap(_attend)(query, *local)
+    far_largest, far_total, far_values = (x.reshape(n, stride, *x.shape[1:]) for x in far[:3])
+    near_largest, near_total, near_values = near[:3]
+    largest = jnp.maximum(far_largest, near_largest)
+    far_scale, near_scale = jnp.exp(far_largest - largest), jnp.exp(near_largest - largest)
+    # At least 1, from the largest score, but for the rows that pad the last tile.
+    total = jnp.maximum(far_scale * far_total + near_scale * near_total, 1.0)
+    values = far_scale[..., None] * far_values + near_scale[..., None] * near_values
+    values = (values / total[..., None]).astype(query.dtype)
+    log_sum = largest + jnp.log(total)
+    if weights is None:
+        return values, log_sum, None, None
+    weights = weights / total
+    by_shared = (weights * far_scale).reshape(-1) @ far[3]
+    return values, log_sum, by_shared, _product("ns,nsk->nk", weights * near_scale, near[3])
+
+
+def _attend(query, key, value, real):
+    """Largest score, denominator, values before the division, and the map before it."""
+    scores = _product("re,ke->rk", query, key)
+    largest = scores.max(axis=-1)
+    weight = _exp(scores - largest[:, None])
+    values = _product("rk,ke->re", weight.astype(value.dtype), value)
+    return largest, weight @ real, values, weight
+
+
+def _tokens_backward(per_query, log_sum, key, value, d_saliency, slots, pattern):
+    """Gradients by the tokens' rows, of their queries `[t, e]` and of keys, values `[t+1, e]`."""
+    t = len(key) - 1
+    keys = _keys(key, value, slots, pattern)
+    # The query of an empty slot stays that of CLS, which its log-sum-exp belongs to.
+    query = cut(arrange(per_query[0], slots, pattern), pattern)
+    rest = jax.tree.map(lambda x: _blocks(x, slots, pattern), per_query[1:])
+    per_query = (query, *rest)
+    d_shared = d_local = None
+    if d_saliency is not None:
+        d_slots = jnp.where(slots.real, arrange(d_saliency, slots, pattern), 0)
+        d_shared, d_local = split(d_slots, d_saliency[:1], pattern)
+    # An empty slot's key is that of CLS, which must not count again.
+    counted = keys.key * keys.real[:, None].astype(key.dtype)
+
+    def tile(totals, block):
+        d_query, d_key, d_value, *local = _tile_backward(*block, keys, counted, d_shared)
+        return (totals[0] + d_key, totals[1] + d_value), (d_query, *local)
+
+    zeros = jnp.zeros(keys.key.T.shape, jnp.float32)
+    count = keys.tiles(_CPU_BACKWARD_TILE, pattern.stride)
+    tiles = _to_tiles((per_query, cut(log_sum, pattern), keys.local, d_local), count)
+    shared, outputs = jax.lax.scan(tile, (zeros, zeros), tiles)
+    d_query, *local = jax.tree.map(lambda x: merge(x)[: len(keys.local_key)], outputs)
+
+    def to_tokens(shared, local):
+        d_slots, d_cls = join(shared.T, local, pattern)
+        return jnp.concatenate([d_cls, restore(d_slots, slots, t, pattern)])
+
+    return restore(merge(d_query), slots, t, pattern), *map(to_tokens, shared, local)
+
+
+def _tile_backward(per_query, log_sum, local, d_local, keys, counted, d_shared):
+    query, d_values, delta, weights = per_query
+    local_key, local_value, local_real = local
+    far_query, far_d_values = (x.reshape(-1, x.shape[2]) for x in (query, d_values))
+    # Not `_exp`: each map is used twice, and what is cheap a CPU's compiler computes for each use.
+    far = jnp.exp(_product("re,ke->rk", far_query, keys.key) - log_sum.reshape(-1, 1))
+    near = jnp.exp(_product("nse,nke->nsk", query, local_key) - log_sum[..., None])
+    d_far = _product("re,ke->rk", far_d_values, keys.value)
+    d_near = _product("nse,nke->nsk", d_values, local_value)
+    if d_shared is not None:
+        d_far += weights.reshape(-1, 1) * d_shared
+        d_near += weights[..., None] * d_local[:, None]
+        sums = (far @ d_shared).reshape(delta.shape) + _product("nsk,nk->ns", near, d_local)
+        delta += weights * sums
+    dtype = query.dtype
+    d_far = (far * (d_far - delta.reshape(-1, 1))).astype(dtype)
+    d_near = (near * (d_near - delta[..., None])).astype(dtype)
+    far, near = far.astype(dtype), near.astype(dtype)
+    # The small operand on the left and keys innermost, as in `attention._tile_backward`.
+    d_key = _product("re,rk->ek", far_query, d_far)
+    d_value = _product("re,rk->ek", far_d_values, far)
+    d_query = _product("rk,ke->re", d_far, counted).reshape(query.shape)
+    d_query += _product("nsk,nke->nse", d_near, local_key * local_real[..., None].astype(dtype))
+    d_local_key = _product("nsk,nse->nke", d_near, query)
+    return d_query, d_key, d_value, d_local_key, _product("nsk,nse->nke", near, d_values)
+
+
+def _to_tiles(arrays, tiles: int):
+    """`[blocks, ...] -> [tiles, n, ...]`, padded with zeros, which add nothing."""
+
+    def to_tiles(x):
+        n = math.ceil(len(x) / tiles)
+        padding = [(0, tiles * n - len(x))] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding).reshape(tiles, n, *x.shape[1:])
+
+    return jax.tree.map(to_tiles, arrays)
+
+
+def _exp(x):
+    """`exp` of what is at most about 0, to float32's precision.
+
+    On a CPU a Taylor polynomial of `2^f`, `|f| <= 1/2`, takes about half as long as XLA's `exp`.
+    What is below the least exponent of a normal number counts as that.
+    """
+    if jax.default_backend() != "cpu":
+        return jnp.exp(x)
+    x = jnp.maximum(x * math.log2(math.e), -126.0)
+    whole = jnp.round(x)
+    fraction = x - whole
+    power = jnp.full_like(x, math.log(2) ** 6 / math.factorial(6))
+    for k in range(5, -1, -1):
+        power = power * fraction + math.log(2) ** k / math.factorial(k)
+    bits = jax.lax.bitcast_convert_type(power, jnp.int32) + (whole.astype(jnp.int32) << 23)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
