@@ -28,12 +28,13 @@ class Kept:
     """What a pool kept of one modality.
 
     Attributes:
-        indices: `[n, k]` token in each slot, most salient first, -1 in empty slots.
-        saliency: `[n, k]` its saliency.
+        indices: `[n, k]` token in each slot, -1 in empty slots; pools that rank have the most
+            salient first.
+        saliency: `[n, k]` its saliency; None of pools that do not look at it.
     """
 
     indices: np.ndarray
-    saliency: np.ndarray
+    saliency: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Prediction:
             f"kept/{name}/{part}": getattr(kept, part)
             for name, kept in self.kept.items()
             for part in ("indices", "saliency")
+            if getattr(kept, part) is not None
         }
         np.savez_compressed(
             path,

@@ -7,21 +7,19 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 import sft_jax
-from sft_jax.config import (
-    ArraysOptions,
-    Config,
-    DataConfig,
-    Duration,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from sft_jax.config import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
+from sft_jax.data.pipeline import Normalizer
+from sft_jax.data.records import ModalityStatistics
+from sft_jax.data_config import ArraysOptions, DataConfig
+from sft_jax.inference import Predictor
+from sft_jax.models import registry
 from sft_jax.training import run, session
-from sft_jax.types import CheckpointError, ConfigError, DataError
+from sft_jax.types import CheckpointError, ConfigError, DataError, ModalitySpec
 
 SHAPES = {"audio": (20, 5), "video": (9, 6), "words": (7,)}
 
@@ -122,6 +120,26 @@ def test_kept_tokens_are_the_most_salient_first(predictor):
     assert kept.indices.shape == (4, 3)  # an eighth of 20, rounded up
     assert (np.diff(kept.saliency, axis=1) <= 0).all()
     assert ((kept.indices >= 0) & (kept.indices < 20)).all()
+
+
+def test_pools_that_draw_are_saved_without_saliency(tmp_path):
+    """From the pool to the file, through the step that evaluation runs as well."""
+    spec = ModalitySpec(name="a", length=6, feature_dim=2, pool="random", k=2)
+    model = ModelConfig(num_classes=3, embed_dim=8, num_heads=2, num_post_layers=1)
+    config = Config(modalities=(spec,), model=model)
+    x = np.random.default_rng(0).normal(size=(3, 6, 2)).astype(np.float32)
+    built = registry.build(config)
+    mask = np.ones((3, 6), bool)
+    params = jax.jit(built.init)(jax.random.key(0), {"a": x}, {"a": mask})["params"]
+    moments = ModalityStatistics(mean=(0.0, 0.0), std=(1.0, 1.0), rms=1.0, count=1)
+    normalizer = Normalizer.from_statistics({"a": moments}, "none")
+    prediction = Predictor(config, params, normalizer, ("x", "y", "z")).predict({"a": x})
+    assert prediction.kept["a"].indices.shape == (3, 2)
+    assert prediction.kept["a"].saliency is None
+    prediction.save(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz", allow_pickle=False) as saved:
+        np.testing.assert_array_equal(saved["kept/a/indices"], prediction.kept["a"].indices)
+        assert "kept/a/saliency" not in saved
 
 
 def test_a_modality_left_out_is_one_masked_out(predictor):

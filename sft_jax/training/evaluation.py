@@ -24,8 +24,9 @@ def collect(
         mesh: to spread each batch over.
 
     Returns:
-        Arrays `[N, ...]` over the real records, in order of `id`: `id`, `label`, `loss`,
-        `probabilities`, and `kept/<m>/indices`, `kept/<m>/saliency` for pools that select.
+        Arrays `[N, ...]` over the real records, in order of `id`: `id`, `label`, `loss`, `logits`,
+        `probabilities`, and `kept/<m>/indices` for pools that select, with `kept/<m>/saliency`
+        for those of them that look at it.
     """
     rows: list[dict[str, np.ndarray]] = []
     for batch in batches:

@@ -19,3 +19,16 @@ def cross_entropy(
     target = jax.nn.one_hot(label, logits.shape[-1])
     target = (1.0 - label_smoothing) * target + label_smoothing / logits.shape[-1]
     return -jnp.sum(target * log_probabilities, axis=-1)
+
+
+def mixed_cross_entropy(
+    logits: Float[Array, "b c"],
+    label: Int[Array, " b"],
+    partner_label: Int[Array, " b"],
+    share: Float[Array, " b"],
+    label_smoothing: float = 0.0,
+) -> Float[Array, " b"]:
+    """Loss of blended samples: `share CE(label) + (1 - share) CE(partner_label)` (mixup)."""
+    own = cross_entropy(logits, label, label_smoothing)
+    other = cross_entropy(logits, partner_label, label_smoothing)
+    return share * own + (1 - share) * other

@@ -11,6 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
+from sft_jax.training.bootstrap import bootstrap_interval, estimate
+from sft_jax.training.ranking import NAMES as RANKING
+from sft_jax.training.ranking import ranking_estimates, ranking_metrics
+from sft_jax.training.rows import check_classes, counted, distributions, finite
+from sft_jax.training.sentiment import sentiment_block
 from sft_jax.types import Array, DataError
 
 # The smallest normal float32: a probability that underflowed costs 87.3 nats, not infinity.
@@ -45,7 +50,7 @@ def top_k(
         DataError: `k` is not in 1 to `c`, a row is not a distribution, a label is not a class,
             or no row counts.
     """
-    probabilities, label, times = _checked(probabilities, label, weight)
+    probabilities, label, times = distributions(probabilities, label, weight)
     return float(times @ _hits(probabilities, label, k) / times.sum())
 
 
@@ -58,7 +63,7 @@ def cross_entropy(
 
     Arguments and errors are those of `top_k`.
     """
-    probabilities, label, times = _checked(probabilities, label, weight)
+    probabilities, label, times = distributions(probabilities, label, weight)
     return float(times @ _nats(probabilities, label) / times.sum())
 
 
@@ -73,11 +78,11 @@ def confusion_matrix(
     Raises:
         DataError: a class that counts is not in 0 to `num_classes - 1`.
     """
-    times = _times(weight, len(label))
+    times = counted(weight, len(label))
     kept = times > 0
     label, predicted = np.asarray(label)[kept], np.asarray(predicted)[kept]
     for what, classes in (("label", label), ("predicted", predicted)):
-        _check_classes(what, classes, num_classes)
+        check_classes(what, classes, num_classes)
     cells = label.astype(np.int64) * num_classes + predicted.astype(np.int64)
     counts = np.bincount(cells, weights=times[kept], minlength=num_classes**2)
     return counts.astype(np.int64).reshape(num_classes, num_classes)
@@ -124,7 +129,7 @@ def majority_baseline(
     Returns:
         That class, and its top-1 as a fraction.
     """
-    times = _times(weight, len(label))
+    times = counted(weight, len(label))
     majority = int(np.argmax(np.asarray(train_counts)))
     return majority, float(times @ (np.asarray(label) == majority) / times.sum())
 
@@ -149,7 +154,7 @@ def vote(
     Raises:
         DataError: samples of one group have different labels.
     """
-    probabilities, label, times = _checked(probabilities, label, weight)
+    probabilities, label, times = distributions(probabilities, label, weight)
     kept = times > 0
     probabilities, label, times = probabilities[kept], label[kept], times[kept]
     names, first, member = np.unique(group[kept], return_index=True, return_inverse=True)
@@ -166,63 +171,6 @@ def vote(
     return Votes(names, summed / np.bincount(member, weights=times)[:, None], label[first])
 
 
-def bootstrap_interval(
-    statistic: Real[Array, " n"] | Callable[[np.ndarray], float],
-    n: int,
-    seed: int,
-    level: float = 0.95,
-    *,
-    groups: Shaped[np.ndarray, " n"] | None = None,
-    replicates: int = 1000,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic over `n` samples (Efron, 1979).
-
-    Whole groups are drawn with replacement where `groups` is given: overlapping windows of one
-    recording are not independent, and an interval that drew them one by one would be too narrow.
-    The interval covers the choice of samples alone, not that of the training seed.
-
-    Args:
-        statistic: a value per sample, whose mean is meant, or a function from how often each sample
-            was drawn (`[n]`, whole numbers) to the statistic.
-        n: number of samples.
-        seed: equal seeds draw equal samples, whatever the statistic.
-        level: probability covered.
-        groups: name of each sample's group.
-        replicates: resamplings.
-
-    Returns:
-        The lower and the upper end.
-
-    Raises:
-        DataError: fewer than two groups (or samples), values that are not `n`, or a level that is
-            not between 0 and 1.
-    """
-    member = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    units = int(member.max()) + 1 if n else 0
-    if units < 2 or len(member) != n:
-        raise DataError(
-            f"bootstrap: found {units} groups over {len(member)} samples, expected at least 2 over "
-            f"{n}; give one group a sample, or state no interval"
-        )
-    if not 0 < level < 1:
-        raise DataError(f"bootstrap: found level {level}, expected it between 0 and 1, e.g. 0.95")
-    if not callable(statistic):
-        values = np.asarray(statistic, np.float64)
-        if len(values) != n:
-            raise DataError(f"bootstrap: found {len(values)} values, expected one for each of {n}")
-
-        def statistic(times: np.ndarray) -> float:
-            return times @ values / times.sum()
-
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(replicates)
-    for replicate in range(replicates):
-        times = np.bincount(rng.integers(0, units, units), minlength=units)
-        drawn[replicate] = statistic(times[member])
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def evaluate(
     probabilities: Float[Array, "n c"],
     label: Int[Array, " n"],
@@ -233,88 +181,126 @@ def evaluate(
     class_names: Sequence[str],
     train_counts: Int[Array, " c"],
     group: Shaped[np.ndarray, " n"] | None = None,
+    scores: Float[Array, "n c"] | None = None,
+    class_values: Sequence[float] = (),
+    value: Float[Array, " n"] | None = None,
     seed: int = 0,
     replicates: int = 1000,
 ) -> dict[str, Any]:
     """Every metric of a split in plain values: the content of `evaluation_<split>.json`.
 
-    `top3` is there from 4 classes on, `top5` from 10. Intervals cover 95 % and resample groups
-    where there are some (see `bootstrap_interval`); their ends are None with fewer than two of
-    them; `resampled` says what was drawn. `group` judges groups by `vote`; it is None without
-    groups, with one sample a group, and where a group holds several classes.
+    `top3` is there from 4 classes on, `top5` from 10. What is undefined is None. Intervals cover
+    95 % and resample groups where there are some; they are None with fewer than two of them.
 
     Args:
         probabilities: class probabilities of each sample.
         label: true class of each sample.
         weight: how often each row counts, 0 on padding.
-        split: name of the split.
-        step: optimizer step of the parameters.
+        split: its name.
+        step: of the optimizer.
         class_names: name of each class.
         train_counts: samples of each class in the training split, for the majority baseline.
         group: name of each sample's group, e.g. its recording.
+        scores: logits, for mAP and mAUC to rank by; the probabilities where left out (other ranks).
+        class_values: sentiment that each class stands for; given with `value`, adds `sentiment`.
+        value: true sentiment of each sample, not rounded.
         seed: draws the bootstrap.
         replicates: of the bootstrap.
 
     Raises:
         DataError: names and classes disagree in number, or the arrays cannot be used.
     """
-    probabilities, label, times = _checked(probabilities, label, weight)
-    num_classes = probabilities.shape[1]
-    _check_names(split, class_names, train_counts, num_classes)
-    probabilities, label = (np.repeat(rows, times, axis=0) for rows in (probabilities, label))
+    probabilities, label, times = distributions(probabilities, label, weight)
+    _check_names(split, class_names, train_counts, probabilities.shape[1])
+    value = _sentiment_of(split, class_values, value, times, probabilities.shape[1])
+    ranking = probabilities if scores is None else finite("scores", scores, times)
+    rows = (probabilities, label, ranking)
+    probabilities, label, ranking = (np.repeat(row, times, axis=0) for row in rows)
     group = None if group is None else np.repeat(group, times)
-    predicted = probabilities.argmax(axis=1)
-    majority, majority_top1 = majority_baseline(train_counts, label)
-    scores = per_class(confusion_matrix(label, predicted, num_classes))
-    bootstrap = {"seed": seed, "replicates": replicates}
+    draws = {"groups": group, "bootstrap": {"seed": seed, "replicates": replicates}}
     return {
         "split": split,
         "step": step,
         "num_samples": len(label),
-        "metrics": _sample_level(probabilities, label, predicted, group, bootstrap),
+        "metrics": _sample_level(probabilities, label, **draws)
+        | ranking_estimates(ranking, label, **draws),
+        "ranked_by": "probabilities" if scores is None else "logits",
         "resampled": "sample" if group is None else "group",
-        "majority": {"class": class_names[majority], "top1": majority_top1},
-        "per_class": [
-            {"class": name, **{key: values[i].item() for key, values in scores.items()}}
-            for i, name in enumerate(class_names)
-        ],
-        "confusion": confusion_matrix(label, predicted, num_classes).tolist(),
-        "group": _group_level(probabilities, label, group, bootstrap),
+        "majority": _majority(class_names, train_counts, label),
+        **_class_level(probabilities, label, class_names),
+        "group": _group_level(probabilities, label, **draws),
+        "sentiment": sentiment_block(probabilities, value, class_values, train_counts, **draws),
     }
 
 
 def _sample_level(
     probabilities: np.ndarray,
     label: np.ndarray,
-    predicted: np.ndarray,
-    group: np.ndarray | None,
+    groups: np.ndarray | None,
     bootstrap: dict[str, int],
 ) -> dict[str, dict[str, float | None]]:
     n, num_classes = probabilities.shape
+    predicted = probabilities.argmax(axis=1)
 
     def f1(times: np.ndarray) -> float:
         return macro_f1(confusion_matrix(label, predicted, num_classes, times))
 
-    ks = [k for k, least in ((1, 1), (3, 4), (5, 10)) if num_classes >= least]
-    statistics = {f"top{k}": _hits(probabilities, label, k) for k in ks}
+    statistics = {f"top{k}": _hits(probabilities, label, k) for k in _ks(num_classes)}
     statistics |= {"loss": _nats(probabilities, label), "macro_f1": f1}
-    return {name: _estimate(what, n, group, bootstrap) for name, what in statistics.items()}
+    return {name: _estimate(what, n, groups, bootstrap) for name, what in statistics.items()}
+
+
+def _class_level(
+    probabilities: np.ndarray, label: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Scores of each class, the confusion, and names of the classes without a sample."""
+    confusion = confusion_matrix(label, probabilities.argmax(axis=1), len(class_names))
+    scores = per_class(confusion)
+    return {
+        "per_class": [
+            {"class": name, **{key: values[i].item() for key, values in scores.items()}}
+            for i, name in enumerate(class_names)
+        ],
+        "absent_classes": [
+            name for name, n in zip(class_names, scores["support"], strict=True) if not n
+        ],
+        "confusion": confusion.tolist(),
+    }
+
+
+def _majority(class_names: Sequence[str], train_counts: Array, label: np.ndarray) -> dict[str, Any]:
+    """Each metric of naming the training split's most frequent classes first, whatever the input.
+
+    The loss is left out: it belongs to probabilities, which an order of classes does not have.
+    """
+    counts = np.broadcast_to(np.asarray(train_counts, np.float64), (len(label), len(class_names)))
+    majority, top1 = majority_baseline(train_counts, label)
+    constant = confusion_matrix(label, np.full(len(label), majority), len(class_names))
+    ranking = ranking_metrics(counts, label)
+    return {
+        "class": class_names[majority],
+        "top1": top1,
+        **{f"top{k}": float(_hits(counts, label, k).mean()) for k in _ks(len(class_names))[1:]},
+        "macro_f1": macro_f1(constant),
+        **{name: ranking[name] for name in RANKING},
+    }
 
 
 def _group_level(
     probabilities: np.ndarray,
     label: np.ndarray,
-    group: np.ndarray | None,
+    groups: np.ndarray | None,
     bootstrap: dict[str, int],
 ) -> dict[str, Any] | None:
-    if group is None:
+    """Groups judged by `vote`; None without them, for single samples, and for mixed classes."""
+    if groups is None:
         return None
     members = {}
-    for name, cls in zip(group.tolist(), label.tolist(), strict=True):
+    for name, cls in zip(groups.tolist(), label.tolist(), strict=True):
         members.setdefault(name, set()).add(cls)
     if len(members) == len(label) or max(map(len, members.values())) > 1:
         return None
-    votes = vote(probabilities, label, group)
+    votes = vote(probabilities, label, groups)
     hits = _hits(votes.probabilities, votes.label, 1)
     return {"num_groups": len(hits), "top1": _estimate(hits, len(hits), None, bootstrap)}
 
@@ -326,10 +312,14 @@ def _estimate(
     bootstrap: dict[str, int],
 ) -> dict[str, float | None]:
     value = statistic(np.ones(n, np.int64)) if callable(statistic) else statistic.mean()
-    low = high = None
+    low = high = np.nan
     if (n if groups is None else len(np.unique(groups))) >= 2:
         low, high = bootstrap_interval(statistic, n, groups=groups, **bootstrap)
-    return {"value": float(value), "low": low, "high": high}
+    return estimate(float(value), low, high)
+
+
+def _ks(num_classes: int) -> list[int]:
+    return [k for k, least in ((1, 1), (3, 4), (5, 10)) if num_classes >= least]
 
 
 def _hits(probabilities: np.ndarray, label: np.ndarray, k: int) -> np.ndarray:
@@ -352,27 +342,6 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-def _checked(
-    probabilities: Array, label: Array, weight: Array | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Float64 probabilities, labels, and how often each row counts; only those rows are checked."""
-    probabilities, label = np.asarray(probabilities, np.float64), np.asarray(label)
-    times = _times(weight, len(label))
-    kept = times > 0
-    rows = probabilities[kept]
-    good = np.isfinite(rows).all(axis=1) & (rows >= 0).all(axis=1)
-    good[good] = np.abs(rows[good].sum(axis=1) - 1) < 1e-2  # rows rounded to bfloat16 pass
-    if not good.all():
-        at = int(np.flatnonzero(kept)[np.argmin(good)])
-        raise DataError(
-            f"probabilities: found {int((~good).sum())} rows that are no distribution (the first: "
-            f"row {at}, {probabilities[at]}), expected finite values >= 0 that sum to 1; take the "
-            "softmax of the logits, and check them for NaN"
-        )
-    _check_classes("label", label[kept], probabilities.shape[1])
-    return np.where(kept[:, None], probabilities, 0.0), label, times
-
-
 def _check_names(split: str, names: Sequence[str], train_counts: Array, num_classes: int):
     if not len(names) == len(train_counts) == num_classes:
         raise DataError(
@@ -381,20 +350,21 @@ def _check_names(split: str, names: Sequence[str], train_counts: Array, num_clas
         )
 
 
-def _check_classes(what: str, classes: np.ndarray, num_classes: int):
-    if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
+def _sentiment_of(
+    split: str,
+    class_values: Sequence[float],
+    value: Array | None,
+    times: np.ndarray,
+    num_classes: int,
+) -> np.ndarray | None:
+    """The true sentiment of each sample that counts, or None where the data have none."""
+    if not len(class_values) and value is None:
+        return None
+    if value is None or len(class_values) != num_classes or not np.isfinite(class_values).all():
         raise DataError(
-            f"{what}: found classes {classes.min()} to {classes.max()}, expected 0 to "
-            f"{num_classes - 1}; check that data and model agree on num_classes"
+            f"{split}: found class_values {tuple(class_values)} and "
+            f"{'no value' if value is None else 'a value'} of each sample, expected {num_classes} "
+            "finite class_values, one a class, and a value; take both from the prepared data, or "
+            "leave both out where classes are no steps of sentiment"
         )
-
-
-def _times(weight: Array | None, n: int) -> np.ndarray:
-    weight = np.ones(n) if weight is None else np.asarray(weight, np.float64)
-    times = np.where(np.isfinite(weight), weight, -1.0).round().astype(np.int64)
-    if len(times) != n or not (times == weight).all() or (times < 0).any() or not times.any():
-        raise DataError(
-            f"weight: found {weight}, expected {n} whole numbers, 0 on rows that pad and 1 on real "
-            "ones, with at least one real row; check how the batches were padded and joined"
-        )
-    return times
+    return np.repeat(finite("value", value, times), times)

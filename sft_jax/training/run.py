@@ -8,11 +8,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 
 from sft_jax.config import Config
 from sft_jax.config_io import from_dict, to_dict
 from sft_jax.models import registry
-from sft_jax.training.step import ApplyFn
+from sft_jax.training.mixing import MixupPlan
+from sft_jax.training.optimizer import Schedule
+from sft_jax.training.step import ApplyFn, StepConfig
 from sft_jax.types import CheckpointError, ConfigError
 
 # Settings that say where and how fast, not what: they may change between resumes.
@@ -21,12 +24,32 @@ _MAY_CHANGE += ("train.data_parallel", "train.fsdp_parallel")
 
 
 def apply_function(model: nn.Module) -> ApplyFn:
-    """The model as a pure function `(params, inputs, mask, keys) -> output`."""
+    """The model as a pure function `(params, inputs, mask, keys[, mixup]) -> output`."""
 
-    def apply(params, inputs, mask, keys):
-        return model.apply({"params": params}, inputs, mask, keys)
+    def apply(params, inputs, mask, keys, *mixup):
+        return model.apply({"params": params}, inputs, mask, keys, *mixup)
 
     return apply
+
+
+def step_config(
+    config: Config,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    mixup: MixupPlan | None,
+) -> StepConfig:
+    """The training step of a resolved configuration and what has been built from it."""
+    return StepConfig(
+        apply=apply_function(model),
+        optimizer=optimizer,
+        schedule=schedule,
+        augmentation=config.augment,
+        label_smoothing=config.train.label_smoothing,
+        accumulate=config.train.accumulate,
+        seed=config.train.seed,
+        mixup=mixup,
+    )
 
 
 def resolve(config: Config, modalities: tuple, num_classes: int) -> Config:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sft_jax.config import Config
+from sft_jax.config import Config, MixupConfig
 from sft_jax.config_io import to_dict
 from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source
@@ -18,6 +18,7 @@ from sft_jax.training import loop, run
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.metrics import evaluate as score
+from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate
 from sft_jax.training.sharding import make_mesh
 from sft_jax.training.state import (
@@ -108,6 +109,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
             "optimizer.schedule: given 'plateau' for data without a validation split, expected one "
             "to watch; hold samples out in data.options, or choose another schedule"
         )
+    mixup = MixupPlan.of(config, session.steps_per_epoch, session.mesh.size)
     schedule = loop.Schedule.of(config, session.steps_per_epoch)
     warmup = config.optimizer.warmup.to_steps(session.steps_per_epoch)
     rate = learning_rate(config.optimizer, schedule.total, warmup)
@@ -119,15 +121,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     run.open_run(workdir, config, record)
     if jax.process_index() == 0:
         print(describe(config, run.count_parameters(state.params), session.mesh), flush=True)
-    step = StepConfig(
-        apply=run.apply_function(model),
-        optimizer=optimizer,
-        schedule=rate,
-        augmentation=config.augment,
-        label_smoothing=config.train.label_smoothing,
-        accumulate=config.train.accumulate,
-        seed=config.train.seed,
-    )
+    step = run.step_config(config, model, optimizer, rate, mixup)
     checkpoints = Checkpoints(workdir, config.train.keep, config=to_dict(config))
     parts = loop.Parts(
         step=compile_train_step(step, session.mesh, abstract),
@@ -191,6 +185,9 @@ def evaluate(
         step=int(state.step),
         class_names=info.class_names,
         train_counts=np.asarray(info.class_counts["train"]),
+        scores=outputs["logits"],
+        class_values=info.class_values,
+        value=np.asarray(session.source.values(split)) if info.class_values else None,
         group=groups if np.unique(groups).size < groups.size else None,
     )
     predictions = {
@@ -223,7 +220,10 @@ def restore(
 
 
 def _for_these_devices(config: Config, data_dir: str | None) -> Config:
-    """A stored configuration with a mesh of the devices that are here, and their batch size."""
+    """A stored configuration with a mesh of the devices that are here, and their batch size.
+
+    Without mixup, which evaluation has no use for, and whose groups need not divide that batch.
+    """
     devices = jax.device_count()
     train = dataclasses.replace(
         config.train,
@@ -233,7 +233,7 @@ def _for_these_devices(config: Config, data_dir: str | None) -> Config:
         batch_size=-(-config.train.batch_size // devices) * devices,
     )
     data = config.data if data_dir is None else dataclasses.replace(config.data, data_dir=data_dir)
-    return dataclasses.replace(config, train=train, data=data)
+    return dataclasses.replace(config, train=train, data=data, mixup=MixupConfig())
 
 
 def _train_batches(session: Session) -> Any:

@@ -7,7 +7,6 @@ the parameter gathers of an `fsdp` axis. The update runs on the sharded state.
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,18 +14,20 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int
 
 from sft_jax.config import AugmentConfig
 from sft_jax.training.augment import augment
-from sft_jax.training.losses import cross_entropy
+from sft_jax.training.losses import cross_entropy, mixed_cross_entropy
+from sft_jax.training.mixing import MixupPlan, draw_mixup
 from sft_jax.training.optimizer import Schedule
+from sft_jax.training.randomness import sample_keys, stream_keys
 from sft_jax.training.sharding import AXES, BATCH, parameter_shardings
 from sft_jax.training.state import TrainState
 from sft_jax.types import Batch
 
-# (params, inputs, mask, keys or None) -> output with `logits` and `pooled`
-ApplyFn = Callable[[Any, dict, dict, Any], Any]
+# (params, inputs, mask, keys or None[, mixup]) -> output with `logits` and `pooled`
+ApplyFn = Callable[..., Any]
 Metrics = dict[str, jax.Array]
 
 
@@ -41,7 +42,8 @@ class StepConfig:
         augmentation: applied inside the step.
         label_smoothing: of the training loss.
         accumulate: micro-batches.
-        seed: of augmentation and dropout.
+        seed: of augmentation, dropout and mixup.
+        mixup: None without; `apply` takes a `Mixup` as its last argument otherwise.
     """
 
     apply: ApplyFn
@@ -51,31 +53,40 @@ class StepConfig:
     label_smoothing: float
     accumulate: int
     seed: int
+    mixup: MixupPlan | None = None
 
 
-def sample_keys(seed: int, step: jax.Array, stream: str, positions: jax.Array) -> Key[Array, " b"]:
-    """Keys by seed, step, stream name and position in the global batch; none is carried."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    key = jax.random.fold_in(key, zlib.crc32(stream.encode()))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
-
-
-def loss_and_sums(params: Any, batch: Batch, keys: Any, config: StepConfig):
+def loss_and_sums(
+    params: Any,
+    batch: Batch,
+    positions: Int[Array, " b"],
+    step: jax.Array,
+    *,
+    config: StepConfig,
+):
     """Summed weighted loss of a micro-batch and `{metric: sum}` over its real samples.
 
-    The metric `loss` is without label smoothing, so that it compares with validation.
+    The metrics `loss` and `top1` compare with a sample's own label, without label smoothing, so
+    that they compare with validation; under mixup they judge the blended samples.
     """
-    inputs = augment(batch["inputs"], batch["mask"], _stream(keys, "augment"), config.augmentation)
-    logits = config.apply(params, inputs, batch["mask"], _stream(keys, "dropout")).logits
     weight, label = batch["weight"], batch["label"]
-    loss = jnp.sum(weight * cross_entropy(logits, label, config.label_smoothing))
+    keys = sample_keys(config.seed, step, "train", positions)
+    inputs = augment(
+        batch["inputs"], batch["mask"], stream_keys(keys, "augment"), config.augmentation
+    )
+    model_keys, smoothing = stream_keys(keys, "dropout"), config.label_smoothing
+    if config.mixup is None:
+        logits = config.apply(params, inputs, batch["mask"], model_keys).logits
+        losses = cross_entropy(logits, label, smoothing)
+    else:
+        mixup = draw_mixup(config.mixup, config.seed, step, positions, weight)
+        logits = config.apply(params, inputs, batch["mask"], model_keys, mixup).logits
+        losses = mixed_cross_entropy(
+            logits, label, label[mixup.partner], mixup.label_share, smoothing
+        )
     correct = jnp.sum(weight * (logits.argmax(axis=-1) == label))
     plain = jnp.sum(weight * cross_entropy(logits, label))
-    return loss, {"loss": plain, "top1": correct, "count": weight.sum()}
-
-
-def _stream(keys, name):
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
+    return jnp.sum(weight * losses), {"loss": plain, "top1": correct, "count": weight.sum()}
 
 
 def shard_gradients(
@@ -95,16 +106,20 @@ def shard_gradients(
     """
     rows = batch["label"].shape[0]
     first = jax.lax.axis_index(tuple(axes)) * rows if axes else 0
-    keys = sample_keys(config.seed, step, "train", first + jnp.arange(rows))
-    gradient = jax.grad(functools.partial(loss_and_sums, config=config), has_aux=True)
+    positions = first + jnp.arange(rows)
+    gradient = jax.grad(functools.partial(loss_and_sums, step=step, config=config), has_aux=True)
     if config.accumulate == 1:
-        sums = gradient(params, batch, keys)
+        sums = gradient(params, batch, positions)
     else:
-        # Micro-batch i takes every accumulate-th row from the i-th on.
-        micro = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, config.accumulate, *x.shape[1:]), 1, 0),
-            (batch, keys),
-        )
+        # Micro-batch i takes every accumulate-th row (group of rows, under mixup) from the i-th on.
+        size = 1 if config.mixup is None else config.mixup.group_size
+
+        def cut(x):
+            x = x.reshape(-1, config.accumulate, size, *x.shape[1:])
+            x = jnp.moveaxis(x, 1, 0)
+            return x.reshape(config.accumulate, -1, *x.shape[3:])
+
+        micro = jax.tree.map(cut, (batch, positions))
         zeros = jax.tree.map(
             jnp.zeros_like, jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], micro))
         )
@@ -169,13 +184,14 @@ def compile_train_step(config: StepConfig, mesh: Mesh, abstract_state: TrainStat
 
 
 def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn) -> dict[str, Any]:
-    """Loss `[b]`, probabilities `[b, c]` and the pools' choice of every row, without randomness.
+    """Loss `[b]`, logits, probabilities `[b, c]` and the pools' choice of every row; no randomness.
 
     Ids and labels are handed through, so that rows stay together however devices are ordered.
     """
     output = apply(params, batch["inputs"], batch["mask"], None)
     kept = {
-        name: {"indices": pooled.indices, "saliency": pooled.saliency}
+        name: {"indices": pooled.indices}
+        | ({} if pooled.saliency is None else {"saliency": pooled.saliency})
         for name, pooled in output.pooled.items()
         if pooled.indices is not None
     }
@@ -183,6 +199,7 @@ def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn) -> dict[str, Any]
         "id": batch["id"],
         "label": batch["label"],
         "loss": cross_entropy(output.logits, batch["label"]),
+        "logits": output.logits,
         "probabilities": jax.nn.softmax(output.logits),
         "kept": kept,
     }

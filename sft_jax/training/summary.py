@@ -3,7 +3,7 @@
 import jax
 from jax.sharding import Mesh
 
-from sft_jax.config import Config
+from sft_jax.config import BASELINE_SETTINGS, Config, ModelConfig
 from sft_jax.models.attention import choose_implementation
 from sft_jax.training.sharding import describe_mesh
 
@@ -23,19 +23,37 @@ def describe(config: Config, parameters: dict[str, int], mesh: Mesh) -> str:
         f"heads, {model.num_pre_layers} + {model.num_post_layers} layers, {model.dtype}",
         f"parameters  {parameters['total']:,}: {parts}",
     ]
+    pools = model.name == "sft"
     for spec in config.modalities:
-        attention = _attention(model.implementation, spec.num_tokens)
-        pooled = f"{spec.num_tokens} -> {spec.num_pooled} ({spec.pool})"
-        lines.append(f"tokens      {spec.name}: {pooled}, {attention}")
-    fused = sum(spec.num_pooled for spec in config.modalities)
-    lines += [
-        f"            fused: {1 + fused}, {_attention(model.implementation, fused)}",
+        pooled = f" -> {spec.num_pooled} ({spec.pool})" if pools else ""
+        attention = _attention(model, spec.num_tokens, fixed=model.attention == "fixed")
+        lines.append(f"tokens      {spec.name}: {spec.num_tokens}{pooled}, {attention}")
+    if pools:
+        fused = sum(spec.num_pooled for spec in config.modalities)
+        lines.append(f"            fused: {1 + fused}, {_attention(model, fused)}")
+    if used := BASELINE_SETTINGS[model.name]:
+        settings = ", ".join(f"{name} {getattr(model.baseline, name)}" for name in used)
+        lines.append(f"baseline    {settings}")
+    if model.name == "mbt":
+        depth = model.num_pre_layers + model.num_post_layers
+        fused = depth - model.bottleneck_start
+        lines.append(f"            {fused} of {depth} layers with bottlenecks")
+    if config.mixup.mode != "none":
+        mixup = config.mixup
+        lines.append(
+            f"mixup       {mixup.mode}, alpha {mixup.alpha:g}, {mixup.groups} groups, after "
+            f"{mixup.warmup.value:g} {mixup.warmup.unit}"
+        )
+    lines.append(
         f"devices     {describe_mesh(mesh)}, batch {config.train.batch_size}"
-        + (f" in {config.train.accumulate} micro-batches" if config.train.accumulate > 1 else ""),
-    ]
+        + (f" in {config.train.accumulate} micro-batches" if config.train.accumulate > 1 else "")
+    )
     return "\n".join(lines)
 
 
-def _attention(implementation: str, tokens: int) -> str:
-    chosen = choose_implementation(implementation, jax.default_backend(), tokens + 1, tokens + 1)
+def _attention(model: ModelConfig, tokens: int, fixed: bool = False) -> str:
+    if fixed:
+        return f"fixed attention (stride {model.stride}, expressivity {model.expressivity})"
+    platform = jax.default_backend()
+    chosen = choose_implementation(model.implementation, platform, tokens + 1, tokens + 1)
     return f"{chosen} attention"

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from sft_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from sft_jax.config import AugmentConfig, Config, MixupConfig, ModelConfig, TrainConfig
+from sft_jax.data_config import DataConfig
 from sft_jax.models import registry
 from sft_jax.training import run, session, sharding, state, step
 from sft_jax.types import ModalitySpec
@@ -45,7 +46,10 @@ def devices():
     return found
 
 
-def make_config(implementation="xla", preset="paper", **train):
+NO_MIXUP = MixupConfig()
+
+
+def make_config(implementation="xla", preset="paper", mixup=NO_MIXUP, **train):
     return Config(
         modalities=SPECS,
         model=ModelConfig(
@@ -60,6 +64,7 @@ def make_config(implementation="xla", preset="paper", **train):
         ),
         data=DataConfig(normalization="rms"),
         augment=AUGMENT,
+        mixup=mixup,
         train=TrainConfig(**{"batch_size": 8, "seed": 3, "label_smoothing": 0.1, **train}),
     )
 
@@ -178,6 +183,9 @@ OVERRIDES = (
     "model.num_post_layers=1",
     "model.dropout=0.2",
     "augment.jitter=0.1",
+    "mixup.mode=any",
+    "mixup.warmup=1 epochs",
+    "mixup.groups=4",
     "optimizer.schedule=plateau",
     "optimizer.plateau_patience=0",
     "train.batch_size=8",

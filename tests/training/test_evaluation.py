@@ -1,11 +1,16 @@
+import json
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics
+from scipy.stats import norm
 
 from sft_jax.config import TrainConfig
-from sft_jax.models.pooling import Pooled
-from sft_jax.training import sharding
+from sft_jax.models.pools import Pooled
+from sft_jax.training import metrics, sharding
 from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.step import compile_eval_step
 
@@ -27,7 +32,8 @@ def apply(tiny):
             indices=indices,
             saliency=-record[:, None] * jnp.ones(2),
         )
-        pooled = {"m0": kept, "m1": Pooled(tokens=kept.tokens, mask=kept.mask)}
+        drawn = kept.replace(saliency=None)  # of a pool that selects without looking at it
+        pooled = {"m0": kept, "m1": Pooled(tokens=kept.tokens, mask=kept.mask), "m2": drawn}
         return tiny.output(logits, pooled)
 
     return apply
@@ -67,9 +73,10 @@ def test_every_record_once_in_order(tiny, apply, devices):
     np.testing.assert_allclose(outputs["loss"], loss, rtol=1e-5)
     np.testing.assert_array_equal(outputs["kept/m0/indices"], records[:, None] + [0, 1])
     np.testing.assert_array_equal(outputs["kept/m0/saliency"], -records[:, None] * [1, 1])
-    # A pool that chooses no tokens has nothing to report.
-    expected = {"id", "label", "loss", "probabilities", "kept/m0/indices", "kept/m0/saliency"}
-    assert set(outputs) == expected
+    # A pool that chooses no tokens has nothing to report, one that draws them no saliency.
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-6)
+    kept = {"kept/m0/indices", "kept/m0/saliency", "kept/m2/indices"}
+    assert set(outputs) == {"id", "label", "loss", "logits", "probabilities"} | kept
 
 
 def test_devices_and_order_do_not_matter(tiny, apply, devices):
@@ -79,6 +86,68 @@ def test_devices_and_order_do_not_matter(tiny, apply, devices):
     assert one.keys() == four.keys()
     for name, value in one.items():
         np.testing.assert_array_equal(four[name], value, err_msg=name)
+
+
+@pytest.fixture
+def scored(tiny, devices):
+    """Evaluates random records in batches of 8, the last of 3, on the first `count` devices."""
+    rng = np.random.default_rng(4)
+    features = rng.normal(size=(RECORDS, 3)).astype(np.float32)
+    label = rng.integers(0, 3, RECORDS)
+    value = (label - 1 + rng.uniform(-0.5, 0.5, RECORDS)).astype(np.float32)
+
+    def apply(params, inputs, mask, keys):
+        return tiny.output(inputs["m0"][:, 0, :3] * params["scale"], {})
+
+    def batches():
+        for start in range(0, RECORDS, 8):
+            rows = np.arange(start, min(start + 8, RECORDS))
+            batch = tiny.batch(real=len(rows))
+            # What a padding row holds would spoil every metric if it were counted.
+            batch["inputs"]["m0"][:, 0, :3] = 1e3
+            batch["inputs"]["m0"][: len(rows), 0, :3] = features[rows]
+            batch["label"][: len(rows)] = label[rows]
+            batch["id"][: len(rows)] = rows
+            yield batch
+
+    def evaluate(count):
+        mesh = sharding.make_mesh(TrainConfig(batch_size=8), devices[:count])
+        params = {"scale": jnp.ones(())}
+        params = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+        outputs = collect(compile_eval_step(apply, mesh), params, batches(), mesh)
+        return metrics.evaluate(
+            outputs["probabilities"],
+            outputs["label"],
+            split="test",
+            step=1,
+            class_names=("negative", "neutral", "positive"),
+            train_counts=np.array([3, 5, 4]),
+            scores=outputs["logits"],
+            class_values=(-1.0, 0.0, 1.0),
+            value=value,
+            replicates=50,
+        )
+
+    return SimpleNamespace(evaluate=evaluate, features=features, label=label, value=value)
+
+
+def test_every_metric_is_the_same_on_one_and_eight_devices(scored):
+    one, eight = scored.evaluate(1), scored.evaluate(8)
+    assert json.dumps(one, allow_nan=False) == json.dumps(eight, allow_nan=False)
+    assert eight["num_samples"] == RECORDS
+    # And they are those of the records, counted without batches.
+    logits, label = scored.features.astype(np.float64), scored.label
+    own = label[:, None] == np.arange(3)
+    found = {name: of["value"] for name, of in eight["metrics"].items()}
+    assert found["mAP"] == pytest.approx(sklearn.metrics.average_precision_score(own, logits))
+    auc = sklearn.metrics.roc_auc_score(own, logits)
+    assert found["mAUC"] == pytest.approx(auc)
+    assert found["d_prime"] == pytest.approx(np.sqrt(2) * norm.ppf(auc))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = probabilities[:, 2] - probabilities[:, 0]
+    sentiment = {name: of["value"] for name, of in eight["sentiment"].items()}
+    assert sentiment["corr"] == pytest.approx(np.corrcoef(expected, scored.value)[0, 1], abs=1e-6)
+    assert sentiment["acc2_nonneg"] == np.mean((expected >= 0) == (scored.value >= 0))
 
 
 def test_placed_parameters_stay_under_the_transfer_guard(tiny, apply, devices):

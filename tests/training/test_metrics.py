@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sft_jax.training import metrics
+from sft_jax.training import metrics, ranking, sentiment
 from sft_jax.types import DataError
 
 # Four samples of three classes; right at k=1: rows 0 and 3, at k=2 also row 1.
@@ -178,64 +178,6 @@ def test_vote_refuses_a_group_of_two_classes():
         metrics.vote(PROBABILITIES, LABEL, np.array(["x", "y", "z", "x"]))
 
 
-def test_bootstrap_matches_the_binomial_interval():
-    hits = np.repeat([1.0, 0.0], [300, 100])
-    low, high = metrics.bootstrap_interval(hits, 400, seed=0, replicates=4000)
-    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
-    assert low == pytest.approx(0.75 - half, abs=0.006)
-    assert high == pytest.approx(0.75 + half, abs=0.006)
-
-
-def test_bootstrap_over_groups_sees_that_copies_are_no_information():
-    rng = np.random.default_rng(1)
-    values = rng.normal(size=30)
-    alone = metrics.bootstrap_interval(values, 30, seed=5)
-    copies = np.repeat(values, 10)
-    grouped = metrics.bootstrap_interval(copies, 300, 5, groups=np.repeat(np.arange(30), 10))
-    assert grouped == pytest.approx(alone)
-    naive = metrics.bootstrap_interval(copies, 300, 5)
-    assert (alone[1] - alone[0]) / (naive[1] - naive[0]) == pytest.approx(math.sqrt(10), rel=0.15)
-
-
-def test_bootstrap_of_two_unequal_groups_takes_the_three_possible_means():
-    # Groups (0, 0, 0) and (1): drawn twice each or once both gives means 0, 1/4 or 1.
-    seen = []
-
-    def mean(times):
-        assert times[0] == times[1] == times[2]
-        seen.append(float(times[3] / times.sum()))
-        return seen[-1]
-
-    groups = np.array(["a", "a", "a", "b"])
-    assert metrics.bootstrap_interval(mean, 4, seed=0, groups=groups, replicates=200) == (0.0, 1.0)
-    assert set(seen) == {0.0, 0.25, 1.0}
-
-
-def test_bootstrap_seed_level_and_callable():
-    values = np.arange(20.0)
-    wide = metrics.bootstrap_interval(values, 20, 3)
-    assert metrics.bootstrap_interval(values, 20, 3) == wide
-    assert metrics.bootstrap_interval(values, 20, 4) != wide
-    assert metrics.bootstrap_interval(lambda t: t @ values / t.sum(), 20, 3) == wide
-    narrow = metrics.bootstrap_interval(values, 20, 3, 0.5)
-    assert wide[0] < narrow[0] < 9.5 < narrow[1] < wide[1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n": 1, "statistic": np.ones(1)}, "found 1 groups"),
-        ({"n": 0, "statistic": np.ones(0)}, "found 0 groups"),
-        ({"groups": np.array(["a"] * 4)}, "found 1 groups over 4 samples"),
-        ({"statistic": np.ones(3)}, "found 3 values, expected one for each of 4"),
-        ({"level": 1.0}, "found level 1.0"),
-    ],
-)
-def test_bootstrap_errors(arguments, message):
-    with pytest.raises(DataError, match=message):
-        metrics.bootstrap_interval(**{"statistic": np.ones(4), "n": 4, "seed": 0, **arguments})
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -288,11 +230,21 @@ def test_evaluate_by_hand():
     )
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert (result["split"], result["step"], result["num_samples"]) == ("test", 40, 4)
-    assert list(result["metrics"]) == ["top1", "loss", "macro_f1"]
+    assert list(result["metrics"]) == ["top1", "loss", "macro_f1", "mAP", "mAUC", "d_prime"]
     assert result["metrics"]["top1"]["value"] == 0.5
     assert result["metrics"]["macro_f1"]["value"] == pytest.approx((1 / 2 + 0 + 2 / 3) / 3)
     assert result["resampled"] == "group"
-    assert result["majority"] == {"class": "down", "top1": 0.25}
+    # Columns of one score each rank nothing: precision is each class's share, 1/2, 1/4 and 1/4.
+    assert result["majority"] == {
+        "class": "down",
+        "top1": 0.25,
+        "macro_f1": pytest.approx(0.4 / 3),
+        "mAP": pytest.approx(1 / 3),
+        "mAUC": 0.5,
+        "d_prime": 0.0,
+    }
+    assert (result["absent_classes"], result["ranked_by"]) == ([], "probabilities")
+    assert result["sentiment"] is None
     assert result["confusion"] == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
     assert result["per_class"][2] == {
         "class": "rest",
@@ -304,7 +256,10 @@ def test_evaluate_by_hand():
     # Group a: mean of rows 0 and 2 is (0.3, 0.25, 0.45), so its vote is wrong; c is right.
     assert result["group"]["num_groups"] == 3
     assert result["group"]["top1"]["value"] == pytest.approx(1 / 3)
-    for estimate in (*result["metrics"].values(), result["group"]["top1"]):
+    undefined = [name for name, of in result["metrics"].items() if of["low"] is None]
+    assert undefined == ["d_prime"]  # some draws of three groups rank perfectly
+    estimates = [of for name, of in result["metrics"].items() if name not in undefined]
+    for estimate in (*estimates, result["group"]["top1"]):
         assert estimate["low"] <= estimate["value"] <= estimate["high"]
 
 
@@ -353,3 +308,67 @@ def test_which_top_k_are_reported(classes, names):
 def test_evaluate_names_disagreeing_class_counts():
     with pytest.raises(DataError, match="test: found 2 class_names and 3 train_counts, expected 3"):
         evaluated(class_names=("up", "down"))
+
+
+def test_evaluate_ranks_by_the_logits_where_given():
+    logits = np.log(PROBABILITIES) + np.array([[3.0], [0.0], [-2.0], [1.0]])
+    given, derived = evaluated(scores=logits), evaluated()
+    assert (given["ranked_by"], derived["ranked_by"]) == ("logits", "probabilities")
+    for result, scores in ((given, logits), (derived, PROBABILITIES)):
+        expected = ranking.ranking_metrics(scores, LABEL)
+        assert {name: result["metrics"][name]["value"] for name in ranking.NAMES} == {
+            name: expected[name] for name in ranking.NAMES
+        }
+    assert given["metrics"]["mAUC"] != derived["metrics"]["mAUC"]
+    # Everything else is judged by the probabilities.
+    for name in ("top1", "loss", "macro_f1"):
+        assert given["metrics"][name] == derived["metrics"][name]
+
+
+def test_evaluate_lists_absent_classes_and_states_what_is_undefined():
+    result = evaluated(label=np.array([2, 2, 2, 2]))
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["absent_classes"] == ["up", "down"]
+    assert result["metrics"]["mAP"]["value"] == 1.0
+    for name in ("mAUC", "d_prime"):
+        assert result["metrics"][name] == {"value": None, "low": None, "high": None}
+        assert result["majority"][name] is None
+
+
+def test_evaluate_adds_sentiment_of_the_rows_that_count():
+    padded = {
+        "probabilities": np.concatenate([PROBABILITIES, np.full((1, 3), np.nan)]),
+        "label": np.array([*LABEL, -1]),
+        "weight": np.array([1.0, 1.0, 1.0, 1.0, 0.0]),
+        "class_values": (-1.0, 0.0, 1.0),
+        "value": np.array([-0.6, 0.2, -1.0, 1.0, np.nan], np.float32),
+    }
+    result = evaluated(**padded)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    found = result["sentiment"]
+    assert list(found) == [*sentiment.REGRESSION, *sentiment.CLASSIFICATION]
+    expected = PROBABILITIES[:, 2] - PROBABILITIES[:, 0]
+    truth = padded["value"][:4].astype(np.float64)
+    assert found["mae"]["value"] == pytest.approx(np.abs(expected - truth).mean())
+    # Named: -1, -1, 1, 1; row 1 is left out since 0.2 rounds to 0, row 2 is wrong.
+    assert found["acc2"]["value"] == pytest.approx(2 / 3)
+    assert (found["acc2"]["num_samples"], found["acc2"]["left_out"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_values": (-1.0, 0.0, 1.0)}, "no value of each sample, expected 3 finite"),
+        ({"value": np.zeros(4)}, r"test: found class_values \(\) and a value"),
+        ({"class_values": (0.0, 1.0), "value": np.zeros(4)}, "expected 3 finite class_values"),
+        ({"class_values": (0.0, 1.0, np.nan), "value": np.zeros(4)}, "expected 3 finite"),
+        (
+            {"class_values": (-1.0, 0.0, 1.0), "value": np.array([0, np.nan, 1, 0])},
+            "value: found 1 values that are NaN or infinite .the first: row 1",
+        ),
+        ({"scores": PROBABILITIES * np.inf}, "scores: found 12 values that are NaN or infinite"),
+    ],
+)
+def test_evaluate_names_unusable_sentiment_and_scores(change, message):
+    with pytest.raises(DataError, match=message):
+        evaluated(**change)

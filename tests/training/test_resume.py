@@ -139,7 +139,7 @@ def test_other_settings_are_refused_by_name(straight_run):
         optimizer__learning_rate=0.5,
         model__dropout=0.0,
         modalities__m1__k=2,
-        train__data_parallel=8,
+        train__data_parallel=4,
     )
     before = sorted(p.name for p in straight_run.workdir.iterdir())
     with pytest.raises(CheckpointError) as error:

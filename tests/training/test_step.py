@@ -1,4 +1,5 @@
 import concurrent.futures
+import dataclasses
 import functools
 import re
 
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sft_jax.config import Duration, MixupConfig
 from sft_jax.models import registry
 from sft_jax.training import run, sharding, state, step
+from sft_jax.training.mixing import MixupPlan
 
 STEPS = 3
 # name: implementation, devices, how it is mapped, options of the training
@@ -20,6 +23,15 @@ LAYOUTS = {
     "streamed-4": ("streamed", 4, "jit", {}),
     "streamed-2x2": ("streamed", 4, "jit", {"fsdp_parallel": 2}),
 }
+# With mixup from the second step on, in groups of two rows. `accumulate` takes whole groups.
+MIXUP_LAYOUTS = {
+    "mixup-1": ("xla", 1, "jit", {}),
+    "mixup-8": ("xla", 8, "jit", {}),
+    "mixup-2-accumulate-4": ("xla", 2, "jit", {"accumulate": 4}),
+    "mixup-pmap-4": ("xla", 4, "pmap", {}),
+}
+LAYOUTS |= MIXUP_LAYOUTS
+MIXUP = {"mode": "any", "warmup": Duration(1.0, "steps"), "groups": 8}
 # As many again around a model that compiles fast, `implementation` being None.
 FAST_LAYOUTS = {
     "jit-1": (None, 1, "jit", {}),
@@ -46,11 +58,14 @@ class Layout:
     def __init__(self, tiny, name):
         implementation, count, self.mapped, train = (LAYOUTS | FAST_LAYOUTS)[name]
         self.tiny, self.devices, self.fast = tiny, jax.devices()[:count], implementation is None
-        config = tiny.config(implementation or "xla", **train)
+        self.rows = 16 if name in MIXUP_LAYOUTS else 8
+        mixup = MixupConfig(**MIXUP) if name in MIXUP_LAYOUTS else MixupConfig()
+        config = tiny.config(implementation or "xla", mixup=mixup, batch_size=self.rows, **train)
         self.mesh = sharding.make_mesh(config.train, self.devices)
         changes = {"apply": tiny.noisy_apply} if self.fast else {}
+        changes["mixup"] = MixupPlan.of(config, 5, count)
         self.step_config = tiny.step_config(config, **changes)
-        first, batch = self.state(), self.put(tiny.batch())
+        first, batch = self.state(), self.put(self.batch())
         if self.mapped == "jit":
             compiled = step.compile_train_step(self.step_config, self.mesh, first)
         else:
@@ -71,6 +86,9 @@ class Layout:
             return self.tiny.put_state(first, self.mesh)
         return jax.tree.map(lambda x: jnp.stack([x] * len(self.devices)), first)
 
+    def batch(self, seed=0, padding=2):
+        return self.tiny.batch(seed, self.rows, self.rows - padding)
+
     def put(self, batch):
         if self.mapped == "jit":
             return sharding.put_batch(batch, self.mesh)
@@ -90,7 +108,7 @@ class Layout:
         """Metrics and gradients of each step on ragged batches, and the state after the last."""
         current, history = self.state(), []
         for i in range(STEPS):
-            batch = self.put(self.tiny.batch(seed=i, real=8 - i))
+            batch = self.put(self.batch(seed=i, padding=i))
             # pmap moves arguments between devices by itself; the compiled step must not.
             with jax.transfer_guard("disallow" if self.mapped == "jit" else "allow"):
                 current, metrics = self.step(current, batch)
@@ -129,14 +147,17 @@ def assert_close(got, expected):
     jax.tree.map(check, got, expected)
 
 
-@pytest.mark.parametrize("name", [*list(FAST_LAYOUTS)[1:], *list(LAYOUTS)[1:]])
+@pytest.mark.parametrize(
+    "name", [n for n in (*FAST_LAYOUTS, *LAYOUTS) if n not in ("xla-1", "mixup-1", "jit-1")]
+)
 def test_every_layout_takes_the_same_steps(layouts, name):
     history, last = layouts(name).outcome
-    expected_history, expected = layouts("xla-1" if name in LAYOUTS else "jit-1").outcome
+    kind = "mixup" if name in MIXUP_LAYOUTS else "xla" if name in LAYOUTS else "jit"
+    expected_history, expected = layouts(f"{kind}-1").outcome
     for i, (got, wanted) in enumerate(zip(history, expected_history, strict=True)):
         assert got["metrics"].keys() == wanted["metrics"].keys()
         assert (got["metrics"]["count"], got["metrics"]["top1"]) == (
-            8 - i,
+            layouts(name).rows - i,
             wanted["metrics"]["top1"],
         )
         for metric, value in wanted["metrics"].items():
@@ -145,6 +166,21 @@ def test_every_layout_takes_the_same_steps(layouts, name):
     assert last.step == STEPS
     assert_close(last.params, expected.params)
     assert_close(last.opt_state, expected.opt_state)
+
+
+def test_mixup_changes_the_steps_behind_its_warmup_alone(layouts, tiny):
+    layout = layouts("mixup-1")
+    config = dataclasses.replace(layout.step_config, mixup=None)
+    plain = jax.jit(functools.partial(step.train_step, config=config))
+    current, history = first_state(tiny), layout.outcome[0]
+    for i in range(STEPS):
+        current, metrics = plain(current, layout.batch(seed=i, padding=i))
+        gradients = jax.device_get(current.opt_state[0])
+        if i == 0:
+            assert_close(history[0]["gradients"], gradients)
+            np.testing.assert_allclose(history[0]["metrics"]["loss"], metrics["loss"], rtol=1e-5)
+        else:
+            assert abs(history[i]["metrics"]["loss"] / metrics["loss"] - 1) > 1e-3
 
 
 def test_the_metrics_of_a_step(layouts):
@@ -172,7 +208,7 @@ def num_elements(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", ["xla-4", "streamed-4"])
+@pytest.mark.parametrize("name", ["xla-4", "streamed-4", "mixup-8"])
 def test_gradients_and_metrics_are_all_that_crosses_devices(layouts, name):
     found = collectives(layouts(name).step.as_text())
     assert {operation for operation, _ in found} == {"all-reduce"}
@@ -237,6 +273,7 @@ def test_eval_outputs_are_the_models_own(tiny, devices, count):
         again = eval_step(placed, sharding.put_batch(batch, mesh))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(outputs), jax.device_get(again))
     expected = jax.jit(model.apply)({"params": params}, batch["inputs"], batch["mask"])
+    np.testing.assert_allclose(outputs["logits"], expected.logits, rtol=1e-5, atol=1e-6)
     probabilities = jax.nn.softmax(expected.logits)
     np.testing.assert_allclose(outputs["probabilities"], probabilities, rtol=1e-5, atol=1e-6)
     loss = -np.log(np.asarray(probabilities)[np.arange(8), batch["label"]])

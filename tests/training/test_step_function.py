@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from sft_jax.config import AugmentConfig, OptimizerConfig, TrainConfig
-from sft_jax.training import losses, sharding, state, step
+from sft_jax.training import losses, randomness, sharding, state, step
+from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate
 
 
@@ -41,6 +42,38 @@ def test_one_trace_serves_every_step(tiny, devices, optimizer):
     assert len(traces) == 1
     assert compiled._cache_size() == 1
     assert current.step == 5
+
+
+def test_one_trace_serves_an_epoch_of_warmup_and_one_of_mixup(tiny, devices):
+    """The last batch of either epoch is ragged; what the step blends is seen from outside."""
+    traces, epoch = [], 3
+    plan = MixupPlan(
+        mode="any",
+        alpha=0.3,
+        warmup_steps=epoch,
+        group_size=2,
+        num_modalities=2,
+        num_pre_layers=1,
+        num_post_layers=1,
+    )
+
+    def apply(params, inputs, mask, keys, mixup):
+        traces.append(None)
+        out = tiny.linear_apply(params, inputs, mask, keys)
+        share = jnp.where(mixup.depth < 0, 1.0, mixup.lam[0])[:, None]
+        return out.replace(logits=share * out.logits + (1 - share) * out.logits[mixup.partner])
+
+    still = optax.sgd(0.0)  # so that nothing but mixup can tell the epochs apart
+    compiled, current, mesh = linear_step(tiny, devices[:4], apply, still, mixup=plan)
+    plain, same, _ = linear_step(tiny, devices[:4], None, still)
+    for i in range(2 * epoch):
+        batch = tiny.batch(i, real=5 if i % epoch == epoch - 1 else 8)
+        current, mixed = compiled(current, sharding.put_batch(batch, mesh))
+        same, unmixed = plain(same, sharding.put_batch(batch, mesh))
+        apart = abs(float(mixed["loss"]) - float(unmixed["loss"]))
+        assert apart < 1e-4 if i < epoch else apart > 1e-3
+    assert len(traces) == 1
+    assert compiled._cache_size() == 1
 
 
 class Linear(nn.Module):
@@ -140,8 +173,8 @@ def test_keys_follow_the_position_in_the_global_batch(tiny, devices, count, accu
     seen = []
     for i in range(2):
         current, metrics = compiled(current, sharding.put_batch(tiny.batch(), mesh))
-        keys = step.sample_keys(3, jnp.int32(i), "train", jnp.arange(8))
-        keys = step._stream(keys, "dropout")
+        keys = randomness.sample_keys(3, jnp.int32(i), "train", jnp.arange(8))
+        keys = randomness.stream_keys(keys, "dropout")
         logits = apply(None, None, None, keys).logits
         batch = jax.tree.map(jnp.asarray, tiny.batch())
         expected = (batch["weight"] * losses.cross_entropy(logits, batch["label"])).sum()
@@ -153,7 +186,9 @@ def test_keys_follow_the_position_in_the_global_batch(tiny, devices, count, accu
 def test_sample_keys_share_nothing():
     positions = jnp.arange(16)
     draws = [
-        jax.random.key_data(step._stream(step.sample_keys(seed, jnp.int32(at), name, positions), s))
+        jax.random.key_data(
+            randomness.stream_keys(randomness.sample_keys(seed, jnp.int32(at), name, positions), s)
+        )
         for seed in (0, 1)
         for at in (0, 1, 100)
         for name in ("train", "other")

@@ -1,0 +1,233 @@
+"""Metrics of sentiment, a number in about [-3, 3] that may also have been rounded into classes.
+
+*Regression view*: a predicted number against the true one. *Classification view* (the paper's): a
+predicted class against the rounded truth. The names carry the definition:
+
+- `mae`: mean absolute error; `corr`: Pearson's correlation.
+- `acc7`, `acc5`: both clipped to +-3 (+-2), rounded half to even, and equal.
+- `acc2_nonzero`: prediction > 0 and truth > 0 agree, samples whose truth is 0 left out.
+- `acc2_has0`: the same with those samples, whose truth then counts as not positive.
+- `acc2_nonneg`: prediction >= 0 and truth >= 0 agree, over all samples.
+- `acc2` (classification): rounded prediction >= 0 and rounded truth >= 0 agree, samples whose
+  rounded truth is 0 left out. With the classes -3 to 3: class index >= 3.
+- `f1`, `f1_nonzero`, `f1_has0`, `f1_nonneg`: F1 of both answers in the same setting, weighted by
+  how often each was *predicted*. That is what the field's numbers hold, whose code hands the
+  predictions to `sklearn.metrics.f1_score` in the place of the truth.
+
+Here `weight` may be any whole numbers, so that a bootstrap draw is one more call.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Real
+
+from sft_jax.training.bootstrap import estimates
+from sft_jax.training.rows import counted, finite
+from sft_jax.types import Array
+
+REGRESSION = (
+    *("mae", "corr", "acc7", "acc5"),
+    *("acc2_nonzero", "f1_nonzero", "acc2_has0", "f1_has0", "acc2_nonneg", "f1_nonneg"),
+)
+CLASSIFICATION = ("acc2", "f1")
+
+
+def mean_absolute_error(
+    predicted: Float[Array, " n"],
+    truth: Float[Array, " n"],
+    weight: Real[Array, " n"] | None = None,
+) -> float:
+    """Mean of `|predicted - truth|`."""
+    predicted, truth, times = _checked(predicted, truth, weight)
+    return float(times @ np.abs(predicted - truth) / times.sum())
+
+
+def correlation(
+    predicted: Float[Array, " n"],
+    truth: Float[Array, " n"],
+    weight: Real[Array, " n"] | None = None,
+) -> float | None:
+    """Pearson's correlation; None where either side is constant."""
+    predicted, truth, times = _checked(predicted, truth, weight)
+    predicted, truth = predicted[times > 0], truth[times > 0]
+    if np.ptp(predicted) == 0 or np.ptp(truth) == 0:
+        return None
+    times = times[times > 0]
+    predicted = predicted - times @ predicted / times.sum()
+    truth = truth - times @ truth / times.sum()
+    product, own, other = (
+        times @ (a * b) for a, b in ((predicted, truth), (predicted, predicted), (truth, truth))
+    )
+    return float(product / np.sqrt(own) / np.sqrt(other))
+
+
+def rounded_accuracy(
+    predicted: Float[Array, " n"],
+    truth: Float[Array, " n"],
+    limit: int,
+    weight: Real[Array, " n"] | None = None,
+) -> float:
+    """Share of samples equal after clipping to `+-limit` and rounding half to even."""
+    predicted, truth, times = _checked(predicted, truth, weight)
+    same = np.rint(np.clip(predicted, -limit, limit)) == np.rint(np.clip(truth, -limit, limit))
+    return float(times @ same / times.sum())
+
+
+def binary_scores(
+    predicted: Bool[np.ndarray, " n"],
+    truth: Bool[np.ndarray, " n"],
+    times: Int[np.ndarray, " n"],
+) -> tuple[float | None, float | None]:
+    """Accuracy, and F1 of both answers weighted by how often each was predicted.
+
+    Args:
+        predicted: the answer given.
+        truth: the right one.
+        times: how often each sample counts; None comes back where none does.
+    """
+    cells = np.bincount(2 * truth + predicted, weights=times, minlength=4).reshape(2, 2)
+    right, called, support = np.diagonal(cells), cells.sum(axis=0), cells.sum(axis=1)
+    if not cells.sum():
+        return None, None
+    f1 = 2 * right / np.maximum(called + support, 1)
+    return float(right.sum() / cells.sum()), float(f1 @ called / cells.sum())
+
+
+def regression_view(
+    predicted: Float[Array, " n"],
+    truth: Float[Array, " n"],
+    weight: Real[Array, " n"] | None = None,
+) -> dict[str, float | None]:
+    """Every metric of `REGRESSION`, by name; None where undefined (see the top of this module).
+
+    Args:
+        predicted: sentiment of each sample as predicted.
+        truth: the true one.
+        weight: how often each row counts, 0 on padding; every row once where left out.
+
+    Raises:
+        DataError: a number that counts is not finite, or no row counts.
+    """
+    predicted, truth, times = _checked(predicted, truth, weight)
+    above, positive = predicted > 0, truth > 0
+    binary = (
+        *binary_scores(above, positive, np.where(truth != 0, times, 0)),
+        *binary_scores(above, positive, times),
+        *binary_scores(predicted >= 0, truth >= 0, times),
+    )
+    values = (
+        mean_absolute_error(predicted, truth, times),
+        correlation(predicted, truth, times),
+        rounded_accuracy(predicted, truth, 3, times),
+        rounded_accuracy(predicted, truth, 2, times),
+        *binary,
+    )
+    return dict(zip(REGRESSION, values, strict=True))
+
+
+def classification_view(
+    predicted: Real[Array, " n"],
+    truth: Real[Array, " n"],
+    weight: Real[Array, " n"] | None = None,
+) -> dict[str, float | None]:
+    """Every metric of `CLASSIFICATION`, by name; None where every rounded truth is 0.
+
+    Args:
+        predicted: sentiment of the predicted class of each sample (class index - 3 for 7 classes).
+        truth: the true sentiment, or that of the true class.
+        weight: how often each row counts, 0 on padding; every row once where left out.
+
+    Raises:
+        DataError: a number that counts is not finite, or no row counts.
+    """
+    predicted, truth, times = _checked(predicted, truth, weight)
+    predicted, truth = np.rint(predicted), np.rint(truth)
+    scores = binary_scores(predicted >= 0, truth >= 0, np.where(truth != 0, times, 0))
+    return dict(zip(CLASSIFICATION, scores, strict=True))
+
+
+def sentiment_block(
+    probabilities: Float[np.ndarray, "n c"],
+    value: Float[np.ndarray, " n"] | None,
+    class_values: Sequence[float],
+    train_counts: Int[Array, " c"],
+    groups: np.ndarray | None,
+    bootstrap: dict[str, int],
+) -> dict[str, Any] | None:
+    """Both views of a classifier whose classes are steps of sentiment; every row counts.
+
+    The regression view judges the expected value `sum_c p_c * class_values[c]`, the classification
+    view the value of the most probable class.
+
+    Args:
+        probabilities: class probabilities of each sample.
+        value: true sentiment of each sample, not rounded; None where the data have none.
+        class_values: sentiment that each class stands for.
+        train_counts: samples of each class in the training split, for the baseline.
+        groups: see `bootstrap.bootstrap_interval`.
+        bootstrap: its `seed` and `replicates`.
+
+    Returns:
+        None without `value`, else `{value, low, high, majority, num_samples, left_out}` by name of
+        the metric. `majority` is what always giving one answer reaches, the most frequent in the
+        training split by the value of its classes: the class for `mae`, `acc7`, `acc5`, the sign
+        for the others.
+    """
+    if value is None:
+        return None
+    values = np.asarray(class_values, np.float64)
+    expected = probabilities @ values / probabilities.sum(axis=1)
+    named = values[probabilities.argmax(axis=1)]
+
+    def statistic(times: np.ndarray) -> np.ndarray:
+        scores = regression_view(expected, value, times) | classification_view(named, value, times)
+        return np.array([np.nan if score is None else score for score in scores.values()])
+
+    scores = estimates(statistic, len(value), groups=groups, **bootstrap)
+    majority = _majority(values, np.asarray(train_counts), value)
+    zero, rounded_zero = int((value == 0).sum()), int((np.rint(value) == 0).sum())
+    left_out = dict.fromkeys(("acc2_nonzero", "f1_nonzero"), zero)
+    left_out |= dict.fromkeys(CLASSIFICATION, rounded_zero)
+    block = {}
+    for name, score in zip((*REGRESSION, *CLASSIFICATION), scores, strict=True):
+        missing = left_out.get(name, 0)
+        block[name] = {
+            **score,
+            "majority": majority[name],
+            "num_samples": len(value) - missing,
+            "left_out": missing,
+        }
+    return block
+
+
+def _majority(
+    values: np.ndarray, train_counts: np.ndarray, truth: np.ndarray
+) -> dict[str, float | None]:
+    """Each metric of a constant answer; ties go to the lowest class and to the negative sign."""
+
+    def sign(positive: np.ndarray, negative: np.ndarray) -> float:
+        return 1.0 if train_counts[positive].sum() > train_counts[negative].sum() else -1.0
+
+    rounded = np.rint(values)
+    nonzero = sign(rounded > 0, rounded < 0)
+    answers = {
+        "nonzero": nonzero,
+        "has0": sign(rounded > 0, rounded <= 0),
+        "nonneg": sign(rounded >= 0, rounded < 0),
+        "": values[np.argmax(train_counts)],
+    }
+    constant = {
+        kind: regression_view(np.full(len(truth), answer), truth)
+        for kind, answer in answers.items()
+    }
+    chosen = {name: constant[name.partition("_")[2]][name] for name in REGRESSION}
+    return chosen | classification_view(np.full(len(truth), nonzero), truth)
+
+
+def _checked(
+    predicted: Array, truth: Array, weight: Array | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    times = counted(weight, len(truth))
+    return finite("predicted", predicted, times), finite("truth", truth, times), times
