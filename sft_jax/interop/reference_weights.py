@@ -1,131 +1,352 @@
-"""Weights of the public PyTorch implementation of SFT, by the names in its state dict.
+"""Weights of the public PyTorch implementation of SFT and its baselines, to ours and back.
 
-Linear kernels are transposed, packed projections split into query, key and value by head, and
-layers after fusion stacked along a leading axis, as `nn.scan` keeps them.
+Both directions read one list per model that pairs our parameters with the names of the reference's
+state dict. Linear kernels are transposed, packed projections split into query, key and value by
+head, and layers that we compile as one loop stacked along a leading axis.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sft_jax.types import DataError
+from sft_jax.config import ModelConfig
+from sft_jax.interop.state_dict import read_state
+from sft_jax.types import DataError, check_choice
+
+Keys = tuple[str, ...]
+# Streams of the reference's MulT by their letter, in the order in which they are joined.
+STREAMS = "lav"
+# In the state dict, but without influence on the result.
+_UNUSED = ("network.embed_positions._float_tensor",)
 
 
-def sft_from_reference(
-    state: Mapping[str, np.ndarray],
-    modalities: Sequence[str],
-    *,
-    num_heads: int,
-    num_pre_layers: int,
-    num_post_layers: int,
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One of our parameters (or one layer of it) and the reference's names for it.
+
+    Attributes:
+        path: keys of the parameter in our tree.
+        names: in the state dict; three where query, key and value are kept one by one.
+        kind: how the two layouts differ (see `_to_ours`).
+        layer: index along our leading axis; None where there is none.
+    """
+
+    path: Keys
+    names: tuple[str, ...]
+    kind: str
+    layer: int | None = None
+
+
+def from_reference(
+    state: Mapping[str, np.ndarray] | str | Path, config: ModelConfig, modalities: Sequence[str]
 ) -> dict[str, Any]:
-    """Parameters of `SparseFusionTransformer` from a reference state dict.
+    """Parameters of the model that `config` describes, from a reference state dict.
 
     Args:
-        state: arrays by name, torch layouts (`[out, in]`).
-        modalities: names in the order that the reference's `sparse_attn` list has them.
-        num_heads: of the model that the weights come from.
-        num_pre_layers: likewise.
-        num_post_layers: likewise.
+        state: arrays by name, torch layouts (`[out, in]`), or the path of an `.npz`, `.pth` or
+            `.pt` file (see `read_state`).
+        config: name, widths and depths of the model that the weights come from.
+        modalities: names in the order of the model's specs. For `sft` that is the order of the
+            reference's `sparse_attn` list, for `mult` text, audio, video.
 
     Returns:
         The `params` tree. It works on gradients named alike just as well.
 
     Raises:
-        DataError: a name that is needed is missing, or one is left over.
+        DataError: a name that is needed is missing, one is left over, or an attention does not
+            split into heads. Other shapes are for the model to check.
     """
-    take = _Taker(state)
+    if not isinstance(state, Mapping):
+        state = read_state(state)
+    slots = _slots(config, modalities, state)
+    wanted = {name for slot in slots for name in slot.names}
+    extra = set(state) - wanted - _ignored(config, modalities)
+    missing = wanted - set(state)
+    if missing or extra:
+        raise DataError(
+            f"state dict: missing {sorted(missing)}, left over {sorted(extra)}; expected the names "
+            f"of a {config.name!r} model with these depths and modalities {list(modalities)}"
+        )
+    leaves: dict[Keys, Any] = {}
+    for slot in slots:
+        leaf = _to_ours([np.asarray(state[name]) for name in slot.names], slot, config.num_heads)
+        if slot.layer is None:
+            leaves[slot.path] = leaf
+        else:
+            leaves.setdefault(slot.path, []).append(leaf)
     params: dict[str, Any] = {}
-    for i, name in enumerate(modalities):
-        encoder = {
-            "tokenizer": {
-                "proj": take.linear(f"{name}_tokenizer.proj"),
-                "cls": take(f"{name}_tokenizer.cls_token"),
-                "positions": take(f"{name}_tokenizer.pos_embedding"),
-            },
-            "pooling": {
-                "attention": {"attention": take.attention(f"network.sparse_attn.{i}", num_heads)}
-            },
-        }
-        for layer in range(num_pre_layers):
-            encoder[f"block_{layer}"] = take.block(name, layer, num_heads)
-        params[f"encoder_{name}"] = encoder
-    layers = [take.block("fused", layer, num_heads) for layer in range(num_post_layers)]
-    params["head"] = {
-        "norm": take.norm("network.classifier.0"),
-        "linear": take.linear("network.classifier.1"),
-    }
-    take.finish()
-    if layers:
-        params["fusion"] = {"block": _stack(layers)}
+    for path, leaf in leaves.items():
+        branch = params
+        for key in path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[path[-1]] = np.stack(leaf) if isinstance(leaf, list) else leaf
     return params
 
 
-class _Taker:
-    """Takes arrays out of a state dict by name and knows at the end what was left."""
+def to_reference(
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    modalities: Sequence[str],
+    like: Mapping[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
+    """The inverse of `from_reference`: a state dict that the reference's model can load.
 
-    def __init__(self, state: Mapping[str, np.ndarray]):
-        self.state = state
-        self.used: set[str] = set()
-        self.missing: list[str] = []
+    Where `like` is given, query, key and value are packed, or kept one by one, as they are there.
 
-    def __call__(self, name: str) -> np.ndarray:
-        self.used.add(name)
-        if name not in self.state:
-            self.missing.append(name)
-            return np.zeros((1, 1), np.float32)
-        return np.asarray(self.state[name])
+    The reference's `unimodal` also keeps tokenizers for the modalities that it does not look at;
+    these are not among our parameters and so not in the result.
 
-    def linear(self, name: str) -> dict[str, np.ndarray]:
-        return {"kernel": self(f"{name}.weight").T, "bias": self(f"{name}.bias")}
-
-    def norm(self, name: str) -> dict[str, Any]:
-        return {"LayerNorm_0": {"scale": self(f"{name}.weight"), "bias": self(f"{name}.bias")}}
-
-    def attention(self, name: str, num_heads: int) -> dict[str, Any]:
-        # The reference's two attention classes keep the projections packed, or one by one.
-        if any(f"{name}.q_proj.{kind}" in self.state for kind in ("weight", "bias")):
-            weights, biases = (
-                [self(f"{name}.{part}_proj.{kind}") for part in "qkv"]
-                for kind in ("weight", "bias")
-            )
-        else:
-            weights, biases = [self(f"{name}.in_proj_weight")], [self(f"{name}.in_proj_bias")]
-        out = self.linear(f"{name}.out_proj")
-        if self.missing:
-            return {}  # the placeholders fit nowhere; `finish` raises
-        weight, bias = np.concatenate(weights), np.concatenate(biases)
-        d = weight.shape[1]
-        return {
-            "qkv_kernel": weight.T.reshape(d, 3, num_heads, -1),
-            "qkv_bias": bias.reshape(3, num_heads, -1),
-            "out": {"kernel": out["kernel"].reshape(num_heads, -1, d), "bias": out["bias"]},
-        }
-
-    def block(self, name: str, layer: int, num_heads: int) -> dict[str, Any]:
-        return {
-            "attention": {"attention": self.attention(f"network.attns_{name}.{layer}", num_heads)},
-            "mlp": {
-                "norm": self.norm(f"network.mlps_{name}.{layer}.0"),
-                "in": self.linear(f"network.mlps_{name}.{layer}.1"),
-                "out": self.linear(f"network.mlps_{name}.{layer}.4"),
-            },
-        }
-
-    def finish(self):
-        unused = sorted(set(self.state) - self.used)
-        if self.missing or unused:
+    Raises:
+        DataError: parameters that are not those of the model that `config` describes.
+    """
+    state: dict[str, np.ndarray] = {}
+    depths: dict[Keys, int] = {}
+    slots = _slots(config, modalities, like)
+    for slot in slots:
+        depths[slot.path] = depths.get(slot.path, 0) + (slot.layer is not None)
+    for slot in slots:
+        leaf: Any = params
+        for key in slot.path:
+            if not isinstance(leaf, Mapping) or key not in leaf:
+                raise DataError(
+                    f"params: {'/'.join(slot.path)} not found, expected the parameters of model "
+                    f"{config.name!r} with modalities {list(modalities)}; check name and depths"
+                )
+            leaf = leaf[key]
+        if slot.layer is not None and len(leaf) != depths[slot.path]:
             raise DataError(
-                f"state dict: missing {sorted(self.missing)}, left over {unused}; expected the "
-                "names of the model that the weights come from, with its depths and modalities"
+                f"params: {'/'.join(slot.path)} holds {len(leaf)} layers, expected "
+                f"{depths[slot.path]}; set the depths to those of the model that they come from"
             )
+        leaf = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
+        state |= zip(slot.names, _to_theirs(leaf, slot, config.num_heads), strict=True)
+    if extra := sorted("/".join(path) for path in _paths(params) if path not in depths):
+        raise DataError(
+            f"params: found {extra}, which the reference's model {config.name!r} does not have, "
+            "expected the paper preset without them; convert a model of that preset"
+        )
+    if config.name == "mult":
+        state |= {name: np.zeros(1, np.float32) for name in _UNUSED}
+    return state
 
 
-def _stack(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        key: _stack([layer[key] for layer in layers])
-        if isinstance(value, dict)
-        else np.stack([layer[key] for layer in layers])
-        for key, value in layers[0].items()
-    }
+def _paths(tree: Mapping[str, Any], prefix: Keys = ()) -> Iterator[Keys]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, (*prefix, key))
+        else:
+            yield (*prefix, key)
+
+
+# --- layouts
+
+
+def _to_ours(arrays: list[np.ndarray], slot: Slot, num_heads: int) -> np.ndarray:
+    array = np.concatenate(arrays)
+    try:
+        match slot.kind:
+            case "same":
+                return array
+            case "transposed":
+                return array.T
+            case "qkv_weight":  # [3 d, d] -> [d, 3, h, e]
+                return array.T.reshape(array.shape[1], 3, num_heads, -1)
+            case "qkv_bias":  # [3 d] -> [3, h, e]
+                return array.reshape(3, num_heads, -1)
+            case "out_weight":  # [d, d] -> [h, e, d]
+                return array.T.reshape(num_heads, -1, array.shape[0])
+    except ValueError:
+        pass
+    raise DataError(
+        f"state dict: {', '.join(slot.names)} of shape {array.shape} does not split into "
+        f"{num_heads} heads; set num_heads to that of the model that the weights come from"
+    )
+
+
+def _to_theirs(leaf: np.ndarray, slot: Slot, num_heads: int) -> list[np.ndarray]:
+    heads = {"qkv_weight": 2, "qkv_bias": 1, "out_weight": 0}.get(slot.kind)
+    if heads is not None and leaf.shape[heads] != num_heads:
+        raise DataError(
+            f"params: {'/'.join(slot.path)} has {leaf.shape[heads]} heads, expected {num_heads}; "
+            "set num_heads to that of the model that they come from"
+        )
+    match slot.kind:
+        case "transposed":
+            leaf = leaf.T
+        case "qkv_weight":
+            leaf = leaf.reshape(leaf.shape[0], -1).T
+        case "qkv_bias":
+            leaf = leaf.reshape(-1)
+        case "out_weight":
+            leaf = leaf.reshape(-1, leaf.shape[-1]).T
+    return np.split(leaf, len(slot.names))
+
+
+# --- names
+
+
+def _slots(
+    config: ModelConfig, modalities: Sequence[str], state: Mapping[str, Any] | None
+) -> list[Slot]:
+    check_choice("model.name", config.name, tuple(_MODELS))
+    slots = [*_MODELS[config.name](config, modalities)]
+    classifier = "network.classifier"
+    slots += [*_norm(("head", "norm"), f"{classifier}.0")]
+    slots += [*_linear(("head", "linear"), f"{classifier}.1")]
+    if state is None:
+        return slots
+    return [_as_named(slot, state) for slot in slots]
+
+
+def _as_named(slot: Slot, state: Mapping[str, Any]) -> Slot:
+    """The reference's two attention classes keep query, key and value packed, or one by one."""
+    if slot.kind not in ("qkv_weight", "qkv_bias"):
+        return slot
+    other = _pack(slot.names) if len(slot.names) == 3 else _unpack(slot.names[0])
+    found = [any(name in state for name in names) for names in (slot.names, other)]
+    return dataclasses.replace(slot, names=other) if found == [False, True] else slot
+
+
+def _pack(names: tuple[str, ...]) -> tuple[str, ...]:
+    return (names[0].replace("q_proj.", "in_proj_"),)
+
+
+def _unpack(name: str) -> tuple[str, ...]:
+    return tuple(name.replace("in_proj_", f"{part}_proj.") for part in "qkv")
+
+
+def _ignored(config: ModelConfig, modalities: Sequence[str]) -> set[str]:
+    if config.name == "mult":
+        return set(_UNUSED)
+    if config.name != "unimodal":
+        return set()
+    return {name for m in modalities for slot in _tokenizer((), m) for name in slot.names}
+
+
+def _linear(path: Keys, name: str, layer: int | None = None) -> Iterator[Slot]:
+    yield Slot((*path, "kernel"), (f"{name}.weight",), "transposed", layer)
+    yield Slot((*path, "bias"), (f"{name}.bias",), "same", layer)
+
+
+def _norm(path: Keys, name: str, layer: int | None = None) -> Iterator[Slot]:
+    yield Slot((*path, "LayerNorm_0", "scale"), (f"{name}.weight",), "same", layer)
+    yield Slot((*path, "LayerNorm_0", "bias"), (f"{name}.bias",), "same", layer)
+
+
+def _attention(
+    path: Keys, name: str, layer: int | None = None, packed: bool = True
+) -> Iterator[Slot]:
+    for ours, theirs in (("qkv_kernel", "weight"), ("qkv_bias", "bias")):
+        names: tuple[str, ...] = (f"{name}.in_proj_{theirs}",)
+        yield Slot((*path, ours), names if packed else _unpack(names[0]), f"qkv_{theirs}", layer)
+    yield Slot((*path, "out", "kernel"), (f"{name}.out_proj.weight",), "out_weight", layer)
+    yield Slot((*path, "out", "bias"), (f"{name}.out_proj.bias",), "same", layer)
+
+
+def _tokenizer(path: Keys, modality: str) -> Iterator[Slot]:
+    name = f"{modality}_tokenizer"
+    yield from _linear((*path, "proj"), f"{name}.proj")
+    yield Slot((*path, "cls"), (f"{name}.cls_token",), "same")
+    yield Slot((*path, "positions"), (f"{name}.pos_embedding",), "same")
+
+
+def _block(path: Keys, suffix: str, index: int, layer: int | None = None) -> Iterator[Slot]:
+    """A block of the reference's `attns<suffix>` and `mlps<suffix>` lists."""
+    attention = (*path, "attention", "attention")
+    mlp = f"network.mlps{suffix}.{index}"
+    yield from _attention(attention, f"network.attns{suffix}.{index}", layer)
+    yield from _norm((*path, "mlp", "norm"), f"{mlp}.0", layer)
+    yield from _linear((*path, "mlp", "in"), f"{mlp}.1", layer)
+    yield from _linear((*path, "mlp", "out"), f"{mlp}.4", layer)
+
+
+def _stack(path: Keys, suffix: str, start: int, stop: int) -> Iterator[Slot]:
+    for index in range(start, stop):
+        yield from _block(path, suffix, index, index - start)
+
+
+def _sft(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
+    for i, m in enumerate(modalities):
+        encoder = f"encoder_{m}"
+        yield from _tokenizer((encoder, "tokenizer"), m)
+        for index in range(config.num_pre_layers):
+            yield from _block((encoder, f"block_{index}"), f"_{m}", index)
+        path = (encoder, "pooling", "attention", "attention")
+        yield from _attention(path, f"network.sparse_attn.{i}", packed=False)
+    yield from _stack(("fusion", "block"), "_fused", 0, config.num_post_layers)
+
+
+def _unimodal(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
+    modality = config.baseline.modality or modalities[0]
+    yield from _tokenizer((f"tokenizer_{modality}",), modality)
+    yield from _stack(("encoder", "block"), "", 0, config.num_pre_layers)
+    yield from _stack(("fusion", "block"), "_fused", 0, config.num_post_layers)
+
+
+def _late(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
+    depth = config.num_pre_layers + config.num_post_layers
+    for m in modalities:
+        yield from _tokenizer((f"tokenizer_{m}",), m)
+        if depth:
+            yield from _block((f"first_{m}",), f"_{m}", 0)
+        yield from _stack((f"rest_{m}", "block"), f"_{m}", 1, depth)
+
+
+def _concat(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
+    for m in modalities:
+        yield from _tokenizer((f"tokenizer_{m}",), m)
+    yield from _block(("first",), "", 0)
+    yield from _stack(("rest", "block"), "", 1, config.num_pre_layers + config.num_post_layers)
+
+
+def _mbt(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
+    depth = config.num_pre_layers + config.num_post_layers
+    start = config.bottleneck_start
+    for m in modalities:
+        yield from _tokenizer((f"tokenizer_{m}",), m)
+        yield from _stack((f"encoder_{m}", "block"), f"_{m}", 0, start)
+        yield from _stack(("fusion", f"block_{m}"), f"_{m}", start, depth)
+
+
+def _mult(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
+    if len(modalities) != len(STREAMS):
+        raise DataError(
+            f"modalities: given {list(modalities)}, expected three for the reference's MulT: text, "
+            "audio, video in this order"
+        )
+    letters = dict(zip(modalities, STREAMS, strict=True))
+    for i, target in enumerate(modalities):
+        yield from _tokenizer((f"tokenizer_{target}",), target)
+        for j, source in enumerate(modalities):
+            if source != target:
+                name = f"network.trans_{letters[target]}_with_{letters[source]}"
+                path = (f"cross_{i}_{j}", "block")
+                yield from _mult_stack(path, name, config.num_pre_layers)
+        name = f"network.trans_{letters[target]}_mem"
+        yield from _mult_stack((f"memory_{i}", "block"), name, config.num_post_layers)
+    yield from _norm(("cross_norm",), "network.cross_modal_norm")
+    yield from _norm(("memory_norm",), "network.atten_norm")
+    yield from _linear(("proj_in",), "network.proj1")
+    yield from _linear(("proj_out",), "network.proj2")
+
+
+def _mult_stack(path: Keys, name: str, depth: int) -> Iterator[Slot]:
+    for i in range(depth):
+        yield from _norm((*path, "attention", "norm"), f"{name}.{i}.layer_norms.0", i)
+        yield from _attention((*path, "attention", "attention"), f"{name}.{i}.self_attn", i)
+        yield from _norm((*path, "mlp", "norm"), f"{name}.{i}.layer_norms.1", i)
+        yield from _linear((*path, "mlp", "in"), f"{name}.{i}.fc1", i)
+        yield from _linear((*path, "mlp", "out"), f"{name}.{i}.fc2", i)
+
+
+_MODELS = {
+    "sft": _sft,
+    "unimodal": _unimodal,
+    "late": _late,
+    "concat": _concat,
+    "mbt": _mbt,
+    "mult": _mult,
+}

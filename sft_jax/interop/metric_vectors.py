@@ -1,0 +1,112 @@
+"""Recorded metric values beside those computed here from the same inputs.
+
+The format (`metrics.npz`): any number of classifications and regressions, by prefix.
+
+- `<p>_logits [n, c]`, `<p>_labels [n]` and `<p>_expected`, a JSON object of `top<k>` (percent),
+  `mAP`, `mAUC`, `dprime`, and for sentiment classes, whose middle one is neutral, `acc2`, `f1`.
+- `<p>_pred [n]`, `<p>_true [n]`, and `<p>_expected_exclude_zero`, `<p>_expected_include_zero`, JSON
+  objects of `mae`, `corr`, `acc7`, `acc5`, and `acc2`, `f1` without and with samples of truth 0.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import softmax
+
+from sft_jax.training.metrics import top_k
+from sft_jax.training.ranking import ranking_metrics
+from sft_jax.training.sentiment import classification_view, regression_view
+from sft_jax.types import DataError
+
+# Which of our names a recording means by `acc2` and `f1`.
+SUFFIX = {"exclude_zero": "_nonzero", "include_zero": "_has0"}
+RANKING = {"mAP": "mAP", "mAUC": "mAUC", "dprime": "d_prime"}
+
+
+def compare(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, float]]:
+    """Every recorded metric: `{"<entry of the file>/<metric>": (ours, recorded)}`.
+
+    Shares are fractions on both sides: a recorded `top<k>` is divided by 100.
+
+    Args:
+        arrays: what the file holds (see the top of this module), e.g. `dict(np.load(path))`.
+
+    Returns:
+        In the order of the file. Ours is None where it is undefined on these inputs.
+
+    Raises:
+        DataError: an entry is missing or left over, or a metric is not known.
+    """
+    found, used = {}, set()
+    for entry in (name for name in arrays if "_expected" in name):
+        prefix, _, kind = entry.rpartition("_expected")
+        names = ("logits", "labels") if not kind else ("pred", "true")
+        inputs = [f"{prefix}_{name}" for name in names]
+        missing = [name for name in inputs if name not in arrays]
+        if missing or kind.removeprefix("_") not in ("", *SUFFIX):
+            raise DataError(
+                f"{entry}: found {sorted(arrays)}, expected {' and '.join(inputs)} beside it, and "
+                f"an ending in _expected or _expected_{' or '.join(SUFFIX)}; record the file again"
+            )
+        used |= {entry, *inputs}
+        recorded = _recorded(entry, arrays[entry])
+        first, second = (np.asarray(arrays[name]) for name in inputs)
+        if kind:
+            ours = _regression(first, second, SUFFIX[kind.removeprefix("_")])
+        else:
+            ours = _classification(first, second, recorded)
+        unknown = sorted(set(recorded) - set(ours))
+        if unknown:
+            raise DataError(
+                f"{entry}: found metrics {unknown}, expected some of {sorted(ours)}; leave out "
+                "what is not one of them"
+            )
+        found |= {f"{entry}/{name}": (ours[name], value) for name, value in recorded.items()}
+    if set(arrays) - used or not found:
+        raise DataError(
+            f"metrics file: found {sorted(set(arrays) - used)} that no expected values belong to, "
+            "expected <prefix>_logits, _labels, _expected or <prefix>_pred, _true, _expected_*; "
+            "record the file again"
+        )
+    return found
+
+
+def _recorded(entry: str, text: np.ndarray) -> dict[str, float]:
+    try:
+        values = {name: float(value) for name, value in json.loads(str(text)).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{entry}: found {str(text)[:60]!r}, expected a JSON object of numbers; record the "
+            "file again"
+        ) from error
+    return {name: value / 100 if _k(name) else value for name, value in values.items()}
+
+
+def _k(name: str) -> int:
+    """The `k` of a metric `top<k>`, 0 of every other."""
+    match = re.fullmatch(r"top(\d+)", name)
+    return int(match[1]) if match else 0
+
+
+def _classification(
+    logits: np.ndarray, label: np.ndarray, recorded: Mapping[str, float]
+) -> dict[str, float | None]:
+    num_classes = logits.shape[1]
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    ranking = ranking_metrics(logits, label)
+    ours = {name: ranking[own] for name, own in RANKING.items()}
+    for name in recorded:
+        if 1 <= _k(name) <= num_classes:
+            ours[name] = top_k(probabilities, label, _k(name))
+    if num_classes % 2:
+        neutral = num_classes // 2
+        ours |= classification_view(logits.argmax(axis=1) - neutral, label - neutral)
+    return ours
+
+
+def _regression(predicted: np.ndarray, truth: np.ndarray, suffix: str) -> dict[str, float | None]:
+    scores = regression_view(predicted, truth)
+    plain = {name: scores[name] for name in ("mae", "corr", "acc7", "acc5")}
+    return plain | {name: scores[f"{name}{suffix}"] for name in ("acc2", "f1")}
