@@ -1,20 +1,23 @@
-"""`streamed` against `xla` attention: time and temporary memory, forward and backward."""
+"""Attention implementations side by side: time and temporary memory, forward and backward."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sft_jax.efficiency.throughput import time_interleaved
-from sft_jax.models.attention import dot_product_attention
+from sft_jax.models.attention import Attention, dot_product_attention
+from sft_jax.models.sparse_attention import fixed_attention
 
 IMPLEMENTATIONS = ("xla", "streamed")
+_FORWARD, _BACKWARD = "forward", "forward + backward"
 
 
 def compare(
     *, batch: int, tokens: int, heads: int, head_width: int, saliency: bool, repeats: int
 ) -> list[dict[str, Any]]:
-    """Rows of a table: one implementation and pass each, with the ratio to `xla`.
+    """`streamed` against `xla`: rows of a table, one implementation and pass each.
 
     Half of the samples have padding, so both implementations apply a key mask.
 
@@ -26,41 +29,80 @@ def compare(
         saliency: also return the saliency, as the attention in front of a pool does.
         repeats: timed rounds.
     """
-    key = jax.random.key(0)
-    shape = (batch, tokens, heads, head_width)
-    qkv = tuple(jax.random.normal(jax.random.fold_in(key, i), shape) for i in range(3))
-    real = (
-        jnp.arange(tokens) < jnp.where(jnp.arange(batch) % 2, tokens, tokens - tokens // 4)[:, None]
-    )
-    weights = real / real.sum(axis=1, keepdims=True) if saliency else None
-    compiled = {}
-    for implementation in IMPLEMENTATIONS:
+    qkv, arguments = _inputs(batch, tokens, heads, head_width, saliency, masked=True)
+    variants = {name: _dense(name, arguments) for name in IMPLEMENTATIONS}
+    return _compare(variants, qkv, repeats)
 
-        def forward(qkv, implementation=implementation):
-            return dot_product_attention(
-                *qkv, key_mask=real, query_weights=weights, implementation=implementation
-            )
+
+def compare_fixed(
+    *,
+    batch: int,
+    tokens: int,
+    heads: int,
+    head_width: int,
+    saliency: bool,
+    masked: bool,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """`fixed`, the block-sparse pattern, against `streamed` dense attention: rows as `compare`'s.
+
+    Args:
+        batch: samples `b`.
+        tokens: tokens `t` behind CLS, which is one more query and key.
+        heads: heads `h`.
+        head_width: width `e` of a head.
+        saliency: also return the saliency.
+        masked: whether half of the samples have padding; without, there is no mask at all.
+        repeats: timed rounds.
+    """
+    qkv, arguments = _inputs(batch, tokens + 1, heads, head_width, saliency, masked)
+    variants = {
+        "streamed": _dense("streamed", arguments),
+        "fixed": lambda qkv: fixed_attention(*qkv, **arguments),
+    }
+    return _compare(variants, qkv, repeats)
+
+
+def _dense(implementation, arguments):
+    return lambda qkv: dot_product_attention(*qkv, implementation=implementation, **arguments)
+
+
+def _inputs(batch, length, heads, head_width, saliency, masked):
+    key = jax.random.key(0)
+    shape = (batch, length, heads, head_width)
+    qkv = tuple(jax.random.normal(jax.random.fold_in(key, i), shape) for i in range(3))
+    padding = jnp.where(jnp.arange(batch) % 2, 0, length // 4 if masked else 0)
+    real = jnp.arange(length) < (length - padding)[:, None]
+    weights = real / real.sum(axis=1, keepdims=True) if saliency else None
+    return qkv, {"key_mask": real if masked else None, "query_weights": weights}
+
+
+def _compare(
+    variants: Mapping[str, Callable[[Any], Attention]], qkv, repeats: int
+) -> list[dict[str, Any]]:
+    """Rows of every variant and pass, with their ratios to the first variant."""
+    first = next(iter(variants))
+    compiled = {}
+    for name, forward in variants.items():
 
         def loss(qkv, forward=forward):
             return jnp.sum(jnp.square(forward(qkv).values))
 
-        compiled["forward", implementation] = jax.jit(forward).lower(qkv).compile()
-        compiled["forward + backward", implementation] = (
-            jax.jit(jax.grad(loss)).lower(qkv).compile()
-        )
+        compiled[_FORWARD, name] = jax.jit(forward).lower(qkv).compile()
+        compiled[_BACKWARD, name] = jax.jit(jax.grad(loss)).lower(qkv).compile()
     calls = {name: lambda call=call: call(qkv) for name, call in compiled.items()}
     timings = time_interleaved(calls, repeats)
     rows = []
-    for (direction, implementation), timing in timings.items():
-        memory = compiled[direction, implementation].memory_analysis().temp_size_in_bytes
-        base = compiled[direction, "xla"].memory_analysis().temp_size_in_bytes
+    for (direction, name), timing in timings.items():
+        memory = compiled[direction, name].memory_analysis().temp_size_in_bytes
+        base = compiled[direction, first].memory_analysis().temp_size_in_bytes
         rows.append(
             {
                 "pass": direction,
-                "attention": implementation,
+                "attention": name,
                 "median ms": round(timing.median * 1e3, 1),
                 "min to max ms": f"{timing.low * 1e3:.1f} to {timing.high * 1e3:.1f}",
-                "times faster": round(timings[direction, "xla"].median / timing.median, 2),
+                "times faster": round(timings[direction, first].median / timing.median, 2),
                 "temporary MB": round(memory / 1e6, 1),
                 "times smaller": round(base / memory, 1),
             }

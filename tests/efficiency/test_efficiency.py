@@ -1,5 +1,8 @@
 import time
 
+import numpy as np
+import pytest
+
 from sft_jax.efficiency import attention
 from sft_jax.efficiency.throughput import time_interleaved
 
@@ -31,3 +34,31 @@ def test_comparison_has_a_row_for_each_pass_and_implementation_and_streams_in_le
     ]
     assert [row["times faster"] for row in rows if row["attention"] == "xla"] == [1.0, 1.0]
     assert all(row["times smaller"] > 1 for row in rows if row["attention"] == "streamed")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_comparison_of_the_fixed_pattern_is_against_streamed(masked):
+    rows = attention.compare_fixed(
+        batch=2, tokens=512, heads=2, head_width=4, saliency=masked, masked=masked, repeats=1
+    )
+    assert [(row["pass"], row["attention"]) for row in rows] == [
+        ("forward", "streamed"),
+        ("forward", "fixed"),
+        ("forward + backward", "streamed"),
+        ("forward + backward", "fixed"),
+    ]
+    assert [row["times faster"] for row in rows if row["attention"] == "streamed"] == [1.0, 1.0]
+    assert all(row["times smaller"] > 1 for row in rows if row["attention"] == "fixed")
+
+
+def test_what_is_compared_is_the_attention_named():
+    qkv, arguments = attention._inputs(2, 65, 2, 4, saliency=True, masked=True)
+    assert arguments["key_mask"].sum(axis=1).tolist() == [49, 65]
+    dense = attention._dense("xla", arguments)(qkv)
+    np.testing.assert_allclose(attention._dense("streamed", arguments)(qkv)[1], dense[1], atol=1e-6)
+    # Rows of the map sum to 1, so the saliency does with weights that do.
+    np.testing.assert_allclose(dense.saliency.sum(axis=1), 1, rtol=1e-5)
+    assert attention._inputs(2, 65, 2, 4, saliency=False, masked=False)[1] == {
+        "key_mask": None,
+        "query_weights": None,
+    }

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sft_jax.config import Config, ModelConfig, TrainConfig
+from sft_jax.config_io import load
+from sft_jax.efficiency import models
+from sft_jax.efficiency.cost import matmul_flops
+from sft_jax.types import ConfigError, ModalitySpec
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PAPER = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem.startswith(("vgg", "mosei")))
+
+
+def test_products_are_counted_as_often_as_they_run():
+    a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
+    one = 2 * 3 * 4 * 5
+    assert matmul_flops(jnp.matmul, a, b) == one
+    assert matmul_flops(jax.jit(jnp.matmul), a, b) == one
+    assert matmul_flops(jax.vmap(jnp.matmul), jnp.ones((7, 3, 4)), jnp.ones((7, 4, 5))) == 7 * one
+    assert matmul_flops(lambda a: jnp.einsum("ij,kj->ik", a, a) + a.sum(), a) == 2 * 3 * 4 * 3
+
+    def repeated(a, b):
+        return jax.lax.scan(lambda c, _: (c + (a @ b).sum(), None), 0.0, length=6)[0]
+
+    assert matmul_flops(repeated, a, b) == 6 * one
+
+    def dearest(a, b):
+        return jax.lax.cond(a.sum() > 0, lambda: (a @ b @ b.T).sum(), lambda: (a @ b).sum())
+
+    assert matmul_flops(dearest, a, b) == one + 2 * 3 * 5 * 4
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    def loop(a):
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, a)
+
+    with pytest.raises(ValueError, match="turns are not in the program"):
+        matmul_flops(loop, jnp.ones((3, 3)))
+
+
+def tiny(length=6, **changes):
+    spec = ModalitySpec(name="a", length=length, feature_dim=3, pool="max", window=2)
+    model = {"num_classes": 4, "embed_dim": 8, "num_heads": 2, "num_post_layers": 2}
+    return Config(
+        modalities=(spec,),
+        model=ModelConfig(**{**model, **changes}),
+        train=TrainConfig(batch_size=jax.device_count()),
+    )
+
+
+@pytest.mark.parametrize("implementation", ["xla", "streamed"])
+def test_a_forward_pass_by_hand(implementation):
+    d, t, n, c = 8, 7, 4, 4  # seven tokens with CLS, four after the pool
+
+    def attention(tokens):  # projections, output, scores, mix
+        return 4 * tokens * d * d + 2 * tokens * tokens * d
+
+    def block(tokens):
+        return attention(tokens) + 2 * tokens * d * d
+
+    products = 6 * 3 * d + block(t) + attention(t) + 2 * block(n) + d * c
+    config = tiny(implementation=implementation)
+    assert models.forward_gflop(config) == pytest.approx(2 * products / 1e9, rel=1e-12)
+
+
+def test_a_row_for_each_configuration():
+    one, two = tiny(length=200), tiny(length=200, name="late")
+    rows = models.compare({"one": one, "two": two}, repeats=1)
+    assert [row["configuration"] for row in rows] == ["one", "two"]
+    assert rows[0]["parameters"] == models.num_parameters(one)
+    assert rows[0]["parameters"] != rows[1]["parameters"]
+    assert all(row[f"{kind} samples/s"] > 0 for row in rows for kind in ("train", "inference"))
+    assert all(row["temporary MB"] > 0 for row in rows)
+
+
+def test_what_the_data_would_decide_must_be_set():
+    for config in (Config(), tiny(num_classes=0)):
+        with pytest.raises(ConfigError, match="no data is read here"):
+            models.num_parameters(config)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_s_configurations_say_what_they_cost(name):
+    path = CONFIGS / f"{name}.py"
+    config = load(path)
+    words = " ".join(path.read_text().split('"""')[1].split())
+    assert f"{models.num_parameters(config):,} parameters" in words
+    assert f"{models.forward_gflop(config):.3f} GFLOP" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "gflop"),
+    [("vggsound10", 0.527), ("vggsound10_mbt", 3.107), ("vggsound10_concat", 0.314)],
+)
+def test_the_field_s_figures_are_reproduced(name, gflop):
+    """As counted for the PyTorch models of the same widths."""
+    assert models.forward_gflop(load(CONFIGS / f"{name}.py")) == pytest.approx(gflop, abs=5e-4)
