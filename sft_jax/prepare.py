@@ -1,42 +1,37 @@
-"""Prepares a source and says what it holds: `python -m sft_jax.prepare --config=configs/x.py`."""
+"""Prepares a source and says what it holds: `python -m sft_jax.prepare --config=configs/x.py`.
+
+`--fake=mosei` writes a synthetic file in the layout of MOSEI first, and likewise the other sets.
+"""
+
+from absl import flags
 
 from sft_jax import cli
 from sft_jax.config_io import from_dict
-from sft_jax.data.records import SPLITS, DataInfo
+from sft_jax.data.fake import FAKES, describe_files, next_command, write_fake
+from sft_jax.data.records import describe
 from sft_jax.data.sources import prepare
+from sft_jax.types import ConfigError
 
-_CONFIG = cli.define_config()
-
-
-def describe(info: DataInfo) -> str:
-    """What was found, split by split, in a few lines."""
-    lines = [f"source       {info.source}"]
-    for m in info.modalities:
-        unit = "features" if m.kind == "feature" else "ids"
-        lines.append(f"modality     {m.name}: {m.length} steps, {m.feature_dim} {unit}")
-    for split in SPLITS:
-        counts = zip(info.class_names, info.class_counts[split], strict=True)
-        balance = ", ".join(f"{name} {count}" for name, count in counts)
-        lines.append(f"{split:<12} {info.num_records[split]} records: {balance}")
-        groups = f"             {len(info.groups[split])} groups"
-        units = info.split_units.get(split, ())
-        if units:
-            shown = ", ".join(units[:10]) + (", ..." if len(units) > 10 else "")
-            groups += f"; split over {len(units)}: {shown}"
-        lines.append(groups)
-    for what, count in info.repairs.items():
-        lines.append(f"repaired     {what}: {count}")
-    if not info.repairs:
-        lines.append("repaired     nothing")
-    lines.append(f"sha256       {info.source_sha256 or 'no source file'}")
-    lines.append(f"fingerprint  {info.fingerprint}")
-    lines.append(f"directory    {info.directory}")
-    return "\n".join(lines)
+_CONFIG = cli.define_config(required=False)
+_FAKE = flags.DEFINE_enum("fake", None, list(FAKES), "Set to write synthetic files of.")
+_DIR = flags.DEFINE_string("fake_dir", "data", "Where synthetic files are written.")
+_SIZE = flags.DEFINE_integer("fake_size", 0, "Training samples, 0 for a few.", lower_bound=0)
+_SEED = flags.DEFINE_integer("fake_seed", 0, "Synthetic files are drawn from it.", lower_bound=0)
 
 
 def main():
-    """Prepares the source of `--config` and prints what it holds."""
-    print(describe(prepare(from_dict(_CONFIG.value).data)))
+    """Writes synthetic files where asked to; prepares the source of `--config` if there is one."""
+    if _FAKE.value:
+        paths = write_fake(_FAKE.value, cli.path(_DIR), _SIZE.value, _SEED.value)
+        print(describe_files(paths))
+        if not _CONFIG.value:
+            print(next_command(_FAKE.value, paths))
+    if _CONFIG.value:
+        print(describe(prepare(from_dict(_CONFIG.value).data)))
+    elif not _FAKE.value:
+        raise ConfigError(
+            "--config: given neither it nor --fake, expected one of them; name a file of configs/"
+        )
 
 
 if __name__ == "__main__":

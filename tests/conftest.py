@@ -8,6 +8,13 @@ settings.register_profile("sft_jax", deadline=None, max_examples=20)
 settings.load_profile("sft_jax")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _drop_programs():
+    """No module needs the compiled programs of the one before it, which take gigabytes in all."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def rng():
     """A generator that every test starts afresh."""

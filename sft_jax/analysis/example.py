@@ -30,7 +30,8 @@ def recording(
 
     Args:
         records: of a split, by position; see `data.records.Record`.
-        predictions: of the same split, with `kept/<m>/indices` and `kept/<m>/saliency`.
+        predictions: of the same split, with `kept/<m>/indices`, and `kept/<m>/saliency` where the
+            pool looks at it.
         specs: modalities of the run.
         rows: positions of the records to join, in order of time.
         sampling_rate: time steps a second.
@@ -48,10 +49,13 @@ def recording(
         windows = np.arange(len(rows))[:, None]
         signals[name] = np.concatenate([records[row]["inputs"][name] for row in rows])
         kept[name] = np.where(indices < 0, -1, indices + windows * spec.num_tokens).reshape(-1)
-        saliency[name] = predictions[f"kept/{name}/saliency"][rows].reshape(-1)
+        if f"kept/{name}/saliency" in predictions:
+            saliency[name] = predictions[f"kept/{name}/saliency"][rows].reshape(-1)
         offsets = windows[..., None] * spec.length
         spans[name] = (token_spans(spec)[None] + offsets).reshape(-1, 2)
-    return Example(signals, kept, saliency, spans, sampling_rate, title) if signals else None
+    if not signals:
+        return None
+    return Example(signals, kept, saliency or None, spans, sampling_rate, title)
 
 
 def first_recording(groups: Sequence[str], options: Mapping[str, Any], most: int = 4) -> list[int]:

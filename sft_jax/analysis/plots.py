@@ -139,13 +139,15 @@ def kept_tokens(
         spans: `{m: [(start, stop), ...]}` time steps that each token of the modality covers.
         sampling_rate: time steps a second.
         title: what the recording is.
-        saliency: `{m: [k]}` saliency of the kept tokens, drawn as bars below the panel.
+        saliency: `{m: [k]}` saliency of the kept tokens, drawn as bars below the panel; modalities
+            may be left out.
 
     Raises:
         DataError: the modalities disagree, or a kept token is none of the spans.
     """
     _check_tokens(signals, kept, spans, saliency)
-    rows = [(m, what) for m in signals for what in ("signal", "saliency")[: 1 + bool(saliency)]]
+    saliency = saliency or {}
+    rows = [(m, what) for m in signals for what in ("signal", "saliency")[: 1 + (m in saliency)]]
     heights = [2.1 if what == "signal" else 0.7 for _, what in rows]
     figure = Figure(figsize=(9.6, sum(heights) + 1.0), layout="constrained")
     panels = figure.subplots(
@@ -257,8 +259,9 @@ def _check_tokens(
     spans: Mapping[str, Sequence[Sequence[int]]],
     saliency: Mapping[str, Array] | None,
 ):
-    for what, given in (("kept", kept), ("spans", spans), ("saliency", saliency)):
-        if given is not None and set(given) != set(signals):
+    saliency = saliency or {}
+    for what, given in (("kept", kept), ("spans", spans), ("saliency", {**signals, **saliency})):
+        if set(given) != set(signals):
             raise DataError(
                 f"{what}: found modalities {sorted(given)}, expected those of the signals, "
                 f"{sorted(signals)}; give one entry a modality"
@@ -270,7 +273,7 @@ def _check_tokens(
                 f"kept[{name!r}]: found tokens {indices.min()} to {indices.max()}, expected -1 to "
                 f"{len(spans[name]) - 1}; give the span of every token of the modality"
             )
-        if saliency is not None and len(saliency[name]) != len(indices):
+        if name in saliency and len(saliency[name]) != len(indices):
             raise DataError(
                 f"saliency[{name!r}]: found {len(saliency[name])} values, expected one for each of "
                 f"{len(indices)} kept tokens"

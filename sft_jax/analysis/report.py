@@ -10,10 +10,14 @@ What is read (every fraction is between 0 and 1, every loss in nats):
   `train` also `learning_rate`, `gradient_norm`, `samples_per_second`. Where a step is there twice
   (a run that was resumed), the last line holds.
 - `evaluation_<split>.json`, what `training.metrics.evaluate` returns: `split`, `step`,
-  `num_samples`; `metrics`, for `top1`, `top3`, `loss`, `macro_f1` `{value, low, high}`; `resampled`
-  ("sample" or "group", what the bootstrap drew); `majority` `{class, top1}`; `per_class`, a list of
+  `num_samples`; `metrics`, for `top1`, `top3`, `top5`, `loss`, `macro_f1`, `mAP`, `mAUC`, `d_prime`
+  `{value, low, high}`; `ranked_by` ("logits" or "probabilities", what mAP and mAUC rank);
+  `absent_classes`, names; `resampled` ("sample" or "group", what the bootstrap drew); `majority`,
+  its `class` and what it reaches in each metric but the loss; `per_class`, a list of
   `{class, precision, recall, f1, support}`; `confusion` `[c][c]`; `group`, null or
-  `{num_groups, top1: {value, low, high}}`. The ends of an interval are null where there is none.
+  `{num_groups, top1: {value, low, high}}`; `sentiment`, null or for each metric of
+  `training.sentiment` `{value, low, high, majority, num_samples, left_out}`. A value that is
+  undefined is null, and so are the ends of an interval where there is none.
 - `example.npz`, one recording: for each modality `signal/<m>` `[t, f]`, `kept/<m>` `[k]` (token
   indices, -1 in empty slots), `saliency/<m>` `[k]`, `span/<m>` `[tokens, 2]` (first time step and
   the one past the last); `sampling_rate` (time steps a second) and `title`.
@@ -40,6 +44,8 @@ from sft_jax.types import CheckpointError, DataError
 
 SPLIT_ORDER = ("test", "valid", "train")
 MOST_CLASS_COLUMNS = 12
+# In nats, on the scale of the data, or without a unit; every other metric is a share.
+NO_SHARE = ("loss", "d_prime", "mae", "corr")
 NUMBER = re.compile(r"[-+]?[\d.,]+%?|-")
 
 
@@ -174,16 +180,24 @@ def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows for `format_table`: each metric with its 95 % interval, N and the majority baseline."""
-    majority = f"{evaluation['majority']['top1']:.1%} ({evaluation['majority']['class']})"
+    """Rows for `format_table`: each metric with its 95 % interval, N and the majority baseline.
+
+    Metrics of sentiment come last, with how many samples each leaves out.
+    """
+    majority = evaluation["majority"]
     rows = [
         _metric_row(name, "sample", evaluation["num_samples"], estimate)
+        | {"majority class": _figure(name, majority.get(name))}
         for name, estimate in evaluation["metrics"].items()
     ]
-    rows[0]["majority class"] = majority
+    rows[0]["majority class"] += f" ({majority['class']})"
     group = evaluation["group"]
     if group is not None:
         rows.append(_metric_row("top1", "group", group["num_groups"], group["top1"]))
+    for name, estimate in (evaluation.get("sentiment") or {}).items():
+        row = _metric_row(name, "sample", estimate["num_samples"], estimate)
+        row["majority class"] = _figure(name, estimate["majority"])
+        rows.append(row | {"left out": estimate["left_out"]})
     return rows
 
 
@@ -284,6 +298,17 @@ def _evaluation_part(evaluation: Mapping[str, Any]) -> str:
             " A group is what was recorded together: its samples are not independent, and at group "
             "level they vote by their mean probability."
         )
+    absent = evaluation.get("absent_classes")
+    if absent:
+        lines.append(f"Without a sample, and left out of the means: {', '.join(absent)}.")
+    if "ranked_by" in evaluation:
+        lines.append(f"mAP, mAUC and d_prime rank samples by {evaluation['ranked_by']}.")
+    if evaluation.get("sentiment"):
+        lines.append(
+            "`mae` to `f1_nonneg` judge the expected value of the classes, `acc2` and `f1` the "
+            "most probable class; their baseline gives the commonest class or sign of the training "
+            "split. Every F1 of sentiment is weighted by what was predicted."
+        )
     scores = [
         {
             "class": row["class"],
@@ -327,17 +352,21 @@ def _commands_part(workdir: Path, data: Mapping[str, Any], splits: Sequence[str]
 
 
 def _metric_row(name: str, level: str, n: int, estimate: Mapping[str, Any]) -> dict[str, Any]:
-    # A loss is in nats, everything else a fraction.
-    shape = "{:.4f}" if name == "loss" else "{:.1%}"
-    value, low, high = (estimate[key] for key in ("value", "low", "high"))
-    interval = None if low is None else f"{shape.format(low)} to {shape.format(high)}"
+    value, low, high = (_figure(name, estimate[key]) for key in ("value", "low", "high"))
+    interval = None if low is None else f"{low} to {high}"
     return {
         "metric": name,
         "per": level,
-        "value": shape.format(value),
+        "value": value,
         "95 % interval": interval,
         "N": n,
     }
+
+
+def _figure(name: str, value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.4f}" if name in NO_SHARE else f"{value:.1%}"
 
 
 def _read_json(path: Path, *keys: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from sft_jax.analysis import example
+from sft_jax.analysis import example, plots, report
 from sft_jax.types import ModalitySpec
 
 PATCHES = ModalitySpec(name="p", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=2)
@@ -46,6 +46,22 @@ def test_recording_joins_windows_in_time():
     assert shown.kept["s"].tolist() == [1, 3, 4, -1]
     assert shown.saliency["s"].tolist() == [0.5, 0.25, 0.75, 0]
     assert shown.spans["s"].tolist() == [[i, i + 1] for i in range(8)]
+
+
+def test_a_pool_that_draws_has_tokens_to_show_and_no_saliency(tmp_path):
+    records = [{"inputs": {"s": np.ones((4, 1), np.float32)}}]
+    predictions = {"kept/s/indices": np.array([[2, 0]])}
+    shown = example.recording(
+        records, predictions, (STEPS,), rows=[0], sampling_rate=1.0, title="x"
+    )
+    assert shown.kept["s"].tolist() == [2, 0]
+    assert shown.saliency is None
+    loaded = report.load_example(report.save_example(tmp_path / "example.npz", shown))
+    assert loaded.saliency is None
+    figure = plots.kept_tokens(
+        loaded.signals, loaded.kept, {"s": loaded.spans["s"].tolist()}, 1.0, "x", loaded.saliency
+    )
+    assert len(figure.axes) == 1
 
 
 def test_recording_is_none_without_a_pool_that_selects():

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from sft_jax import config_io
 from sft_jax.analysis import report
-from sft_jax.config import Config, DataConfig, ModelConfig, SyntheticOptions
+from sft_jax.config import Config, ModelConfig
+from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.training import metrics
 from sft_jax.types import CheckpointError, DataError, ModalitySpec
 
 NAMES = ["up", "down", "still", "turn"]
 
 
-def evaluation(split="test", group=True, n=40):
+def evaluation(split="test", group=True, n=40, **more):
     rng = np.random.default_rng(3)
     label = np.arange(n) % 4
     probabilities = rng.dirichlet(np.ones(4), n) * 0.5 + 0.5 * np.eye(4)[(label + (label == 3)) % 4]
@@ -31,6 +32,7 @@ def evaluation(split="test", group=True, n=40):
         train_counts=np.array([10, 40, 10, 10]),
         group=np.array([f"rec{i % 8}" for i in range(n)]) if group else None,
         replicates=100,
+        **more,
     )
 
 
@@ -116,7 +118,7 @@ def test_report_contains_the_numbers_of_the_run(workdir):
     text = squeezed(path.read_text())
     result = evaluation()
     top1, loss = result["metrics"]["top1"], result["metrics"]["loss"]
-    voted = result["group"]["top1"]
+    voted, ranked = result["group"]["top1"], result["metrics"]
     for expected in (
         "# sft on synthetic",
         "sft, preset modern, float32",
@@ -128,13 +130,20 @@ def test_report_contains_the_numbers_of_the_run(workdir):
         "## Results on test (step 120)",
         f"| top1 | sample | {top1['value']:.1%} | {top1['low']:.1%} to {top1['high']:.1%} | 40 "
         "| 25.0% (down) |",
-        f"| loss | sample | {loss['value']:.4f} | {loss['low']:.4f} to {loss['high']:.4f} | 40 |",
+        f"| loss | sample | {loss['value']:.4f} | {loss['low']:.4f} to {loss['high']:.4f} | 40 "
+        "| - |",
+        f"| mAP | sample | {ranked['mAP']['value']:.1%} | {ranked['mAP']['low']:.1%} to "
+        f"{ranked['mAP']['high']:.1%} | 40 | 25.0% |",
+        f"| mAUC | sample | {ranked['mAUC']['value']:.1%} |",
+        f"| d_prime | sample | {ranked['d_prime']['value']:.4f} |",
+        "mAP, mAUC and d_prime rank samples by probabilities.",
         f"| top1 | group | {voted['value']:.1%} | {voted['low']:.1%} to {voted['high']:.1%} | 8 |",
         "percentile bootstrap over groups",
         f"--workdir='{workdir}' --split=test",
         f"python -m sft_jax.report --workdir='{workdir}'",
     ):
         assert expected in text
+    assert "left out" not in text
     for row in result["per_class"]:
         assert f"| {row['class']} | {row['precision']:.1%} | {row['recall']:.1%} |" in text
     images = re.findall(r"\]\((\w+\.png)\)", text)
@@ -181,6 +190,61 @@ def test_missing_interval_and_absent_class_are_dashes(workdir):
     text = squeezed(report.write_report(workdir).read_text())
     assert f"| top1 | sample | {result['metrics']['top1']['value']:.1%} | - | 40 |" in text
     assert "| turn | - | - | - | 0 |" in text
+
+
+def test_sentiment_stands_below_with_what_it_leaves_out(workdir):
+    value = np.where(np.arange(40) % 5 == 0, 0.0, np.arange(40) % 4 - 1.6)
+    result = evaluation(class_values=(-2.0, -1.0, 0.0, 1.0), value=value)
+    (workdir / "evaluation_test.json").write_text(json.dumps(result))
+    text = squeezed(report.write_report(workdir).read_text())
+    found = result["sentiment"]
+    for name, shape, kept, left_out in (
+        ("mae", ".4f", 40, 0),
+        ("acc7", ".1%", 40, 0),
+        ("acc2_nonzero", ".1%", 32, 8),
+        ("f1_has0", ".1%", 40, 0),
+        ("acc2", ".1%", 24, 16),
+    ):
+        of = found[name]
+        ends = f"{of['low']:{shape}} to {of['high']:{shape}}"
+        row = f"| {name} | sample | {of['value']:{shape}} | {ends} | {kept} |"
+        assert f"{row} {of['majority']:{shape}} | {left_out} |" in text
+    corr = found["corr"]
+    ends = f"{corr['low']:.4f} to {corr['high']:.4f}"
+    assert f"| corr | sample | {corr['value']:.4f} | {ends} | 40 | - | 0 |" in text
+    assert "weighted by what was predicted" in text
+
+
+def test_what_is_undefined_is_a_dash_and_absent_classes_are_named(workdir):
+    result = metrics.evaluate(
+        np.eye(4)[[1, 1, 2, 1]] * 0.6 + 0.1,
+        np.array([1, 1, 1, 1]),
+        split="test",
+        step=120,
+        class_names=NAMES,
+        train_counts=np.array([10, 40, 10, 10]),
+        scores=np.zeros((4, 4)),
+        replicates=20,
+    )
+    (workdir / "evaluation_test.json").write_text(json.dumps(result))
+    text = squeezed(report.write_report(workdir).read_text())
+    assert "| mAUC | sample | - | - | 4 | - |" in text
+    assert "| d_prime | sample | - | - | 4 | - |" in text
+    assert "left out of the means: up, still, turn." in text
+    assert "rank samples by logits" in text
+
+
+def test_an_evaluation_of_an_earlier_version_is_still_shown(workdir):
+    result = evaluation()
+    for key in ("ranked_by", "absent_classes", "sentiment"):
+        del result[key]
+    for name in ("mAP", "mAUC", "d_prime"):
+        del result["metrics"][name]
+    result["majority"] = {key: result["majority"][key] for key in ("class", "top1")}
+    (workdir / "evaluation_test.json").write_text(json.dumps(result))
+    text = squeezed(report.write_report(workdir).read_text())
+    assert "| 40 | 25.0% (down) |" in text
+    assert "mAP" not in text
 
 
 def test_example_round_trip_and_figure(workdir):

@@ -1,0 +1,119 @@
+"""The files in configs/, and the parameters of the models that they ask for."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sft_jax.config import Config, ModelConfig
+from sft_jax.config_io import from_dict, to_dict
+from sft_jax.models import registry
+from sft_jax.types import ConfigError, ModalitySpec
+
+CONFIGS = sorted(
+    path
+    for path in (Path(__file__).parent.parent / "configs").glob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def spec(**changes):
+    return ModalitySpec(**{"name": "a", "length": 12, "feature_dim": 6, "k": 3, **changes})
+
+
+def load(path):
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def parameter_count(config):
+    model = registry.build(config)
+    inputs, mask = {}, {}
+    for made in config.modalities:
+        shape = (1, made.length)
+        token = made.tokenizer == "token"
+        inputs[made.name] = (
+            jnp.zeros(shape, jnp.int32) if token else jnp.zeros((*shape, made.feature_dim))
+        )
+        mask[made.name] = jnp.ones(shape, bool)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs, mask)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+# File -> classes of its data (where the file leaves them to it) and parameters, or None where the
+# modalities too come from the data. A new file needs a new line.
+#
+# synthetic, modern preset, d = 32: a norm has 2 d = 64 parameters, an attention residual
+# 64 + (32 * 96 + 96) + (32 * 32 + 32) = 4288, an MLP residual of ratio 4
+# 64 + (32 * 128 + 128) + (128 * 32 + 32) = 8416, a block 12704. Encoders: projection of 6 and of 4
+# features 224 and 160, CLS 32, positions (48 + 1) * 32 = 1568 and (96 + 1) * 32 = 3104, one block
+# 12704, one more attention residual 4288: 18816 and 20288. Two blocks after fusion 25408. Head for
+# 4 classes 64 + 32 * 4 + 4 = 196. Together 64708.
+#
+# smartwatch, d = 48: attention residual 9504, MLP residual 18768, block 28272. An encoder:
+# projection of a patch of 5 x 3 values 15 * 48 + 48 = 768, CLS 48, positions (250 / 5 + 1) * 48 =
+# 2448, block 28272, attention residual 9504: 41040; two of them 82080. Two blocks after fusion
+# 56544. Head for 7 classes 439. Together 139063.
+PARAMETERS = {
+    "arrays": None,
+    "iemocap": None,
+    "mmsa": None,
+    "mosei": (7, 217_647),
+    "mosi": None,
+    "smartwatch": (7, 139_063),
+    "synthetic": (4, 64_708),
+    "vggsound10": (10, 297_490),
+    "vggsound100": (100, 301_180),
+    "vggsound10_concat": (10, 257_970),
+    "vggsound10_late": (10, 496_050),
+    "vggsound10_mbt": (10, 496_050),
+    "vggsound10_mult": (10, 2_944_290),
+    "vggsound10_unimodal": (10, 172_770),
+}
+
+
+def test_every_configuration_has_its_line_in_the_table():
+    assert [path.stem for path in CONFIGS] == sorted(PARAMETERS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_files(path):
+    module = load(path)
+    assert "python -m sft_jax.train" in module.__doc__
+    assert f"--config=configs/{path.name}" in module.__doc__
+    given = module.get_config()
+    assert given.is_locked
+    config = from_dict(given)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    if PARAMETERS[path.stem] is None:
+        assert config.modalities == ()
+        return
+    classes, expected = PARAMETERS[path.stem]
+    model = dataclasses.replace(config.model, num_classes=config.model.num_classes or classes)
+    assert parameter_count(dataclasses.replace(config, model=model)) == expected
+
+
+def test_parameters_of_the_paper_preset_by_hand():
+    # d = 8, relu MLP of ratio 1, attention norms without parameters. Attention 8 * 24 + 24 +
+    # 8 * 8 + 8 = 288, MLP 16 + 72 + 72 = 160, block 448. Encoder: projection 6 * 8 + 8 = 56, CLS 8,
+    # positions 13 * 8 = 104, one block 448, attention 288: 904. Three fusion blocks 1344. Head
+    # 16 + 8 * 5 + 5 = 61. Together 2309.
+    model = ModelConfig(
+        num_classes=5, embed_dim=8, num_heads=2, num_pre_layers=1, num_post_layers=3
+    )
+    config = Config(modalities=(spec(),), model=model)
+    assert parameter_count(config) == 2309
+    # A vocabulary of six words: 6 * 8 instead of the projection.
+    token = dataclasses.replace(config, modalities=(spec(tokenizer="token"),))
+    assert parameter_count(token) == 2309 - 8
+
+
+def test_unknown_model_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"model\.name: given 'resnet', expected one of .*sft"):
+        registry.build(Config(model=ModelConfig(name="resnet")))

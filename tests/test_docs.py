@@ -1,0 +1,45 @@
+"""Pages of docs/ name files, commands and settings that there are."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sft_jax.config_io import to_dict
+from sft_jax.paper import mosei, vggsound
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_commands_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"\b((?:configs|sft_jax|tests)/[\w/]+(?:\.py)?)\b(?!\*)", text):
+        assert (ROOT / path).exists() or list(ROOT.glob(f"{path}*")), path
+    for verb in re.findall(r"python -m sft_jax\.(\w+)", text):
+        assert (ROOT / "sft_jax" / f"{verb}.py").is_file(), verb
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_settings_of_the_reproduction_exist():
+    """Every override in its commands leads to an entry of a configuration it is used with."""
+    text = (ROOT / "docs" / "reproduce.md").read_text()
+    configs = [to_dict(vggsound(num_classes=10)), to_dict(mosei())]
+    overrides = re.findall(r"--config\.([\w.<>]+)=(\S+?)[`\s)]", text)
+    assert len(overrides) > 10
+    for key, _ in overrides:
+        found = []
+        for tree in configs:
+            for part in key.split("."):
+                tree = next(iter(tree.values())) if part == "<m>" else tree.get(part, {})
+            found.append(tree != {})
+        assert any(found), key
+
+
+def test_the_reproduction_lists_the_paper_s_configurations():
+    text = (ROOT / "docs" / "reproduce.md").read_text()
+    for path in (ROOT / "configs").glob("*.py"):
+        if path.stem.startswith(("vggsound", "mosei")):
+            assert path.stem in text
