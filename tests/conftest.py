@@ -8,6 +8,16 @@ settings.register_profile("sft_jax", deadline=None, max_examples=20)
 settings.load_profile("sft_jax")
 
 
+def pytest_collection_modifyitems(items):
+    """Keeps a module in one process, with its fixtures; only `spread` ones fill the gaps.
+
+    Read by `pytest --dist=loadgroup`.
+    """
+    for item in items:
+        if item.get_closest_marker("spread") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _drop_programs():
     """No module needs the compiled programs of the one before it, which take gigabytes in all."""

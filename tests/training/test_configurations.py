@@ -15,7 +15,7 @@ from sft_jax.training import session, sharding
 CONFIGS = {path.stem: path for path in Path(__file__).parents[2].joinpath("configs").glob("*.py")}
 STEPS = 20
 # Time steps are a share of the true ones, features are as they are; a window is as small a share.
-SHORTER = {"vggsound10": 10, "vggsound100": 10, "mosei": 10, "mosi": 10, "iemocap": 5, "mmsa": 10}
+SHORTER = {"vggsound10": 20, "vggsound100": 20, "mosei": 10, "mosi": 10, "iemocap": 5, "mmsa": 10}
 # Evaluating compiles once more; these two differ in what there is to score.
 EVALUATED = ("vggsound10", "mosei")
 SIZES = {"vggsound100": 300}
@@ -51,6 +51,7 @@ def own_arrays(folder):
     return str(path)
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_configuration_trains(name, files, tmp_path, monkeypatch):
     # One device, for which compiling takes a third of what it takes for eight.
@@ -73,7 +74,7 @@ def test_a_configuration_trains(name, files, tmp_path, monkeypatch):
     given.train.update(
         {"duration": f"{STEPS} steps", "eval_every": "20 steps", "checkpoint_every": "20 steps"}
     )
-    given.train.update({"best_after": "0 steps", "batch_size": 8})
+    given.train.update({"best_after": "0 steps", "batch_size": 4})
     given.train.log_every = 5
     config = from_dict(given)
     if config.mixup.mode != "none":
