@@ -9,7 +9,7 @@ import pytest
 
 from sft_jax.config import Config
 from sft_jax.config_io import from_dict, to_dict
-from sft_jax.training import run, session
+from sft_jax.training import run, session, sharding
 from sft_jax.types import CheckpointError
 
 TOTAL = 24
@@ -133,7 +133,11 @@ def changed(workdir, **changes):
     return from_dict(given)
 
 
-def test_other_settings_are_refused_by_name(straight_run):
+def test_other_settings_are_refused_by_name(straight_run, monkeypatch):
+    # As many devices as its mixup has groups.
+    monkeypatch.setattr(
+        session, "make_mesh", lambda train: sharding.make_mesh(train, jax.devices()[:4])
+    )
     config = changed(
         straight_run.workdir,
         optimizer__learning_rate=0.5,
