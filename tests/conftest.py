@@ -8,11 +8,14 @@ settings.register_profile("sft_jax", deadline=None, max_examples=20)
 settings.load_profile("sft_jax")
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config, items):
     """Keeps a module in one process, with its fixtures; only `spread` ones fill the gaps.
 
     Read by `pytest --dist=loadgroup`.
     """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         if item.get_closest_marker("spread") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
