@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
+from sft_jax.models.platform import target_platform
 from sft_jax.types import check_choice
 
 IMPLEMENTATIONS = ("auto", "xla", "streamed")
@@ -71,9 +72,7 @@ def dot_product_attention(
     Raises:
         ConfigError: unknown implementation.
     """
-    chosen = choose_implementation(
-        implementation, jax.default_backend(), query.shape[1], key.shape[1]
-    )
+    chosen = choose_implementation(implementation, target_platform(), query.shape[1], key.shape[1])
     attend = {"xla": _materialized, "streamed": _streamed}[chosen]
     values, saliency = attend(query, key, value, key_mask, query_weights)
     if key_mask is not None:
@@ -109,7 +108,7 @@ def _materialized(query, key, value, key_mask, query_weights):
 def _streamed(query, key, value, key_mask, query_weights):
     b, q, h, e = query.shape
     k = key.shape[1]
-    platform = jax.default_backend()
+    platform = target_platform()
     tiling = _plan(b * h, q, k, platform)
 
     def flatten(x):  # [b, t, h, e] -> [b * h, t, e]

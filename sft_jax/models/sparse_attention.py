@@ -19,6 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.models.attention import Attention
+from sft_jax.models.platform import target_platform
 from sft_jax.models.sparse_slots import arrange, lay_out, make_pattern, slot_of, split
 from sft_jax.models.sparse_tiles import backward_head, forward_head
 
@@ -170,7 +171,7 @@ def _over_heads(function, heads, rows, samples, slots):
         slots: `Slots`.
     """
     b, _, h, _ = heads[0].shape
-    if jax.default_backend() != "cpu":
+    if target_platform() != "cpu":
         of_sample = jax.vmap(function, in_axes=(1, 0, None, None), out_axes=(1, 0, 0))
         heads, rows, samples = jax.vmap(of_sample)(heads, rows, samples, slots)
         return heads, rows, jax.tree.map(lambda x: x.sum(axis=1), samples)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sft_jax.models.platform import target_platform
 from sft_jax.models.sparse_slots import Pattern, Slots, arrange, cut, join, merge, restore, split
 
 _MASKED = -1e30
@@ -129,7 +130,7 @@ class _Keys(NamedTuple):
 
     def tiles(self, limit: int, stride: int) -> int:
         """Tiles to cut the blocks of queries into."""
-        rows = limit // len(self.key) if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
+        rows = limit // len(self.key) if target_platform() == "cpu" else _ACCELERATOR_ROWS
         return math.ceil(len(self.local_key) / max(1, rows // stride))
 
 
@@ -288,7 +289,7 @@ def _exp(x):
     On a CPU a Taylor polynomial of `2^f`, `|f| <= 1/2`, takes about half as long as XLA's `exp`.
     What is below the least exponent of a normal number counts as that.
     """
-    if jax.default_backend() != "cpu":
+    if target_platform() != "cpu":
         return jnp.exp(x)
     x = jnp.maximum(x * math.log2(math.e), -126.0)
     whole = jnp.round(x)

@@ -1,10 +1,10 @@
 """What is printed before training starts: parameters, tokens, devices, attention."""
 
-import jax
 from jax.sharding import Mesh
 
 from sft_jax.config import BASELINE_SETTINGS, Config, ModelConfig
 from sft_jax.models.attention import choose_implementation
+from sft_jax.models.platform import target_platform
 from sft_jax.training.sharding import describe_mesh
 
 
@@ -54,6 +54,6 @@ def describe(config: Config, parameters: dict[str, int], mesh: Mesh) -> str:
 def _attention(model: ModelConfig, tokens: int, fixed: bool = False) -> str:
     if fixed:
         return f"fixed attention (stride {model.stride}, expressivity {model.expressivity})"
-    platform = jax.default_backend()
+    platform = target_platform()
     chosen = choose_implementation(model.implementation, platform, tokens + 1, tokens + 1)
     return f"{chosen} attention"
