@@ -10,7 +10,10 @@ import sft_jax
 PACKAGE = Path(sft_jax.__file__).parent
 FORBIDDEN = {"tensorflow", "torch"}
 # What may all the same import one of them, where it is used and not before.
-OPTIONAL = {"interop.state_dict": {"torch"}}
+OPTIONAL = {
+    module: {"torch"}
+    for module in ("interop.state_dict", "interop.torch_pools", "interop.torch_sft")
+}
 
 CORE = ("types", "config", "data_config", "config_io")
 # Commands: nothing imports them. `cli` and `inference` are what they share.

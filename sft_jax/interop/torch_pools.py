@@ -1,0 +1,81 @@
+"""Pools of `models/pools.py` in PyTorch, for `torch_sft`: the same choice, the same masks."""
+
+import torch
+from torch import Tensor
+
+from sft_jax.types import ModalitySpec
+
+POOLS = ("max", "avg", "attn_topk")
+
+
+def pool(
+    tokens: Tensor, mask: Tensor | None, saliency: Tensor | None, spec: ModalitySpec
+) -> tuple[Tensor, Tensor | None]:
+    """The pooled tokens `[b, k, d]` and their mask `[b, k]`.
+
+    Args:
+        tokens: `[b, t, d]`, without CLS.
+        mask: `[b, t]`, true where a token is real; None where all are, and then in the result.
+        saliency: `[b, t]`, for `attn_topk`.
+        spec: with one of `POOLS`.
+    """
+    if spec.pool == "attn_topk":
+        return _top(tokens, mask, saliency, spec.k)
+    if mask is None:
+        count = tokens.shape[1] // spec.window
+        windows = tokens[:, : count * spec.window].unflatten(1, (count, spec.window))
+        return (windows.amax(dim=2) if spec.pool == "max" else windows.mean(dim=2)), None
+    windows, real = _windows(tokens, mask, spec.window)
+    some = real.any(dim=2)
+    if spec.pool == "max":
+        lowest = torch.finfo(tokens.dtype).min
+        pooled = torch.where(real[..., None], windows, lowest).amax(dim=2)
+    else:
+        total = torch.where(real[..., None], windows, 0).sum(dim=2)
+        pooled = total / real.sum(dim=2).clamp(min=1)[..., None]
+    return torch.where(some[..., None], pooled, 0), some
+
+
+def saliency_of(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over heads and real queries of each key's attention weight, `[b, t]` without CLS.
+
+    The fused attention does not hand its map out, so it is computed once more, a sample at a time,
+    so that it stays small.
+
+    Args:
+        query: `[b, h, t + 1, e]`, with CLS in front.
+        key: as `query`.
+        mask: `[b, t]`, true where a token is real; None where all are.
+    """
+    columns = []
+    for i in range(query.shape[0]):
+        scores = query[i, :, 1:] @ key[i].mT * query.shape[-1] ** -0.5  # [h, t, t + 1]
+        if mask is None:
+            columns.append(scores.softmax(dim=-1).mean(dim=(0, 1)))
+            continue
+        scores[..., 1:].masked_fill_(~mask[i], float("-inf"))
+        rows = mask[i].to(scores.dtype) / mask[i].sum().clamp(min=1)
+        columns.append(torch.einsum("hqk,q->k", scores.softmax(dim=-1), rows) / scores.shape[0])
+    return torch.stack(columns)[:, 1:]
+
+
+def _top(tokens, mask, saliency, k):
+    score = saliency if mask is None else saliency.masked_fill(~mask, float("-inf"))
+    indices = score.topk(k, dim=1).indices
+    picked = tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[2]))
+    if mask is None:
+        return picked, None
+    chosen = mask.gather(1, indices)
+    return torch.where(chosen[..., None], picked, 0), chosen
+
+
+def _windows(tokens, mask, window):
+    """Windows over the real tokens in their order `[b, k, w, d]`, and which entries are real."""
+    k = mask.shape[1] // window
+    order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, : k * window]
+    count = mask.sum(dim=1)
+    filled = (count // window).clamp(min=1) * window
+    position = torch.arange(k * window, device=mask.device)
+    real = position < torch.minimum(count, filled)[:, None]
+    tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))
+    return tokens.unflatten(1, (k, window)), real.unflatten(1, (k, window))
