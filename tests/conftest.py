@@ -1,7 +1,17 @@
+import os
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# Compiling takes most of the time here, so what only makes the result faster is left out.
+# Collectives and aliases of a compiled program are the same.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false"
+)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
 # Compilation makes the first example slow and says nothing about the code under test.
 settings.register_profile("sft_jax", deadline=None, max_examples=20)

@@ -108,8 +108,12 @@ def masks_of(draw, specs):
 
 
 CASES = [
-    *[(name, count, "float32", {}) for name in registry.MODELS for count in (1, 2, 3, 4)],
-    *[(name, 2, "bfloat16", {}) for name in registry.MODELS],
+    *[
+        (name, count, dtype, {})
+        for name in registry.MODELS
+        for count in (1, 2, 3, 4)
+        for dtype in ("float32", "bfloat16")
+    ],
     *[
         (name, 2, "float32", {"attention": "fixed", "stride": 3, "expressivity": 1})
         for name in ("sft", "unimodal", "mbt")

@@ -269,12 +269,3 @@ def read_run():
         return SimpleNamespace(records=read_records(workdir), **states)
 
     return read
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """Half the compile time; the compiled collectives and aliases are the same."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
