@@ -1,18 +1,37 @@
-"""Measures attention: `python -m sft_jax.benchmark [--tokens=1200] [--fixed_tokens=4096] ...`.
+"""Measures on this machine: `python -m sft_jax.benchmark [--config=a.py --compare=sft,mbt]`.
 
-With `--configs=configs/a.py,configs/b.py` it measures these models instead, one beside the other.
+With `--config` it times training and inference of its model beside those in `--compare` (and, with
+`--against=torch`, the same model in PyTorch), or along a `--sweep`. With `--configs=a.py,b.py` it
+times these as they stand. Without any of them it measures attention alone.
 """
 
+import json
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from sft_jax import cli
+from sft_jax.analysis import performance, plots
 from sft_jax.analysis.report import format_table
-from sft_jax.config_io import load
-from sft_jax.efficiency import attention, models
+from sft_jax.config_io import from_dict, load
+from sft_jax.efficiency import attention, benchmarks, measure, sweep
+from sft_jax.efficiency.models import random_batch
+from sft_jax.efficiency.throughput import matmul_peak, peak_memory
+from sft_jax.efficiency.variants import VARIANTS, variant
+from sft_jax.interop import against
 
+_CONFIG = cli.define_config(required=False)
+_COMPARE = flags.DEFINE_list("compare", ["sft"], f"Models to time, of {', '.join(VARIANTS)}.")
+_AGAINST = flags.DEFINE_enum("against", "", ["", "torch"], "Another library to time beside them.")
+_SWEEP = flags.DEFINE_enum("sweep", "", ["", *sweep.AXES], "Setting to vary.")
+_VALUES = flags.DEFINE_list("values", [], "Its values; a usual range where none are given.")
+_JSON = flags.DEFINE_string("json", "", "File for the numbers.")
+_PLOT = flags.DEFINE_string("plot", "", "File for the figure, a PNG.")
+_PROFILE = flags.DEFINE_string("profile", "", "Folder for a trace of a few steps of each model.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds.", lower_bound=1)
+_WINDOW = flags.DEFINE_integer("window", 3, "Steps a round, waited for once.", lower_bound=1)
+_CONFIGS = flags.DEFINE_list("configs", [], "Configurations whose models are compared.")
 _BATCH = flags.DEFINE_integer("batch", 24, "Samples, dense attention.", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("tokens", 1200, "Queries and keys, dense attention.", lower_bound=1)
 _FIXED_BATCH = flags.DEFINE_integer("fixed_batch", 2, "Samples, fixed pattern.", lower_bound=1)
@@ -23,17 +42,72 @@ _FIXED_MASKED = flags.DEFINE_bool("fixed_masked", False, "Pad half of its sample
 _HEADS = flags.DEFINE_integer("heads", 5, "Heads.", lower_bound=1)
 _HEAD_WIDTH = flags.DEFINE_integer("head_width", 8, "Width of a head.", lower_bound=1)
 _SALIENCY = flags.DEFINE_bool("saliency", True, "Return the keys' saliency too.")
-_CONFIGS = flags.DEFINE_list("configs", [], "Configurations whose models are compared.")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds.", lower_bound=1)
 
 
 def main():
-    """Prints attentions, or models, side by side, those of one table measured in turn."""
-    if _CONFIGS.value:
+    """Prints models, a sweep, configurations or attentions, those of one table timed in turn."""
+    if _CONFIG.value is not None:
+        (_sweep if _SWEEP.value else _models)(from_dict(_CONFIG.value))
+    elif _CONFIGS.value:
         configs = {Path(path).stem: load(path) for path in _CONFIGS.value}
-        print(format_table(models.compare(configs, _REPEATS.value)))
+        print(format_table(measure.compare(configs, _REPEATS.value)))
         print(f"\n({_machine()}, batches of the configurations' sizes, everything real.)")
-        return
+    else:
+        _attention()
+
+
+def _models(config):
+    configs = {name: variant(config, name) for name in _COMPARE.value}
+    candidates = {name: measure.candidate(own) for name, own in configs.items()}
+    same_as = {name: name for name in configs}
+    if _AGAINST.value:
+        name = next(iter(configs))
+        batch = random_batch(configs[name])
+        for other, calls in against.torch_candidates(configs[name], batch).items():
+            same_as[other] = name
+            candidates[other] = measure.uncompiled(*calls, configs[name].train.batch_size)
+    measured = measure.measure(
+        candidates,
+        {name: configs[of] for name, of in same_as.items()},
+        peak := matmul_peak(),
+        _REPEATS.value,
+        _WINDOW.value,
+    )
+    print(format_table(benchmarks.rows(measured)))
+    print(
+        f"\n{_machine()}, batch {config.train.batch_size}, {config.model.dtype}, everything real, "
+        f"without mixup. Median of {_REPEATS.value} rounds of {_WINDOW.value} steps, in turn. "
+        f"Largest product here: {peak / 1e9:.0f} GFLOP/s. GFLOP counts products alone, 2 a "
+        f"multiply-add. Most memory this process held: {peak_memory() / 1e9:.1f} GB."
+    )
+    numbers = {name: measure.to_json(entry) for name, entry in measured.items()}
+    _keep({"models": numbers}, performance.throughput_bars(numbers))
+    if _PROFILE.value:
+        benchmarks.profile(candidates, Path(_PROFILE.value))
+
+
+def _sweep(config):
+    axis = _SWEEP.value
+    values = [int(v) if v.isdigit() else v for v in _VALUES.value] or sweep.AXES[axis][0]
+    configs = {name: variant(config, name) for name in _COMPARE.value}
+    table = benchmarks.along(configs, axis, values, _REPEATS.value, _WINDOW.value)
+    print(format_table(table))
+    powers = []
+    if axis != "dtype" and len(values) > 1:
+        powers = benchmarks.exponents(table, axis)
+        print(f"\nPower of {axis} that a cost grows with:\n\n{format_table(powers)}")
+    print(f"\n{_machine()}, {config.model.dtype}.")
+    _keep({"sweep": table, "exponents": powers}, performance.sweep_lines(table, axis))
+
+
+def _keep(numbers, figure):
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps({"machine": _machine(), **numbers}, indent=1))
+    if _PLOT.value:
+        plots.save(figure, Path(_PLOT.value))
+
+
+def _attention():
     shared = {
         "heads": _HEADS.value,
         "head_width": _HEAD_WIDTH.value,

@@ -1,6 +1,7 @@
 """Floating-point operations of a program, counted without running it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,26 +23,50 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     Raises:
         ValueError: a loop whose number of turns the program does not say.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return sum(flops_by_scope(function, *args).values())
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
-    return sum(_equation(eqn) for eqn in jaxpr.eqns)
+def flops_by_scope(function: Callable[..., Any], *args: Any) -> Counter[str]:
+    """As `matmul_flops`, by the scope in which a product was asked for.
+
+    Returns:
+        Operations by path: the names of `jax.named_scope`, which linen opens for every module, with
+        slashes between, in the order of the program.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr, "")
 
 
-def _equation(eqn: core.JaxprEqn) -> int:
+def _count(jaxpr: core.Jaxpr, scope: str) -> Counter[str]:
+    total = Counter()
+    for eqn in jaxpr.eqns:
+        total.update(_equation(eqn, scope_of(eqn, scope)))
+    return total
+
+
+def scope_of(eqn: core.JaxprEqn, outer: str = "") -> str:
+    """The path of an equation inside a program of scope `outer`."""
+    return "/".join(part for part in (outer, str(eqn.source_info.name_stack)) if part)
+
+
+def _equation(eqn: core.JaxprEqn, scope: str) -> Counter[str]:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]
         shape = eqn.invars[0].aval.shape
-        return 2 * eqn.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        size = math.prod(shape[axis] for axis in contracted)
+        return Counter({scope: 2 * eqn.outvars[0].aval.size * size})
     if name == "scan":
-        return params["length"] * _count(params["jaxpr"].jaxpr)
+        once = _count(params["jaxpr"].jaxpr, scope)
+        return Counter({path: params["length"] * flops for path, flops in once.items()})
     if name == "cond":
-        return max(_count(branch.jaxpr) for branch in params["branches"])
-    inner = [_count(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
-    if name == "while" and any(inner):
+        return max((_count(branch.jaxpr, scope) for branch in params["branches"]), key=_total)
+    inner = [_count(jaxpr, scope) for jaxpr in core.jaxprs_in_params(params)]
+    if name == "while" and any(map(_total, inner)):
         raise ValueError(
             "a while loop with matrix products in it: its turns are not in the program; use a scan"
         )
-    return sum(inner)
+    return sum(inner, Counter())
+
+
+def _total(counter: Counter[str]) -> int:
+    return sum(counter.values())

@@ -1,11 +1,15 @@
-"""Measured time of compiled functions."""
+"""Measured time of compiled functions, and what the machine could do at best."""
 
+import resource
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+_PEAK_SIZE = 1024
 
 
 class Timing(NamedTuple):
@@ -17,25 +21,47 @@ class Timing(NamedTuple):
 
 
 def time_interleaved(
-    calls: Mapping[Hashable, Callable[[], Any]], repeats: int
+    calls: Mapping[Hashable, Callable[[], Any]], repeats: int, window: int = 1
 ) -> dict[Hashable, Timing]:
     """Times calls in turn, so that a noisy machine harms all of them alike.
 
     Args:
         calls: by name; each returns the arrays to wait for, and has been compiled before.
         repeats: counted rounds, after one that is not.
+        window: calls of one kind in a row, only the last of which is waited for.
 
     Returns:
-        Median, smallest and largest seconds of each.
+        Median, smallest and largest seconds of one call each, over the rounds.
     """
     seconds: dict[Hashable, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
             start = time.perf_counter()
-            jax.block_until_ready(call())
+            for _ in range(window):
+                last = call()
+            jax.block_until_ready(last)
             if repeat:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start) / window)
     return {
         name: Timing(float(np.median(taken)), min(taken), max(taken))
         for name, taken in seconds.items()
     }
+
+
+def matmul_peak(repeats: int = 5) -> float:
+    """Operations a second of a large float32 product on all devices here, the best of a few.
+
+    Each device multiplies its own square matrices, as in data-parallel training.
+    """
+    shape = (jax.local_device_count(), _PEAK_SIZE, _PEAK_SIZE)
+    mesh = jax.make_mesh(shape[:1], ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    a = jax.device_put(jnp.ones(shape), placed)
+    product = jax.jit(jnp.matmul, out_shardings=placed)
+    timing = time_interleaved({"product": lambda: product(a, a)}, repeats)["product"]
+    return 2 * shape[0] * _PEAK_SIZE**3 / timing.low
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held at once since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

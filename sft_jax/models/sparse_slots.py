@@ -26,6 +26,15 @@ class Pattern(NamedTuple):
         return self.stride - self.summary
 
 
+def keys_of_token(t: int, stride: int, expressivity: int) -> int:
+    """Keys in a token's row of the map over `t` tokens and CLS; empty slots count.
+
+    A `t` below 1 leaves CLS alone.
+    """
+    pattern = make_pattern(stride, expressivity)
+    return math.ceil(t / stride) * pattern.summary + 1 + (pattern.local if t > 0 else 0)
+
+
 class Slots(NamedTuple):
     """Where the tokens lie; the last three are None where every token is real."""
 

@@ -6,7 +6,7 @@ import pytest
 
 from sft_jax.config import Config, ModelConfig, TrainConfig
 from sft_jax.config_io import load
-from sft_jax.efficiency import models
+from sft_jax.efficiency import measure, models
 from sft_jax.efficiency.cost import matmul_flops
 from sft_jax.types import ConfigError, ModalitySpec
 
@@ -68,7 +68,7 @@ def test_a_forward_pass_by_hand(implementation):
 
 def test_a_row_for_each_configuration():
     one, two = tiny(length=200), tiny(length=200, name="late")
-    rows = models.compare({"one": one, "two": two}, repeats=1)
+    rows = measure.compare({"one": one, "two": two}, repeats=1)
     assert [row["configuration"] for row in rows] == ["one", "two"]
     assert rows[0]["parameters"] == models.num_parameters(one)
     assert rows[0]["parameters"] != rows[1]["parameters"]

@@ -1,0 +1,215 @@
+"""Training and inference of configured models, timed in turn on this machine."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sft_jax.config import Config
+from sft_jax.efficiency.models import (
+    check_complete,
+    forward_gflop,
+    num_parameters,
+    random_batch,
+    train_gflop,
+)
+from sft_jax.efficiency.throughput import Timing, time_interleaved
+from sft_jax.models import registry
+from sft_jax.training.mixing import MixupPlan
+from sft_jax.training.optimizer import build_optimizer, learning_rate
+from sft_jax.training.run import step_config
+from sft_jax.training.sharding import make_mesh, put_batch
+from sft_jax.training.state import create_state, state_initializer
+from sft_jax.training.step import compile_eval_step, compile_train_step
+
+KINDS = ("train", "infer")
+
+
+class Candidate(NamedTuple):
+    """Something to time.
+
+    Attributes:
+        train: takes one optimizer step on one batch and returns what to wait for.
+        infer: evaluates the same batch.
+        batch_size: samples of a batch.
+        compile_seconds: by kind; 0 where nothing is compiled ahead.
+        temporary_bytes: by kind, what the compiler says a step holds beside its arguments; None
+            where it does not say.
+    """
+
+    train: Callable[[], Any]
+    infer: Callable[[], Any]
+    batch_size: int
+    compile_seconds: dict[str, float]
+    temporary_bytes: dict[str, int | None]
+
+
+def candidate(config: Config) -> Candidate:
+    """The training and the evaluation step of a configuration, on a random batch of its size.
+
+    The batch is everything real; masks are applied all the same, as in training.
+
+    Raises:
+        ConfigError: modalities or classes that are left to the data.
+    """
+    check_complete(config)
+    model, mesh = registry.build(config), make_mesh(config.train)
+    rate = learning_rate(config.optimizer, 1000, 0)
+    optimizer = build_optimizer(config.optimizer, rate)
+    state, abstract = create_state(state_initializer(model, optimizer, 0), mesh)
+    step = step_config(config, model, optimizer, rate, MixupPlan.of(config, 1000, mesh.size))
+    batch = put_batch(random_batch(config), mesh)
+    start = time.perf_counter()
+    evaluate = compile_eval_step(step.apply, mesh).lower(state.params, batch).compile()
+    middle = time.perf_counter()
+    train = compile_train_step(step, mesh, abstract).lower(state, batch).compile()
+    seconds = {"train": time.perf_counter() - middle, "infer": middle - start}
+    holder = [state]
+
+    def train_once():
+        # The state is donated, so the next call takes what this one hands back.
+        holder[0], metrics = train(holder[0], batch)
+        return metrics
+
+    programs = {"train": train, "infer": evaluate}
+    return Candidate(
+        train=train_once,
+        infer=lambda: evaluate(holder[0].params, batch),
+        batch_size=config.train.batch_size,
+        compile_seconds=seconds,
+        temporary_bytes={
+            kind: program.memory_analysis().temp_size_in_bytes for kind, program in programs.items()
+        },
+    )
+
+
+def uncompiled(train: Callable[[], Any], infer: Callable[[], Any], batch_size: int) -> Candidate:
+    """Another library's calls, called once each, so that whatever they compile is compiled."""
+    seconds = {}
+    for kind, call in {"train": train, "infer": infer}.items():
+        start = time.perf_counter()
+        call()
+        seconds[kind] = time.perf_counter() - start
+    return Candidate(train, infer, batch_size, seconds, dict.fromkeys(KINDS))
+
+
+class Rate(NamedTuple):
+    """Samples a second over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, timing: Timing, batch_size: int) -> "Rate":
+        """The rate at which batches that take so long pass through."""
+        return cls(batch_size / timing.median, batch_size / timing.high, batch_size / timing.low)
+
+
+def rates(
+    candidates: Mapping[str, Candidate],
+    repeats: int,
+    window: int,
+    kinds: Sequence[str] = KINDS,
+) -> dict[tuple[str, str], Rate]:
+    """Samples a second by name and kind, all candidates taking turns."""
+    calls = {
+        (name, kind): getattr(entry, kind) for name, entry in candidates.items() for kind in kinds
+    }
+    timings = time_interleaved(calls, repeats, window)
+    return {key: Rate.of(timing, candidates[key[0]].batch_size) for key, timing in timings.items()}
+
+
+def compare(configs: Mapping[str, Config], repeats: int) -> list[dict[str, Any]]:
+    """Rows of a table, one a configuration, as they stand (mixup, too), timed in turn.
+
+    Args:
+        configs: by the name that a row gets.
+        repeats: timed rounds.
+
+    Raises:
+        ConfigError: a configuration that leaves modalities or classes to the data.
+    """
+    candidates = {name: candidate(config) for name, config in configs.items()}
+    measured = rates(candidates, repeats, window=1)
+    return [
+        {
+            "configuration": name,
+            "parameters": num_parameters(config),
+            "forward GFLOP": round(forward_gflop(config), 3),
+            "train samples/s": round(measured[name, "train"].median, 1),
+            "inference samples/s": round(measured[name, "infer"].median, 1),
+            "temporary MB": round(candidates[name].temporary_bytes["train"] / 1e6, 1),
+        }
+        for name, config in configs.items()
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One model on this machine.
+
+    Attributes:
+        rate: samples a second by kind.
+        compile_seconds: by kind.
+        temporary_bytes: by kind; None where the compiler does not say.
+        parameters: trained numbers.
+        gflop: of products for one sample, by kind.
+        share_of_peak: by kind, of what a large product reaches on this machine.
+    """
+
+    rate: dict[str, Rate]
+    compile_seconds: dict[str, float]
+    temporary_bytes: dict[str, int | None]
+    parameters: int
+    gflop: dict[str, float]
+    share_of_peak: dict[str, float]
+
+
+def measure(
+    candidates: Mapping[str, Candidate],
+    configs: Mapping[str, Config],
+    peak: float,
+    repeats: int,
+    window: int,
+) -> dict[str, Measurement]:
+    """Candidates timed in turn.
+
+    Args:
+        candidates: by name.
+        configs: by the same names, of the model that each computes.
+        peak: operations a second that a share is taken of (see `throughput.matmul_peak`).
+        repeats: timed rounds, after one that does not count.
+        window: steps in a row, synchronised at the end only.
+    """
+    measured = rates(candidates, repeats, window)
+    found = {}
+    for name, entry in candidates.items():
+        gflop = {"train": train_gflop(configs[name]), "infer": forward_gflop(configs[name])}
+        rate = {kind: measured[name, kind] for kind in KINDS}
+        found[name] = Measurement(
+            rate=rate,
+            compile_seconds=entry.compile_seconds,
+            temporary_bytes=entry.temporary_bytes,
+            parameters=num_parameters(configs[name]),
+            gflop=gflop,
+            share_of_peak={k: gflop[k] * 1e9 * rate[k].median / peak for k in KINDS},
+        )
+    return found
+
+
+def to_json(measurement: Measurement) -> dict[str, Any]:
+    """As plain data: `train.samples_per_second.median`, `infer.samples_per_second.median`, ..."""
+    return {
+        "parameters": measurement.parameters,
+        **{
+            kind: {
+                "samples_per_second": measurement.rate[kind]._asdict(),
+                "compile_seconds": measurement.compile_seconds[kind],
+                "temporary_bytes": measurement.temporary_bytes[kind],
+                "gflop_per_sample": measurement.gflop[kind],
+                "share_of_peak": measurement.share_of_peak[kind],
+            }
+            for kind in KINDS
+        },
+    }

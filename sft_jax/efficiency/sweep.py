@@ -1,0 +1,97 @@
+"""How cost grows with one setting: the configurations along a sweep, and the exponent of growth."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sft_jax.config import Config
+from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS, ConfigError, ModalitySpec, check_choice
+
+Value = int | str
+
+
+def at(config: Config, axis: str, value: Value) -> Config:
+    """`config` with one setting at another value.
+
+    Args:
+        config: with modalities.
+        axis: a key of `AXES`: `length` is that of the longest modality, whose pool hands on as
+            many tokens as before (as far as a window can), while block-sparse attention takes
+            blocks of about `sqrt(expressivity length)` tokens, for which a row has fewest keys
+            (arXiv 1904.10509, section 4); `batch` samples; `k` tokens kept of every modality;
+            `width` of the embedding, heads as many as before; `dtype` of the computation.
+        value: of that setting.
+
+    Raises:
+        ConfigError: an unknown axis, or a value that does not fit the configuration.
+    """
+    check_choice("sweep", axis, tuple(AXES))
+    return AXES[axis][1](config, value)
+
+
+def _length(config: Config, length: Value) -> Config:
+    longest = max(config.modalities, key=lambda spec: spec.num_tokens)
+    changes = {"length": int(length)}
+    if longest.pool in WINDOW_POOLS:
+        changes["window"] = max(1, int(length) * longest.window // longest.length)
+    longer = dataclasses.replace(longest, **changes)
+    model = config.model
+    if model.attention == "fixed":
+        stride = 2 ** round(math.log2(math.sqrt(model.expressivity * longer.num_tokens)))
+        model = dataclasses.replace(model, stride=stride)
+    modalities = tuple(longer if spec is longest else spec for spec in config.modalities)
+    return dataclasses.replace(config, modalities=modalities, model=model)
+
+
+def _batch(config: Config, size: Value) -> Config:
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, batch_size=int(size))
+    )
+
+
+def _kept(config: Config, k: Value) -> Config:
+    def keep(spec: ModalitySpec) -> ModalitySpec:
+        count = min(int(k), spec.num_tokens)
+        if spec.pool in COUNTING_POOLS:
+            return dataclasses.replace(spec, k=count)
+        if spec.pool in WINDOW_POOLS:
+            return dataclasses.replace(spec, window=spec.num_tokens // count)
+        return spec
+
+    return dataclasses.replace(config, modalities=tuple(map(keep, config.modalities)))
+
+
+def _width(config: Config, width: Value) -> Config:
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, embed_dim=int(width))
+    )
+
+
+def _dtype(config: Config, dtype: Value) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=str(dtype)))
+
+
+# Values that are tried where none are given, and what sets them.
+AXES: dict[str, tuple[tuple[Value, ...], Callable[[Config, Value], Config]]] = {
+    "length": ((1024, 2048, 4096, 8192, 16384), _length),
+    "batch": ((1, 4, 16, 64), _batch),
+    "k": ((1, 4, 16, 64), _kept),
+    "width": ((40, 80, 160, 320), _width),
+    "dtype": (("float32", "bfloat16"), _dtype),
+}
+
+
+def exponent(values: Sequence[float], costs: Sequence[float]) -> float:
+    """`p` of the power law `cost ~ value^p` that fits best, by least squares of the logarithms.
+
+    Raises:
+        ConfigError: fewer than two values, or one that is not positive.
+    """
+    if len(values) < 2 or len(values) != len(costs) or min(*values, *costs) <= 0:
+        raise ConfigError(
+            f"sweep: given values {list(values)} with costs {list(costs)}, expected at least two "
+            "positive ones, each with its cost"
+        )
+    return float(np.polyfit(np.log(values), np.log(costs), 1)[0])

@@ -1,0 +1,81 @@
+"""The models that a configuration is compared with, at its own shapes and widths."""
+
+import dataclasses
+
+from sft_jax.config import FIXED_ATTENTION_MODELS, BaselineConfig, Config, MixupConfig
+from sft_jax.types import WINDOW_POOLS, ConfigError, ModalitySpec, check_choice
+
+VARIANTS = {
+    "sft": "the sparse fusion transformer with the configuration's own pools and attention",
+    "dense": "dense fusion: as sft, but every token is kept (pool none)",
+    "fixed": "as sft, with block-sparse attention",
+    "cls_topk": "as sft, keeping as many tokens by their weight in the row of CLS",
+    "fixed_cls_topk": "both",
+    "unimodal": "the modality of most time steps alone",
+    "concat": "all tokens in one sequence",
+    "late": "every modality alone, logits summed",
+    "mbt": "bottleneck transformer",
+    "mult": "crossmodal transformer",
+}
+
+
+def variant(config: Config, name: str) -> Config:
+    """`config` as another model; without mixup, which is defined for one of them alone.
+
+    Args:
+        config: with modalities; of any model.
+        name: a key of `VARIANTS`.
+
+    Raises:
+        ConfigError: an unknown name, or modalities without a window where one is needed.
+    """
+    check_choice("compare", name, tuple(VARIANTS))
+    if not config.modalities:
+        raise ConfigError("modalities: given none, expected them set, since no data is read here")
+    modalities, model = config.modalities, config.model
+    fixed = model.attention == "fixed"
+    family = "sft"
+    baseline = BaselineConfig()
+    if name == "dense":
+        modalities = tuple(
+            dataclasses.replace(spec, pool="none", k=None, window=None) for spec in modalities
+        )
+    elif name.endswith("cls_topk"):
+        modalities = tuple(
+            dataclasses.replace(spec, pool="cls_topk", k=_tokens_out(spec), window=None)
+            for spec in modalities
+        )
+    elif name not in ("sft", "fixed"):
+        family = name
+    if name.startswith("fixed"):
+        fixed = True
+    elif family not in FIXED_ATTENTION_MODELS:
+        fixed = False
+    if family == model.name:
+        baseline = model.baseline
+    elif family == "unimodal":
+        longest = max(modalities, key=lambda spec: spec.num_tokens)
+        baseline = BaselineConfig(modality=longest.name, window=_window(longest))
+    elif family == "concat":
+        baseline = BaselineConfig(window=_window(modalities[0]))
+    changes = {"name": family, "baseline": baseline, "attention": "fixed" if fixed else "dense"}
+    if not fixed:
+        defaults = type(model)
+        changes |= {"stride": defaults.stride, "expressivity": defaults.expressivity}
+    return dataclasses.replace(
+        config,
+        modalities=modalities,
+        model=dataclasses.replace(model, **changes),
+        mixup=MixupConfig(),
+    )
+
+
+def _tokens_out(spec: ModalitySpec) -> int:
+    if spec.pool in WINDOW_POOLS:
+        return spec.num_tokens // spec.window
+    return spec.k or spec.num_tokens
+
+
+def _window(spec: ModalitySpec) -> int:
+    """A window that hands on about as many tokens as the modality's pool."""
+    return spec.window or spec.num_tokens // _tokens_out(spec)
