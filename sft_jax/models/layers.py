@@ -127,7 +127,7 @@ class MultiHeadAttention(nn.Module):
         if context is None:
             query, key, value = self._project(x, slice(0, 3))
         else:
-            query, (key, value) = self._project(x, slice(0, 1))[0], self.keys_values(context)
+            query, key, value = *self._project(x, slice(0, 1)), *self.keys_values(context)
         if context is None and self.config.attention == "fixed":
             attention = fixed_attention(
                 query,
@@ -141,14 +141,14 @@ class MultiHeadAttention(nn.Module):
             attention = self._dense(query, key, value, key_mask, query_weights)
         return self.out(attention.values), attention.saliency
 
-    def keys_values(self, x: Float[Array, "b k d"]) -> Float[Array, "2 b k h e"]:
+    def keys_values(self, x: Float[Array, "b k d"]) -> tuple[Float[Array, "b k h e"], ...]:
         """Keys and values of `x`, for the methods that take them ready."""
         return self._project(x, slice(1, 3))
 
     def of_cls(
         self,
         x: Float[Array, "b 1 d"],
-        keys_values: Float[Array, "2 b k h e"],
+        keys_values: tuple[Float[Array, "b k h e"], ...],
         key_mask: Bool[Array, "b k"],
     ) -> tuple[Float[Array, "b 1 d"], Float[Array, "b k"]]:
         """CLS alone as query, which attends to everything, and its row of the map over heads."""
@@ -161,7 +161,7 @@ class MultiHeadAttention(nn.Module):
         self,
         x: Float[Array, "b q d"],
         indices: Int[Array, "b q"],
-        keys_values: Float[Array, "2 b k h e"],
+        keys_values: tuple[Float[Array, "b k h e"], ...],
         key_mask: Bool[Array, "b k"],
     ) -> Float[Array, "b q d"]:
         """The tokens at `indices` alone as queries (CLS has index 0 and is none of them)."""
@@ -177,9 +177,9 @@ class MultiHeadAttention(nn.Module):
     def _project(self, x, parts):
         dtype = self.config.dtype
         kernel, bias = self.qkv_kernel[:, parts], self.qkv_bias[parts]
-        # [b, t, d] x [d, parts, h, e] -> [parts, b, t, h, e]
-        packed = jnp.einsum("btd,dshe->sbthe", x, kernel.astype(dtype))
-        return packed + bias.astype(dtype)[:, None, None]
+        # [b, t, d] x [d, parts, h, e] -> [b, t, parts, h, e], from which every use cuts its part.
+        packed = jnp.einsum("btd,dshe->btshe", x, kernel.astype(dtype)) + bias.astype(dtype)
+        return tuple(packed[:, :, i] for i in range(packed.shape[2]))
 
     def _dense(self, query, key, value, key_mask, query_weights) -> Attention:
         return dot_product_attention(

@@ -19,7 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.models.attention import Attention
-from sft_jax.models.platform import target_platform
+from sft_jax.models.heads import over_heads
 from sft_jax.models.sparse_slots import arrange, lay_out, make_pattern, slot_of, split
 from sft_jax.models.sparse_tiles import backward_head, forward_head
 
@@ -128,7 +128,7 @@ def _fixed(query, key, value, weights, slots, pattern):
 
 def _fixed_forward_pass(query, key, value, weights, slots, pattern):
     forward = functools.partial(forward_head, pattern=pattern)
-    outputs = _over_heads(forward, (query, key, value), (), weights, slots)
+    outputs = over_heads(forward, (query, key, value), (), (weights, slots))
     (values,), (log_sum,), (saliency,) = outputs
     return (values, saliency), (query, key, value, weights, slots, values, log_sum)
 
@@ -148,60 +148,9 @@ def _fixed_backward(pattern, residuals, cotangents):
         d_values = jnp.zeros_like(values)
     heads = (query, key, value, values, d_values)
     backward = functools.partial(backward_head, pattern=pattern)
-    grads, _, _ = _over_heads(backward, heads, (log_sum,), (weights, d_saliency), slots)
+    grads, _, _ = over_heads(backward, heads, (log_sum,), (weights, d_saliency, slots))
     # Neither the mask nor the query weights are differentiated.
     return *grads, None, None
 
 
 _fixed.defvjp(_fixed_forward, _fixed_backward, symbolic_zeros=True)
-
-
-def _over_heads(function, heads, rows, samples, slots):
-    """`function` over the heads of all samples: one after the other on a CPU, else all together.
-
-    A CPU takes every head from where it lies and writes it to where it belongs, so that not even
-    transposed copies of query, key and value are held.
-
-    Args:
-        function: of the four others for one head of one sample; returns a triple of tuples like
-            `heads`, `rows` and `samples`.
-        heads: arrays `[b, t, h, e]`, for the function `[t, e]`.
-        rows: arrays `[b, h, t]`, for the function `[t]`.
-        samples: arrays `[b, t]`, for the function `[t]`; those returned are summed over heads.
-        slots: `Slots`.
-    """
-    b, _, h, _ = heads[0].shape
-    if target_platform() != "cpu":
-        of_sample = jax.vmap(function, in_axes=(1, 0, None, None), out_axes=(1, 0, 0))
-        heads, rows, samples = jax.vmap(of_sample)(heads, rows, samples, slots)
-        return heads, rows, jax.tree.map(lambda x: x.sum(axis=1), samples)
-
-    def pick(x, sample, head, axis):
-        x = jax.lax.dynamic_index_in_dim(x, sample, keepdims=False)
-        return x if axis is None else jax.lax.dynamic_index_in_dim(x, head, axis, keepdims=False)
-
-    def one(i):
-        inputs = ((heads, 1), (rows, 0), (samples, None), (slots, None))
-        return function(
-            *(
-                jax.tree.map(lambda x, axis=axis: pick(x, i // h, i % h, axis), tree)
-                for tree, axis in inputs
-            )
-        )
-
-    def step(i, totals):
-        parts = one(i)
-        n, head = i // h, i % h
-        return (
-            jax.tree.map(lambda total, x: total.at[n, :, head].set(x), totals[0], parts[0]),
-            jax.tree.map(lambda total, x: total.at[n, head].set(x), totals[1], parts[1]),
-            jax.tree.map(lambda total, x: total.at[n].add(x), totals[2], parts[2]),
-        )
-
-    like = jax.eval_shape(one, 0)
-    totals = (
-        jax.tree.map(lambda x: jnp.zeros((b, x.shape[0], h, x.shape[1]), x.dtype), like[0]),
-        jax.tree.map(lambda x: jnp.zeros((b, h, *x.shape), x.dtype), like[1]),
-        jax.tree.map(lambda x: jnp.zeros((b, *x.shape), x.dtype), like[2]),
-    )
-    return jax.lax.fori_loop(0, b * h, step, totals)

@@ -3,7 +3,7 @@
 Keys are *shared* (all summaries) or *local* (CLS and the rest of a block, given to the block's own
 queries alone). An empty slot repeats CLS as query and key, has a zero value and no part in the
 denominator: so no product needs a mask, and the largest score of a row is always that of a key it
-may attend to.
+may attend to. Scores and log-sum-exp are to base 2.
 
 Shapes: `t` tokens with their CLS make `t+1`; `n` blocks of one tile, `s` slots of a block.
 """
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sft_jax.models.base2 import are_small, exp2, product, product_less, scaled
 from sft_jax.models.platform import target_platform
 from sft_jax.models.sparse_slots import Pattern, Slots, arrange, cut, join, merge, restore, split
 
@@ -25,24 +26,22 @@ _MASKED = -1e30
 _CPU_TILE = 6 * 2**15
 _CPU_BACKWARD_TILE = 2**16
 _ACCELERATOR_ROWS = 256
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def forward_head(heads, rows, weights, slots: Slots, pattern: Pattern):
+def forward_head(heads, rows, samples: tuple[Array | None, Slots], pattern: Pattern):
     """Values, log-sum-exp of the rows and saliency.
 
     Args:
         heads: query, key and value, `[t+1, e]`.
         rows: nothing.
-        weights: `[t+1]` of the queries, zero where masked, or None.
-        slots: of the head's sample.
+        samples: weights of the queries, `[t+1]`, zero where masked, or None; slots.
         pattern: which keys a query attends to.
 
     Returns:
         Three tuples of one: `[t+1, e]`; `[1 + slots]`; `[t+1]` or None.
     """
-    query, key, value = heads
-    query = query * query.shape[-1] ** -0.5
+    (query, key, value), (weights, slots) = heads, samples
+    query = scaled(query)
     weight = None if weights is None else weights[:1]
     cls = _cls_forward(query[:1], key, value, weight, slots.mask)
     if len(key) > 1:
@@ -50,25 +49,23 @@ def forward_head(heads, rows, weights, slots: Slots, pattern: Pattern):
     return tuple((x,) for x in cls)
 
 
-def backward_head(heads, rows, samples, slots: Slots, pattern: Pattern):
+def backward_head(heads, rows, samples, pattern: Pattern):
     """Gradients with respect to query, key and value.
 
     Args:
         heads: query, key, value, the values returned, and their cotangent, `[t+1, e]`.
         rows: the log-sum-exp, `[1 + slots]`.
-        samples: weights and the cotangent of the saliency, `[t+1]` or None.
-        slots: as in `forward_head`.
+        samples: weights and the cotangent of the saliency, `[t+1]` or None; slots.
         pattern: as in `forward_head`.
 
     Returns:
         The three gradients, `[t+1, e]`, and two empty tuples.
     """
     query, key, value, values, d_values = heads
-    (log_sum,), (weights, d_saliency) = rows, samples
-    scale = query.shape[-1] ** -0.5
-    query = query * scale
+    (log_sum,), (weights, d_saliency, slots) = rows, samples
+    query = scaled(query)
     # The part of each row's softmax correction that comes from the values; O(t e), not O(t t).
-    delta = _product("te,te->t", d_values, values)
+    delta = product("te,te->t", d_values, values)
     per_query = (query, d_values, delta, None if d_saliency is None else weights)
     cls = jax.tree.map(lambda x: x[:1], per_query)
     d_query, d_key, d_value = _cls_backward(*cls, log_sum[:1], key, value, d_saliency, slots.mask)
@@ -76,34 +73,37 @@ def backward_head(heads, rows, samples, slots: Slots, pattern: Pattern):
         tokens = _tokens_backward(per_query, log_sum[1:], key, value, d_saliency, slots, pattern)
         d_query = jnp.concatenate([d_query, tokens[0]])
         d_key, d_value = d_key + tokens[1], d_value + tokens[2]
-    return tuple(x.astype(key.dtype) for x in (d_query * scale, d_key, d_value)), (), ()
+    # The derivative by a score to base 2 is that by a plain one times log 2.
+    grads = scaled(d_query) * math.log(2), d_key * math.log(2), d_value
+    return tuple(x.astype(key.dtype) for x in grads), (), ()
 
 
 # --- CLS, which attends to every token ----------------------------------------------------------
 
 
 def _cls_scores(query, key, mask):
-    scores = _product("re,ke->rk", query, key)
+    scores = product("re,ke->rk", query, key)
     return scores if mask is None else jnp.where(mask, scores, _MASKED)
 
 
 def _cls_forward(query, key, value, weight, mask):
     scores = _cls_scores(query, key, mask)
-    log_sum = jax.nn.logsumexp(scores, axis=-1)
-    attention = jnp.exp(scores - log_sum[:, None])
-    values = _product("rk,ke->re", attention.astype(value.dtype), value).astype(value.dtype)
+    largest = scores.max(axis=-1)
+    log_sum = largest + jnp.log2(jnp.exp2(scores - largest).sum(axis=-1))
+    attention = jnp.exp2(scores - log_sum[:, None])
+    values = product("rk,ke->re", attention.astype(value.dtype), value).astype(value.dtype)
     return values, log_sum, None if weight is None else attention[0] * weight
 
 
 def _cls_backward(query, d_values, delta, weight, log_sum, key, value, d_saliency, mask):
-    attention = jnp.exp(_cls_scores(query, key, mask) - log_sum[:, None])
-    d_attention = _product("re,ke->rk", d_values, value)
+    attention = jnp.exp2(_cls_scores(query, key, mask) - log_sum[:, None])
+    d_attention = product("re,ke->rk", d_values, value)
     if d_saliency is not None:
         d_attention += weight * d_saliency
         delta += weight * (attention @ d_saliency)
     d_scores = (attention * (d_attention - delta)).astype(key.dtype)
     attention = attention.astype(key.dtype)
-    d_query = _product("rk,ke->re", d_scores, key)
+    d_query = product("rk,ke->re", d_scores, key)
     return d_query, _outer(d_scores, query), _outer(attention, d_values)
 
 
@@ -154,25 +154,14 @@ def _tokens_forward(query, key, value, weights, cls, slots, pattern):
     t, size = len(key) - 1, len(slots.real)
     keys = _keys(key, value, slots, pattern)
     query = cut(arrange(query, slots, pattern), pattern)
-    by_shared = None
-    if weights is not None:
-        weights, by_shared = _blocks(weights, slots, pattern), jnp.zeros_like(keys.real)
-    count = keys.tiles(_CPU_TILE, pattern.stride)
-    tiles = _to_tiles((query, weights, keys.local), count)
-    rows = math.ceil(len(query) / count) * pattern.stride
-
-    def tile(totals, block):
-        i, *block = block
-        values, log_sum, far, near = _tile_forward(*block, keys)
-        put = functools.partial(
-            jax.lax.dynamic_update_slice_in_dim, start_index=1 + i * rows, axis=0
-        )
-        total = None if far is None else totals[2] + far
-        return (put(totals[0], merge(values)), put(totals[1], merge(log_sum)), total), near
-
-    # The rows of CLS are put in place first: what they were made from is not needed any longer.
-    start = [jnp.pad(x, [(0, count * rows), *[(0, 0)] * (x.ndim - 1)]) for x in cls[:2]]
-    totals, near = jax.lax.scan(tile, (*start, by_shared), (jnp.arange(count), *tiles))
+    weights = None if weights is None else _blocks(weights, slots, pattern)
+    run = functools.partial(functools.partial, _run_tiles)
+    inputs = query, weights, cls[:2], keys
+    if target_platform() == "cpu":
+        small = are_small(query, [keys.key, keys.local_key], [keys.value, keys.local_value])
+        totals, near = jax.lax.cond(small, run(shift=False), run(shift=True), *inputs)
+    else:
+        totals, near = run(shift=True)(*inputs)
     values, log_sum, by_shared = totals
     values = jnp.concatenate([values[:1], restore(values[1 : 1 + size], slots, t, pattern)])
     saliency = cls[2]
@@ -183,34 +172,60 @@ def _tokens_forward(query, key, value, weights, cls, slots, pattern):
     return values, log_sum[: 1 + size], saliency
 
 
-def _tile_forward(query, weights, local, keys):
+def _run_tiles(query, weights, cls, keys, *, shift):
+    """Values and log-sum-exp of all slots behind those of CLS, saliency of shared and local keys.
+
+    With `shift` each row's largest score is taken away first, as large scores need it.
+    """
+    stride = query.shape[1]
+    count = keys.tiles(_CPU_TILE, stride)
+    local = keys.local_key, _counted(keys.local_value, keys.local_real)
+    tiles = _to_tiles((query, weights, local), count)
+    rows = math.ceil(len(query) / count) * stride
+    shared = keys.key, _counted(keys.value, keys.real)
+
+    def tile(totals, block):
+        i, *block = block
+        values, log_sum, far, near = _tile_forward(*block, shared, shift)
+        put = functools.partial(
+            jax.lax.dynamic_update_slice_in_dim, start_index=1 + i * rows, axis=0
+        )
+        total = None if far is None else totals[2] + far
+        return (put(totals[0], merge(values)), put(totals[1], merge(log_sum)), total), near
+
+    # The rows of CLS are put in place first: what they were made from is not needed any longer.
+    start = [jnp.pad(x, [(0, count * rows), *[(0, 0)] * (x.ndim - 1)]) for x in cls]
+    by_shared = None if weights is None else jnp.zeros_like(keys.real)
+    return jax.lax.scan(tile, (*start, by_shared), (jnp.arange(count), *tiles))
+
+
+def _counted(value, real):
+    """Values with a column that counts what is real: their mix ends with the row's denominator."""
+    return jnp.concatenate([value, real[..., None].astype(value.dtype)], axis=-1)
+
+
+def _tile_forward(query, weights, local, shared, shift):
     n, stride, e = query.shape
-    # Each part by its own largest score, then both by the larger one.
-    far = _attend(query.reshape(n * stride, e), keys.key, keys.value, keys.real)
-    near = jax.vmap(_attend)(query, *local)
-    far_largest, far_total, far_values = (x.reshape(n, stride, *x.shape[1:]) for x in far[:3])
-    near_largest, near_total, near_values = near[:3]
-    largest = jnp.maximum(far_largest, near_largest)
-    far_scale, near_scale = jnp.exp(far_largest - largest), jnp.exp(near_largest - largest)
-    # At least 1, from the largest score, but for the rows that pad the last tile.
-    total = jnp.maximum(far_scale * far_total + near_scale * near_total, 1.0)
-    values = far_scale[..., None] * far_values + near_scale[..., None] * near_values
-    values = (values / total[..., None]).astype(query.dtype)
-    log_sum = largest + jnp.log(total)
+    (key, counted), (local_key, local_counted) = shared, local
+    # Keys outermost, so that rows fill vectors.
+    far = product("ge,re->gr", key, merge(query))
+    near = product("nke,nse->nks", local_key, query)
+    largest = jnp.zeros((n, stride), jnp.float32)
+    if shift:
+        largest = jnp.maximum(far.max(axis=0).reshape(n, stride), near.max(axis=1))
+        far, near = far - largest.reshape(-1), near - largest[:, None]
+    far, near = exp2(far), exp2(near)
+    dtype = counted.dtype
+    mixed = product("gc,gr->cr", counted, far.astype(dtype)).reshape(e + 1, n, stride)
+    mixed += product("nkc,nks->cns", local_counted, near.astype(dtype))
+    # Zero for the rows that pad the last tile alone.
+    total = jnp.maximum(mixed[-1], jnp.finfo(jnp.float32).tiny)
+    values = jnp.moveaxis((mixed[:-1] / total).astype(dtype), 0, -1)
+    log_sum = largest + jnp.log2(total)
     if weights is None:
         return values, log_sum, None, None
     weights = weights / total
-    by_shared = (weights * far_scale).reshape(-1) @ far[3]
-    return values, log_sum, by_shared, _product("ns,nsk->nk", weights * near_scale, near[3])
-
-
-def _attend(query, key, value, real):
-    """Largest score, denominator, values before the division, and the map before it."""
-    scores = _product("re,ke->rk", query, key)
-    largest = scores.max(axis=-1)
-    weight = _exp(scores - largest[:, None])
-    values = _product("rk,ke->re", weight.astype(value.dtype), value)
-    return largest, weight @ real, values, weight
+    return values, log_sum, far @ weights.reshape(-1), product("nks,ns->nk", near, weights)
 
 
 def _tokens_backward(per_query, log_sum, key, value, d_saliency, slots, pattern):
@@ -249,27 +264,24 @@ def _tile_backward(per_query, log_sum, local, d_local, keys, counted, d_shared):
     query, d_values, delta, weights = per_query
     local_key, local_value, local_real = local
     far_query, far_d_values = (x.reshape(-1, x.shape[2]) for x in (query, d_values))
-    # Not `_exp`: each map is used twice, and what is cheap a CPU's compiler computes for each use.
-    far = jnp.exp(_product("re,ke->rk", far_query, keys.key) - log_sum.reshape(-1, 1))
-    near = jnp.exp(_product("nse,nke->nsk", query, local_key) - log_sum[..., None])
-    d_far = _product("re,ke->rk", far_d_values, keys.value)
-    d_near = _product("nse,nke->nsk", d_values, local_value)
+    far = exp2(product_less(far_query, keys.key, log_sum.reshape(-1)))
+    near = exp2(product_less(query, local_key, log_sum))
+    d_far = product_less(far_d_values, keys.value, delta.reshape(-1))
+    d_near = product_less(d_values, local_value, delta)
     if d_shared is not None:
-        d_far += weights.reshape(-1, 1) * d_shared
-        d_near += weights[..., None] * d_local[:, None]
-        sums = (far @ d_shared).reshape(delta.shape) + _product("nsk,nk->ns", near, d_local)
-        delta += weights * sums
+        sums = (far @ d_shared).reshape(delta.shape) + product("nsk,nk->ns", near, d_local)
+        d_far += weights.reshape(-1, 1) * (d_shared - sums.reshape(-1, 1))
+        d_near += weights[..., None] * (d_local[:, None] - sums[..., None])
     dtype = query.dtype
-    d_far = (far * (d_far - delta.reshape(-1, 1))).astype(dtype)
-    d_near = (near * (d_near - delta[..., None])).astype(dtype)
+    d_far, d_near = (far * d_far).astype(dtype), (near * d_near).astype(dtype)
     far, near = far.astype(dtype), near.astype(dtype)
-    # The small operand on the left and keys innermost, as in `attention._tile_backward`.
-    d_key = _product("re,rk->ek", far_query, d_far)
-    d_value = _product("re,rk->ek", far_d_values, far)
-    d_query = _product("rk,ke->re", d_far, counted).reshape(query.shape)
-    d_query += _product("nsk,nke->nse", d_near, local_key * local_real[..., None].astype(dtype))
-    d_local_key = _product("nsk,nse->nke", d_near, query)
-    return d_query, d_key, d_value, d_local_key, _product("nsk,nse->nke", near, d_values)
+    # The small operand on the left and keys innermost, as in `streamed_attention.py`.
+    d_key = product("re,rk->ek", far_query, d_far)
+    d_value = product("re,rk->ek", far_d_values, far)
+    d_query = product("rk,ke->re", d_far, counted).reshape(query.shape)
+    d_query += product("nsk,nke->nse", d_near, local_key * local_real[..., None].astype(dtype))
+    d_local_key = product("nsk,nse->nke", d_near, query)
+    return d_query, d_key, d_value, d_local_key, product("nsk,nse->nke", near, d_values)
 
 
 def _to_tiles(arrays, tiles: int):
@@ -281,21 +293,3 @@ def _to_tiles(arrays, tiles: int):
         return jnp.pad(x, padding).reshape(tiles, n, *x.shape[1:])
 
     return jax.tree.map(to_tiles, arrays)
-
-
-def _exp(x):
-    """`exp` of what is at most about 0, to float32's precision.
-
-    On a CPU a Taylor polynomial of `2^f`, `|f| <= 1/2`, takes about half as long as XLA's `exp`.
-    What is below the least exponent of a normal number counts as that.
-    """
-    if target_platform() != "cpu":
-        return jnp.exp(x)
-    x = jnp.maximum(x * math.log2(math.e), -126.0)
-    whole = jnp.round(x)
-    fraction = x - whole
-    power = jnp.full_like(x, math.log(2) ** 6 / math.factorial(6))
-    for k in range(5, -1, -1):
-        power = power * fraction + math.log(2) ** k / math.factorial(k)
-    bits = jax.lax.bitcast_convert_type(power, jnp.int32) + (whole.astype(jnp.int32) << 23)
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from sft_jax.models import attention
+from sft_jax.models import streamed_attention
 from sft_jax.models.attention import choose_implementation, dot_product_attention
 from sft_jax.types import ConfigError
 
@@ -47,35 +47,35 @@ def largest_of_gradient(implementation, b, t, h, e):
 
 @pytest.mark.parametrize("machine", ["cpu", "gpu"])
 def test_streamed_holds_no_map_and_xla_does(machine, monkeypatch):
-    monkeypatch.setattr(attention, "_CPU_TILE", 16 * 128)
-    monkeypatch.setattr(attention, "_ACCELERATOR_ROWS", 16)
+    monkeypatch.setattr(streamed_attention, "_CPU_TILE", 16 * 128)
+    monkeypatch.setattr(streamed_attention, "_CPU_BACKWARD_TILE", 16 * 128)
+    monkeypatch.setattr(streamed_attention, "_ACCELERATOR_ROWS", 16)
     b, t, h, e = 2, 128, 2, 4
     with mock.patch.object(jax, "default_backend", return_value=machine):
         assert largest_of_gradient("xla", b, t, h, e) >= b * h * t * t
-        # A tile is 16 rows of one or two heads on a CPU, of all four on an accelerator.
-        heads = 2 if machine == "cpu" else b * h
+        # A tile is 16 rows of one head on a CPU, of all four on an accelerator.
+        heads = 1 if machine == "cpu" else b * h
         assert largest_of_gradient("streamed", b, t, h, e) == heads * 16 * t
 
 
 @pytest.mark.parametrize(
-    ("heads", "queries", "keys", "forward", "backward"),
+    ("queries", "keys", "forward", "backward"),
     [
-        (10, 100, 100, (1, 100), (2, 50)),
-        (10, 101, 101, (1, 101), (2, 51)),
-        (10, 1, 7, (1, 1), (2, 1)),
-        # 2^21 scores over 4096 keys leave 512 of 4096 rows; over 4097 only 511, in 9 even blocks.
-        (4, 4096, 4096, (1, 512), (2, 512)),
-        (4, 4097, 4097, (1, 456), (2, 456)),
-        (4, 3, 2**22, (1, 1), (2, 1)),
+        (100, 100, 112, 112),  # whole vectors of 16
+        (7, 7, 7, 7),
+        (1, 7, 1, 1),
+        # 2^21 scores over 4096 keys leave 512 of 4096 rows, 2^20 leave 256.
+        (4096, 4096, 512, 256),
+        (3, 2**22, 1, 1),
     ],
 )
-def test_plan_on_a_cpu_by_hand(heads, queries, keys, forward, backward):
-    assert attention._plan(heads, queries, keys, "cpu") == (forward, backward)
+def test_plan_on_a_cpu_by_hand(queries, keys, forward, backward):
+    assert streamed_attention.plan(queries, keys, "cpu") == (forward, backward)
 
 
-def test_plan_on_an_accelerator_takes_all_heads():
+def test_plan_on_an_accelerator():
     for queries, rows in ((4096, 256), (100, 100)):
-        assert attention._plan(6, queries, 4096, "tpu") == ((6, rows), (6, rows))
+        assert streamed_attention.plan(queries, 4096, "tpu") == (rows, rows)
 
 
 # --- choice -----------------------------------------------------------------------------------

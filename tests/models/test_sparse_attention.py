@@ -307,8 +307,10 @@ def test_large_scores_neither_overflow_nor_vanish(scale):
     outputs, grads = run(fixed(mask), *case)
     expected, expected_grads = run(dense(mask, 3, 70), *case)
     assert_close(outputs, expected, atol=1e-4)
-    size = max(float(jnp.abs(x).max()) for x in expected_grads)
-    assert_close(grads, expected_grads, atol=1e-4 * max(1.0, size))
+    size = max(1.0, *(float(jnp.abs(x).max()) for x in expected_grads))
+    # What an exponential makes of the rounding of a score; the oracle's has another base.
+    rounding = float(jnp.finfo(jnp.float32).eps) * scale**2
+    assert_close(grads, expected_grads, atol=max(1e-4, rounding) * size)
 
 
 # --- transformations ------------------------------------------------------------------------------

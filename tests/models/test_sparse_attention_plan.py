@@ -7,7 +7,6 @@ import pytest
 from test_attention_plan import largest_array
 from test_sparse_attention import QUICK, assert_close, draw_case, draw_masks, fixed, platform
 
-from sft_jax.models import sparse_tiles
 from sft_jax.models.sparse_attention import fixed_attention, fixed_attention_of
 from sft_jax.models.sparse_slots import lay_out, make_pattern
 
@@ -19,16 +18,6 @@ def test_slots_by_hand():
     np.testing.assert_array_equal(slots.source, [[2, 3, 5, 6, 0, 0, 0, 7], [0] * 8])
     np.testing.assert_array_equal(slots.real, np.array([[1, 1, 1, 1, 0, 0, 0, 1], [0] * 8], bool))
     np.testing.assert_array_equal(slots.slot[0][mask[0, 1:]], [0, 1, 2, 3, 7])
-
-
-def test_the_cheap_exponential_is_exact_to_single_precision():
-    cheap = jax.jit(sparse_tiles._exp)  # compiled, since a compiler may rewrite its rounding
-    x = np.linspace(-87, 0, 10001, dtype=np.float32)
-    np.testing.assert_allclose(cheap(x), np.exp(np.float64(x)), rtol=6e-6)
-    near = x[x > -1]
-    np.testing.assert_allclose(cheap(near), np.exp(np.float64(near)), rtol=3e-7)
-    assert cheap(0.0) == 1
-    assert 0 <= cheap(-1e30) < 1e-37
 
 
 # --- structure ------------------------------------------------------------------------------------
