@@ -11,6 +11,9 @@ import pytest
 
 from sft_jax.config import Config, ModelConfig
 from sft_jax.config_io import from_dict, to_dict
+from sft_jax.data.fake import FAKES
+from sft_jax.data.pipeline import infer_modalities
+from sft_jax.data.records import DataInfo, ModalityInfo
 from sft_jax.models import registry
 from sft_jax.types import ConfigError, ModalitySpec
 
@@ -46,8 +49,8 @@ def parameter_count(config):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
-# File -> classes of its data (where the file leaves them to it) and parameters, or None where the
-# modalities too come from the data. A new file needs a new line.
+# File -> classes of its data (where the file leaves them to it) and parameters. A new file needs a
+# new line.
 #
 # synthetic, modern preset, d = 32: a norm has 2 d = 64 parameters, an attention residual
 # 64 + (32 * 96 + 96) + (32 * 32 + 32) = 4288, an MLP residual of ratio 4
@@ -60,12 +63,17 @@ def parameter_count(config):
 # projection of a patch of 5 x 3 values 15 * 48 + 48 = 768, CLS 48, positions (250 / 5 + 1) * 48 =
 # 2448, block 28272, attention residual 9504: 41040; two of them 82080. Two blocks after fusion
 # 56544. Head for 7 classes 439. Together 139063.
+#
+# mosi, modern preset, d = 64: an attention residual 16768, a block 49984. Projections of 20 + 5 +
+# 300 features 325 * 64 + 3 * 64 = 20992, CLS 192, positions (501 + 376 + 51) * 64 = 59392, three
+# blocks and attention residuals 200256. Two blocks after fusion 99968. Head for 7 classes 583.
+# Together 381383. iemocap, mmsa and arrays differ in lengths, features and classes alone.
 PARAMETERS = {
-    "arrays": None,
-    "iemocap": None,
-    "mmsa": None,
+    "arrays": (3, 316_483),
+    "iemocap": (2, 386_114),
+    "mmsa": (7, 411_335),
     "mosei": (7, 217_647),
-    "mosi": None,
+    "mosi": (7, 381_383),
     "smartwatch": (7, 139_063),
     "synthetic": (4, 64_708),
     "vggsound10": (10, 297_490),
@@ -76,6 +84,25 @@ PARAMETERS = {
     "vggsound10_mult": (10, 2_944_290),
     "vggsound10_unimodal": (10, 172_770),
 }
+
+
+# Time steps and features where a file leaves its modalities to the data: those of the sets that it
+# is for, and of README's arrays.
+SHAPES = {name: FAKES[name].shapes for name in ("iemocap", "mmsa", "mosi")}
+SHAPES["arrays"] = {"audio": (120, 16), "video": (40, 32), "text": (24, 8)}
+
+
+def of_the_data(name):
+    """The modalities that a run takes from its data."""
+    found = tuple(
+        ModalityInfo(name=m, length=t, feature_dim=f, kind="feature")
+        for m, (t, f) in SHAPES[name].items()
+    )
+    # Nothing else of the data is looked at.
+    tables = ("statistics", "repairs", "num_records", "class_counts", "groups", "split_units")
+    empty = {**{field: {} for field in (*tables, "options")}, "class_names": ()}
+    empty |= dict.fromkeys(("source", "source_sha256", "fingerprint", "directory"), "")
+    return infer_modalities(DataInfo(modalities=found, **empty), ())
 
 
 def test_every_configuration_has_its_line_in_the_table():
@@ -91,12 +118,12 @@ def test_configuration_files(path):
     assert given.is_locked
     config = from_dict(given)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
-    if PARAMETERS[path.stem] is None:
-        assert config.modalities == ()
-        return
+    assert (config.modalities == ()) == (path.stem in SHAPES)
     classes, expected = PARAMETERS[path.stem]
     model = dataclasses.replace(config.model, num_classes=config.model.num_classes or classes)
-    assert parameter_count(dataclasses.replace(config, model=model)) == expected
+    modalities = config.modalities or of_the_data(path.stem)
+    filled = dataclasses.replace(config, model=model, modalities=modalities)
+    assert parameter_count(filled) == expected
 
 
 def test_parameters_of_the_paper_preset_by_hand():

@@ -108,7 +108,7 @@ def names(path: Path, key: str, given: Any, size: int) -> list[tuple[str, ...]]:
         DataError: there are not `size`, or they are not text or numbers.
     """
     rows = given if isinstance(given, list | tuple) else as_rows(given)
-    if rows is None:
+    if rows is None or len(getattr(rows, "shape", (0,))) not in (1, 2):
         raise layout_error(path, key, describe(given), f"{size} names", "correct or remove it")
     entries = list(rows[:])
     parts = [
@@ -140,9 +140,20 @@ def unique_names(tables: Mapping[str, list[str]]) -> tuple[dict[str, list[str]],
 
 
 def assemble(
-    tables: Mapping[str, SequenceTable], class_names: Sequence[str], class_values: Sequence[float]
+    path: Path,
+    tables: Mapping[str, SequenceTable],
+    class_names: Sequence[str],
+    class_values: Sequence[float],
 ) -> Contents:
-    """All splits that have records, with names made unique and repairs added up."""
+    """All splits that have records, with names made unique and repairs added up.
+
+    Raises:
+        DataError: no sample of the training split has anything real.
+    """
+    if not len(tables["train"]):
+        what = f"{tables['train'].num_empty} samples without a real step in any modality"
+        remedy = f"training needs at least one sample; {_GET_AGAIN}"
+        raise layout_error(path, "train", what, "features that are not all 0", remedy)
     ids, repeated = unique_names({split: table.id for split, table in tables.items()})
     repairs: dict[str, int] = {}
     for table in tables.values():

@@ -313,10 +313,18 @@ BROKEN = {
         put("test", "id", lambda x: [*x[1:].tolist(), b""]),
         ["test/id: found 4 names, 1 of them empty", "one for every", "correct or remove"],
     ),
+    "names in parts of parts": (
+        put("test", "id", lambda x: np.zeros((4, 2, 2))),
+        ["test/id: found float64 of shape (4, 2, 2)", "4 names", "correct or remove"],
+    ),
     "no names": (put("test", "id", lambda x: {}), ["test/id: found dict", "4 names", "remove it"]),
     "empty training split": (
         lambda c: {**c, "train": {key: value[:0] for key, value in c["train"].items()}},
         ["train/vision: found float32 of shape (0, 6, 3)", "not empty", "at least one sample"],
+    ),
+    "nothing real to train on": (
+        lambda c: {**c, "train": {**c["train"], **{m: np.zeros_like(c["train"][m]) for m in T}}},
+        ["train: found 7 samples without a real step", "at least one sample", AGAIN],
     ),
     "code": (
         lambda c: {**c, "more": RunsCode()},

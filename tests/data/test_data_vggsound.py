@@ -29,7 +29,10 @@ def save(tmp_path, content):
     for role, entries in content.items():
         with h5py.File(tmp_path / f"vgg_{role}.h5py", "w") as file:
             for key, values in entries.items():
-                file[key] = values
+                if isinstance(values, dict):
+                    file.create_group(key)
+                else:
+                    file[key] = values
 
 
 def config(tmp_path, **options):
@@ -193,6 +196,11 @@ BROKEN = {
         drop("train", "class_name"),
         "train",
         ["class_name: found a file of flow", "a dataset class_name", "get the file again"],
+    ),
+    "group for features": (
+        lambda c: {**c, "train": {**c["train"], "rgb": {}}},
+        "train",
+        ["rgb: found a group", "a dataset rgb", "get the file again"],
     ),
     "wrong rank": (
         put("train", "rgb", lambda x: x[0]),

@@ -52,7 +52,7 @@ class MmsaPickle(PickleBuilder, skip_registration=True):
             split: _table(path, split, {name: arrays[name][split] for name in MODALITIES}, entries)
             for split, entries in splits.items()
         }
-        return assemble(tables, [f"{value:g}" for value in SENTIMENTS], SENTIMENTS)
+        return assemble(path, tables, [f"{value:g}" for value in SENTIMENTS], SENTIMENTS)
 
 
 def _table(

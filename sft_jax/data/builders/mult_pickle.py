@@ -61,8 +61,8 @@ class MultPickle(PickleBuilder, skip_registration=True):
             for split, entries in splits.items()
         }
         if dataset == "iemocap":
-            return assemble(tables, (f"not {self.options.emotion}", self.options.emotion), ())
-        return assemble(tables, [f"{value:g}" for value in SENTIMENTS], SENTIMENTS)
+            return assemble(path, tables, (f"not {self.options.emotion}", self.options.emotion), ())
+        return assemble(path, tables, [f"{value:g}" for value in SENTIMENTS], SENTIMENTS)
 
 
 def detect(path: Path, labels: Any, widths: tuple[int, ...], options: MultPickleOptions) -> str:

@@ -152,7 +152,8 @@ def _dataset(path: Path, file: h5py.File, name: str, rank: int, what: str) -> h5
     remedy = "get the file again (docs/data.md), or leave it out of data.options.modalities"
     if not isinstance(found, h5py.Dataset):
         keys = ", ".join(file) or "nothing"
-        raise layout_error(path, name, f"a file of {keys}", f"a dataset {name}", remedy)
+        what = f"a file of {keys}" if found is None else "a group"
+        raise layout_error(path, name, what, f"a dataset {name}", remedy)
     kind = "text" if h5py.check_string_dtype(found.dtype) else found.dtype.kind
     if found.ndim != rank or kind not in (("text",) if what == "text" else ("f", "i", "u")):
         wanted = f"{what} of rank {rank}"
