@@ -15,7 +15,8 @@ from sft_jax import cli
 from sft_jax.analysis import performance, plots
 from sft_jax.analysis.report import format_table
 from sft_jax.config_io import from_dict, load
-from sft_jax.efficiency import attention, benchmarks, measure, sweep
+from sft_jax.efficiency import attention, benchmarks, measure, memory, sweep
+from sft_jax.efficiency.cost import CONVENTION
 from sft_jax.efficiency.models import random_batch
 from sft_jax.efficiency.throughput import matmul_peak, peak_memory
 from sft_jax.efficiency.variants import VARIANTS, variant
@@ -29,6 +30,9 @@ _VALUES = flags.DEFINE_list("values", [], "Its values; a usual range where none 
 _JSON = flags.DEFINE_string("json", "", "File for the numbers.")
 _PLOT = flags.DEFINE_string("plot", "", "File for the figure, a PNG.")
 _PROFILE = flags.DEFINE_string("profile", "", "Folder for a trace of a few steps of each model.")
+_PROCESS_MEMORY = flags.DEFINE_bool(
+    "process_memory", False, "Run each model once more in a process of its own, for its memory."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds.", lower_bound=1)
 _WINDOW = flags.DEFINE_integer("window", 3, "Steps a round, waited for once.", lower_bound=1)
 _CONFIGS = flags.DEFINE_list("configs", [], "Configurations whose models are compared.")
@@ -51,7 +55,8 @@ def main():
     elif _CONFIGS.value:
         configs = {Path(path).stem: load(path) for path in _CONFIGS.value}
         print(format_table(measure.compare(configs, _REPEATS.value)))
-        print(f"\n({_machine()}, batches of the configurations' sizes, everything real.)")
+        print(f"\n({_machine()}, batches of the configurations' sizes, everything real.")
+        print(f"{CONVENTION}.)")
     else:
         _attention()
 
@@ -59,29 +64,32 @@ def main():
 def _models(config):
     configs = {name: variant(config, name) for name in _COMPARE.value}
     candidates = {name: measure.candidate(own) for name, own in configs.items()}
-    same_as = {name: name for name in configs}
+    alone = {name: (memory.run_once, own) for name, own in configs.items()}
     if _AGAINST.value:
-        name = next(iter(configs))
-        batch = random_batch(configs[name])
-        for other, calls in against.torch_candidates(configs[name], batch).items():
-            same_as[other] = name
-            candidates[other] = measure.uncompiled(*calls, configs[name].train.batch_size)
-    measured = measure.measure(
-        candidates,
-        {name: configs[of] for name, of in same_as.items()},
-        peak := matmul_peak(),
-        _REPEATS.value,
-        _WINDOW.value,
-    )
-    print(format_table(benchmarks.rows(measured)))
+        own = next(iter(configs.values()))
+        batch = random_batch(own)
+        for other, calls in against.torch_candidates(own, batch).items():
+            configs[other] = own
+            candidates[other] = measure.uncompiled(*calls, own.train.batch_size)
+            alone[other] = (against.run_once, own, batch, other)
+    peak = matmul_peak(config.model.dtype)
+    measured = measure.measure(candidates, configs, peak, _REPEATS.value, _WINDOW.value)
+    peaks = {}
+    if _PROCESS_MEMORY.value:
+        peaks = {name: memory.peak_alone(*run) for name, run in alone.items()}
+    print(format_table(benchmarks.rows(measured, peaks)))
     print(
         f"\n{_machine()}, batch {config.train.batch_size}, {config.model.dtype}, everything real, "
-        f"without mixup. Median of {_REPEATS.value} rounds of {_WINDOW.value} steps, in turn. "
-        f"Largest product here: {peak / 1e9:.0f} GFLOP/s. GFLOP counts products alone, 2 a "
-        f"multiply-add. Most memory this process held: {peak_memory() / 1e9:.1f} GB."
+        f"without mixup. Median of {_REPEATS.value} rounds of {_WINDOW.value} steps, in turn, "
+        f"with the slowest and the fastest. {CONVENTION}; its share is that of the largest product "
+        f"here, {peak / 1e9:.0f} GFLOP/s. Most memory this process held: "
+        f"{peak_memory() / 1e6:.0f} MB."
     )
     numbers = {name: measure.to_json(entry) for name, entry in measured.items()}
-    _keep({"models": numbers}, performance.throughput_bars(numbers))
+    for name, size in peaks.items():
+        numbers[name]["process_peak_bytes"] = size
+    about = {"matmul_peak_flops_per_second": peak, "process_peak_bytes": peak_memory()}
+    _keep(config, {**about, "models": numbers}, performance.throughput_bars(numbers))
     if _PROFILE.value:
         benchmarks.profile(candidates, Path(_PROFILE.value))
 
@@ -90,19 +98,34 @@ def _sweep(config):
     axis = _SWEEP.value
     values = [int(v) if v.isdigit() else v for v in _VALUES.value] or sweep.AXES[axis][0]
     configs = {name: variant(config, name) for name in _COMPARE.value}
-    table = benchmarks.along(configs, axis, values, _REPEATS.value, _WINDOW.value)
-    print(format_table(table))
-    powers = []
+    points = benchmarks.along(configs, axis, values, _REPEATS.value, _WINDOW.value)
+    print(format_table(benchmarks.sweep_rows(points, axis)))
+    powers = {}
     if axis != "dtype" and len(values) > 1:
-        powers = benchmarks.exponents(table, axis)
-        print(f"\nPower of {axis} that a cost grows with:\n\n{format_table(powers)}")
-    print(f"\n{_machine()}, {config.model.dtype}.")
-    _keep({"sweep": table, "exponents": powers}, performance.sweep_lines(table, axis))
+        powers = benchmarks.exponents(points)
+        print(f"\nPower of {axis} that a cost grows with:\n")
+        print(format_table(benchmarks.exponent_rows(powers)))
+    print(
+        f"\n{_machine()}, batch {config.train.batch_size}, {config.model.dtype}, but for what is "
+        f"varied; times and memory of a sample. Median of {_REPEATS.value} rounds of "
+        f"{_WINDOW.value} steps, in turn, with the fastest and the slowest."
+    )
+    numbers = [point.to_json(axis) for point in points]
+    figure = performance.sweep_lines(numbers, axis)
+    _keep(config, {"axis": axis, "sweep": numbers, "exponents": powers}, figure)
 
 
-def _keep(numbers, figure):
+def _keep(config, numbers, figure):
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps({"machine": _machine(), **numbers}, indent=1))
+        about = {
+            "machine": _machine(),
+            "batch_size": config.train.batch_size,
+            "dtype": config.model.dtype,
+            "rounds": _REPEATS.value,
+            "steps_per_round": _WINDOW.value,
+            "flop_convention": CONVENTION,
+        }
+        Path(_JSON.value).write_text(json.dumps({**about, **numbers}, indent=1) + "\n")
     if _PLOT.value:
         plots.save(figure, Path(_PLOT.value))
 

@@ -11,6 +11,7 @@ from absl import flags
 from sft_jax import cli
 from sft_jax.analysis.report import format_table
 from sft_jax.config_io import from_dict
+from sft_jax.efficiency.cost import CONVENTION
 from sft_jax.efficiency.layers import LayerCost, layer_costs
 from sft_jax.efficiency.models import num_parameters
 from sft_jax.efficiency.variants import VARIANTS, variant
@@ -20,10 +21,10 @@ _COMPARE = flags.DEFINE_list(
     "compare", list(VARIANTS), f"Models at the configuration's widths, of {', '.join(VARIANTS)}."
 )
 _JSON = flags.DEFINE_string("json", "", "File for the numbers.")
-_NOTE = """
-One sample. GFLOP: matrix products alone, 2 operations a multiply-add; train is forward and backward
-pass. Maps: attention maps of all heads in float32, were they written out. Saved: what the forward
-pass keeps for the backward pass."""
+_NOTE = f"""
+One sample. {CONVENTION};
+train is forward and backward pass. Maps: attention maps of all heads in float32, were they written
+out. Saved: what the forward pass keeps for the backward pass, parameters aside."""
 
 
 def main():

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.config_io import to_dict
+from sft_jax.config_io import load, to_dict
+from sft_jax.efficiency.models import forward_gflop, num_parameters
+from sft_jax.efficiency.sweep import AXES
+from sft_jax.efficiency.variants import VARIANTS, variant
 from sft_jax.paper import mosei, vggsound
 
 ROOT = Path(__file__).parents[1]
@@ -43,3 +46,21 @@ def test_the_reproduction_lists_the_paper_s_configurations():
     for path in (ROOT / "configs").glob("*.py"):
         if path.stem.startswith(("vggsound", "mosei")):
             assert path.stem in text
+
+
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_the_performance_page_explains_every_variant_and_sweep():
+    for name in (*VARIANTS, *AXES):
+        assert f"`{name}`" in PERFORMANCE, name
+
+
+@pytest.mark.parametrize("config", ["vggsound10", "mosei"])
+def test_the_performance_page_states_what_models_cost(config):
+    table = PERFORMANCE.split(f"python -m sft_jax.cost --config=configs/{config}.py`\n\n")[1]
+    for name in ("sft", "fixed_cls_topk", "mbt"):
+        own = variant(load(ROOT / "configs" / f"{config}.py"), name)
+        row = re.search(rf"^\| {name} +\| +(\d+) \| +([\d.]+) \|", table, flags=re.MULTILINE)
+        assert int(row[1]) == num_parameters(own)
+        assert float(row[2]) == pytest.approx(forward_gflop(own), rel=1e-3)

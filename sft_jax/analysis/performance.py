@@ -3,12 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from sft_jax.analysis.plots import BLACK, CHANNEL_COLORS, FRAME
+from sft_jax.analysis.plots import BLACK, CHANNEL_COLORS, FRAME, SKY
 from sft_jax.types import DataError
 
 _PANELS = (("train", "Training"), ("infer", "Inference"))
+# More models than colours are told apart by their markers.
+_LOOKS = tuple(
+    {"color": color, "marker": marker} for marker in ("o", "s") for color in CHANNEL_COLORS
+)
 
 
 def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -33,8 +39,7 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
             [rate["median"] - rate["low"] for rate in rates],
             [rate["high"] - rate["median"] for rate in rates],
         ]
-        colors = [CHANNEL_COLORS[i % len(CHANNEL_COLORS)] for i in range(len(names))]
-        axes.barh(range(len(names)), medians, xerr=spread, color=colors, ecolor=FRAME, height=0.7)
+        axes.barh(range(len(names)), medians, xerr=spread, color=SKY, ecolor=FRAME, height=0.7)
         for i, rate in enumerate(rates):
             axes.annotate(
                 f"{rate['median']:.3g}",
@@ -54,40 +59,67 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def sweep_lines(table: Sequence[Mapping[str, Any]], axis: str) -> Figure:
-    """Cost of a sample against a setting, a line a model; both scales logarithmic for numbers.
+def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
+    """Cost of a sample against a setting, a line a model; scales are logarithmic for numbers.
 
     Args:
-        table: a row for every value and model: `axis`, `model`, and columns of costs.
+        points: for every value and model `axis`, `model` and by kind `samples_per_second` and
+            `temporary_bytes_per_sample` (None where unknown), as `benchmark --sweep` writes them.
         axis: the setting that is varied.
 
     Raises:
-        DataError: there is no row.
+        DataError: there is no point.
     """
-    if not table:
-        raise DataError("table: found no row, expected at least one; run the benchmark's sweep")
-    columns = [key for key in table[0] if key not in (axis, "model")]
-    names = list(dict.fromkeys(row["model"] for row in table))
-    figure = Figure(figsize=(9.6, 3.4 * ((len(columns) + 1) // 2)), layout="constrained")
-    panels = figure.subplots((len(columns) + 1) // 2, 2, sharex=True, squeeze=False).ravel()
-    numbers = all(isinstance(row[axis], int | float) for row in table)
-    for axes, column in zip(panels, columns, strict=False):
+    if not points:
+        raise DataError("points: found none, expected at least one; run the benchmark's sweep")
+    names = list(dict.fromkeys(point["model"] for point in points))
+    values = list(dict.fromkeys(point[axis] for point in points))
+    numbers = all(isinstance(value, int | float) for value in values)
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    for column, (kind, title) in enumerate(_PANELS):
         for i, name in enumerate(names):
-            own = [row for row in table if row["model"] == name]
-            color = CHANNEL_COLORS[i % len(CHANNEL_COLORS)]
-            values = [row[axis] for row in own]
-            axes.plot(values, [row[column] for row in own], marker="o", color=color, label=name)
+            own = [point for point in points if point["model"] == name]
+            _draw_costs(panels[:, column], own, axis, kind, _LOOKS[i % len(_LOOKS)], name)
+        panels[0, column].set_title(f"{title}: milliseconds a sample", loc="left")
+        panels[1, column].set_title(f"{title}: temporary MB a sample", loc="left")
+        panels[1, column].set_xlabel(axis)
+    for axes in panels.ravel():
         if numbers:
-            values = sorted({row[axis] for row in table})
             axes.set_xscale("log", base=2)
             axes.set_xticks(values, [str(value) for value in values])
+            axes.minorticks_off()
         axes.set_yscale("log")
-        axes.set_title(column, loc="left")
-        axes.set_xlabel(axis)
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(True, which="major", color=BLACK, alpha=0.12)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(columns) :]:
-        axes.set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(names), frameon=False)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper right", ncols=min(len(names), 5), frameon=False
+    )
     return figure
+
+
+def _draw_costs(
+    panels: np.ndarray,
+    points: Sequence[Mapping[str, Any]],
+    axis: str,
+    kind: str,
+    look: Mapping[str, str],
+    name: str,
+):
+    """Time with its spread above, temporary memory below."""
+    values = [point[axis] for point in points]
+    rates = [point[kind]["samples_per_second"] for point in points]
+    times = [1e3 / rate["median"] for rate in rates]
+    spread = [
+        [time - 1e3 / rate["high"] for time, rate in zip(times, rates, strict=True)],
+        [1e3 / rate["low"] - time for time, rate in zip(times, rates, strict=True)],
+    ]
+    panels[0].errorbar(values, times, spread, capsize=3, label=name, **look)
+    sizes = [point[kind]["temporary_bytes_per_sample"] for point in points]
+    megabytes = [float("nan") if size is None else size / 1e6 for size in sizes]
+    panels[1].plot(values, megabytes, label=name, **look)

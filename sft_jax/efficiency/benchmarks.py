@@ -2,39 +2,53 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from sft_jax.config import Config
-from sft_jax.efficiency.measure import KINDS, Candidate, Measurement, candidate, rates
+from sft_jax.efficiency.measure import KINDS, Candidate, Measurement, Rate, candidate, rates
 from sft_jax.efficiency.sweep import Value, at, exponent
 
 _PROFILED_STEPS = 3
 
 
-def rows(measured: Mapping[str, Measurement]) -> list[dict[str, Any]]:
-    """Rows of a table, one a model, each with its ratios to the first."""
+def rows(
+    measured: Mapping[str, Measurement], process_peaks: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a table, one a model, each with its ratios to the first.
+
+    Args:
+        measured: by model.
+        process_peaks: by the same names, bytes of a process of its own; a column where given.
+    """
     first = next(iter(measured.values()))
     return [
         {
             "model": name,
             "train samples/s": round(entry.rate["train"].median, 1),
-            "low to high": f"{entry.rate['train'].low:.1f} to {entry.rate['train'].high:.1f}",
+            "low to high": _spread(entry.rate["train"]),
             "times": round(entry.rate["train"].median / first.rate["train"].median, 2),
             "inference samples/s": round(entry.rate["infer"].median, 1),
-            "low to high ": f"{entry.rate['infer'].low:.1f} to {entry.rate['infer'].high:.1f}",
+            "low to high ": _spread(entry.rate["infer"]),
             "times ": round(entry.rate["infer"].median / first.rate["infer"].median, 2),
             "train temporary MB": _megabytes(entry.temporary_bytes["train"]),
+            "inference temporary MB": _megabytes(entry.temporary_bytes["infer"]),
+            **({"process MB": _megabytes(process_peaks[name])} if process_peaks else {}),
             "forward GFLOP": round(entry.gflop["infer"], 3),
             "train peak share": f"{entry.share_of_peak['train']:.0%}",
+            "inference peak share": f"{entry.share_of_peak['infer']:.0%}",
             "compile s": round(sum(entry.compile_seconds.values()), 1),
         }
         for name, entry in measured.items()
     ]
 
 
-def _megabytes(size: int | None) -> float | None:
+def _spread(rate: Rate) -> str:
+    return f"{rate.low:.1f} to {rate.high:.1f}"
+
+
+def _megabytes(size: int | float | None) -> float | None:
     return None if size is None else round(size / 1e6, 1)
 
 
@@ -48,48 +62,135 @@ def profile(candidates: Mapping[str, Candidate], folder: Path):
                         jax.block_until_ready(getattr(entry, kind)())
 
 
+class Point(NamedTuple):
+    """One model at one value of a sweep.
+
+    Attributes:
+        value: of the setting.
+        model: its name.
+        batch_size: samples of a step.
+        rate: samples a second by kind.
+        temporary_bytes: of a step, by kind; None where the compiler does not say.
+    """
+
+    value: Value
+    model: str
+    batch_size: int
+    rate: dict[str, Rate]
+    temporary_bytes: dict[str, int | None]
+
+    def milliseconds(self, kind: str) -> float:
+        """Median time of a sample."""
+        return 1e3 / self.rate[kind].median
+
+    def temporary(self, kind: str) -> float | None:
+        """Temporary bytes of a sample."""
+        size = self.temporary_bytes[kind]
+        return None if size is None else size / self.batch_size
+
+    def to_json(self, axis: str) -> dict[str, Any]:
+        """As plain data, with the value under the name of what is varied."""
+        kinds = {
+            kind: {
+                "samples_per_second": self.rate[kind]._asdict(),
+                "milliseconds_per_sample": self.milliseconds(kind),
+                "temporary_bytes_per_sample": self.temporary(kind),
+            }
+            for kind in KINDS
+        }
+        return {axis: self.value, "model": self.model, "batch_size": self.batch_size, **kinds}
+
+
 def along(
     configs: Mapping[str, Config], axis: str, values: Sequence[Value], repeats: int, window: int
-) -> list[dict[str, Any]]:
-    """Models along a sweep, those of one value timed in turn.
+) -> list[Point]:
+    """Models along a sweep, every value of every model in turn with all others.
 
-    Returns:
-        A row for every value and model: seconds of a step and a sample, temporary memory.
+    Args:
+        configs: by model.
+        axis: a key of `sweep.AXES`.
+        values: of that setting.
+        repeats: timed rounds, after one that does not count.
+        window: steps in a row, synchronised at the end only.
 
     Raises:
         ConfigError: see `sweep.at`.
     """
-    found = []
-    for value in values:
-        moved = {name: at(config, axis, value) for name, config in configs.items()}
-        candidates = {name: candidate(config) for name, config in moved.items()}
-        measured = rates(candidates, repeats, window)
-        for name, entry in candidates.items():
-            found.append(
-                {
-                    axis: value,
-                    "model": name,
-                    **{f"{kind} ms a sample": 1e3 / measured[name, kind].median for kind in KINDS},
-                    **{
-                        f"{kind} temporary MB a sample": entry.temporary_bytes[kind]
-                        / 1e6
-                        / entry.batch_size
-                        for kind in KINDS
-                    },
-                }
-            )
-    return found
+    moved = {
+        (value, name): at(config, axis, value)
+        for value in values
+        for name, config in configs.items()
+    }
+    candidates = {key: candidate(config) for key, config in moved.items()}
+    measured = rates(candidates, repeats, window)
+    return [
+        Point(
+            *key,
+            entry.batch_size,
+            {kind: measured[key, kind] for kind in KINDS},
+            entry.temporary_bytes,
+        )
+        for key, entry in candidates.items()
+    ]
 
 
-def exponents(table: Sequence[Mapping[str, Any]], axis: str) -> list[dict[str, Any]]:
-    """Rows of the powers of `axis` that each model's costs grow with, fitted over the sweep."""
-    columns = [key for key in table[0] if key not in (axis, "model")]
-    found = []
-    for name in dict.fromkeys(row["model"] for row in table):
-        own = [row for row in table if row["model"] == name]
-        values = [row[axis] for row in own]
-        fitted = {
-            column: round(exponent(values, [row[column] for row in own]), 2) for column in columns
+def sweep_rows(points: Sequence[Point], axis: str) -> list[dict[str, Any]]:
+    """Rows of a table, one a value and model; times and memory are those of a sample."""
+    return [
+        {
+            axis: point.value,
+            "model": point.model,
+            "train ms": round(point.milliseconds("train"), 3),
+            "low to high": _times(point.rate["train"]),
+            "inference ms": round(point.milliseconds("infer"), 3),
+            "low to high ": _times(point.rate["infer"]),
+            "train temporary MB": _megabytes(point.temporary("train")),
+            "inference temporary MB": _megabytes(point.temporary("infer")),
         }
-        found.append({"model": name, **fitted})
+        for point in points
+    ]
+
+
+def _times(rate: Rate) -> str:
+    return f"{1e3 / rate.high:.3g} to {1e3 / rate.low:.3g}"
+
+
+def exponents(points: Sequence[Point]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Powers of the varied number that a sample's costs grow with, fitted over the sweep.
+
+    Returns:
+        `{model: {kind: {"time": p, "temporary": p}}}`; None where a cost is not known.
+
+    Raises:
+        ConfigError: fewer than two values.
+    """
+    found = {}
+    for name in dict.fromkeys(point.model for point in points):
+        own = [point for point in points if point.model == name]
+        values = [point.value for point in own]
+        found[name] = {}
+        for kind in KINDS:
+            sizes = [point.temporary(kind) for point in own]
+            found[name][kind] = {
+                "time": exponent(values, [point.milliseconds(kind) for point in own]),
+                "temporary": exponent(values, sizes) if all(sizes) else None,
+            }
     return found
+
+
+def exponent_rows(powers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Rows of a table of `exponents`, one a model."""
+    return [
+        {
+            "model": name,
+            "train time": _rounded(own["train"]["time"]),
+            "inference time": _rounded(own["infer"]["time"]),
+            "train temporary": _rounded(own["train"]["temporary"]),
+            "inference temporary": _rounded(own["infer"]["temporary"]),
+        }
+        for name, own in powers.items()
+    ]
+
+
+def _rounded(power: float | None) -> float | None:
+    return None if power is None else round(power, 2)

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+CONVENTION = "GFLOP counts matrix products alone, 2 operations a multiply-add"
+
 
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     """Operations in the matrix products of `function`, two a multiply-add.

@@ -8,6 +8,7 @@ attention is given.
 import dataclasses
 import re
 from collections import Counter
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -31,11 +32,11 @@ class LayerCost:
     Attributes:
         layer: path of the module.
         count: layers of the stack.
-        tokens: length of the sequence that comes in, CLS included; 0 where there is no attention.
+        tokens: length of the sequence that is attended to, CLS included; 0 without attention.
         forward_flops: of its products in the forward pass, two a multiply-add.
         train_flops: of forward and backward pass.
         attention_bytes: of the attention maps of all heads in float32, were they written out.
-        saved_bytes: what the forward pass keeps of it for the backward pass.
+        saved_bytes: what the forward pass keeps of it for the backward pass, parameters aside.
     """
 
     layer: str
@@ -67,11 +68,11 @@ def layer_costs(config: Config) -> list[LayerCost]:
     return [
         LayerCost(
             layer=name,
-            count=attentions[name].count if name in attentions else 1,
-            tokens=attentions[name].tokens if name in attentions else 0,
+            count=attentions[name][0].count if name in attentions else 1,
+            tokens=attentions[name][0].tokens if name in attentions else 0,
             forward_flops=forward[name],
             train_flops=train[name],
-            attention_bytes=attentions[name].map_bytes if name in attentions else 0,
+            attention_bytes=sum(own.map_bytes for own in attentions.get(name, [])),
             saved_bytes=saved[name],
         )
         for name in names
@@ -105,36 +106,41 @@ def _owner(path: str, names: list[str]) -> str:
     return _REST
 
 
-@dataclasses.dataclass
-class _Attentions:
-    """The attentions of one layer."""
+class _Attention(NamedTuple):
+    """One attention, or those of a stack."""
 
+    layer: str
     count: int
     tokens: int
     map_bytes: int
 
 
-def _attentions(config: Config) -> dict[str, _Attentions]:
+def _attentions(config: Config) -> dict[str, list[_Attention]]:
     """What goes into the attentions of every layer, seen while the model is traced."""
-    found: dict[str, _Attentions] = {}
+    found: dict[tuple[tuple[str, ...], str], _Attention] = {}
     logits, shapes = traceable(config)
 
     def watch(call, args, kwargs, context):
-        module = context.module
-        if isinstance(module, MultiHeadAttention) and context.method_name in _ROWS:
-            queries, keys = _ROWS[context.method_name](*args, **kwargs)
+        module, method = context.module, context.method_name
+        if isinstance(module, MultiHeadAttention) and method in _ROWS:
+            queries, keys = _ROWS[method](*args, **kwargs)
             params = shapes["params"]
             for part in module.path:
                 params = params[part]
             depth = params["qkv_kernel"].shape[0] if params["qkv_kernel"].ndim == 5 else 1
-            entry = found.setdefault("/".join(module.path[:-2]), _Attentions(depth, keys, 0))
-            pairs = _pairs(module.config, context.method_name, queries, keys)
-            entry.map_bytes += 4 * module.config.num_heads * pairs * depth
+            pairs = _pairs(module.config, method, queries, keys)
+            size = 4 * module.config.num_heads * pairs * depth
+            # By its key once, however often a loop's body is traced.
+            layer = "/".join(module.path[:-2])
+            found[module.path, method] = _Attention(layer, depth, keys, size)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(watch):
         jax.eval_shape(logits, shapes)
-    return found
+    layers: dict[str, list[_Attention]] = {}
+    for attention in found.values():
+        layers.setdefault(attention.layer, []).append(attention)
+    return layers
 
 
 def _pairs(config: BlockConfig, method: str, queries: int, keys: int) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sft_jax.config import Config
@@ -107,11 +107,11 @@ class Rate(NamedTuple):
 
 
 def rates(
-    candidates: Mapping[str, Candidate],
+    candidates: Mapping[Hashable, Candidate],
     repeats: int,
     window: int,
     kinds: Sequence[str] = KINDS,
-) -> dict[tuple[str, str], Rate]:
+) -> dict[tuple[Hashable, str], Rate]:
     """Samples a second by name and kind, all candidates taking turns."""
     calls = {
         (name, kind): getattr(entry, kind) for name, entry in candidates.items() for kind in kinds

@@ -42,7 +42,9 @@ def _length(config: Config, length: Value) -> Config:
         stride = 2 ** round(math.log2(math.sqrt(model.expressivity * longer.num_tokens)))
         model = dataclasses.replace(model, stride=stride)
     modalities = tuple(longer if spec is longest else spec for spec in config.modalities)
-    return dataclasses.replace(config, modalities=modalities, model=model)
+    moved = dataclasses.replace(config, modalities=modalities, model=model)
+    window = model.baseline.window
+    return _with_window(moved, window * _num_pooled(moved) // _num_pooled(config))
 
 
 def _batch(config: Config, size: Value) -> Config:
@@ -60,7 +62,26 @@ def _kept(config: Config, k: Value) -> Config:
             return dataclasses.replace(spec, window=spec.num_tokens // count)
         return spec
 
-    return dataclasses.replace(config, modalities=tuple(map(keep, config.modalities)))
+    moved = dataclasses.replace(config, modalities=tuple(map(keep, config.modalities)))
+    tokens = _num_pooled(moved)
+    several = len(config.modalities) if config.model.name == "concat" else 1
+    return _with_window(moved, tokens // min(tokens, int(k) * several))
+
+
+def _num_pooled(config: Config) -> int:
+    """Tokens that go into the max pool of `concat` or `unimodal`."""
+    if config.model.name == "concat":
+        return sum(spec.num_tokens + 1 for spec in config.modalities) - 1
+    named = [s for s in config.modalities if s.name == config.model.baseline.modality]
+    return (named or config.modalities)[0].num_tokens
+
+
+def _with_window(config: Config, window: int) -> Config:
+    """With another window of a baseline that has one of its own."""
+    if not config.model.baseline.window:
+        return config
+    baseline = dataclasses.replace(config.model.baseline, window=max(1, window))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, baseline=baseline))
 
 
 def _width(config: Config, width: Value) -> Config:
@@ -83,7 +104,7 @@ AXES: dict[str, tuple[tuple[Value, ...], Callable[[Config, Value], Config]]] = {
 }
 
 
-def exponent(values: Sequence[float], costs: Sequence[float]) -> float:
+def exponent(values: Sequence[int | float], costs: Sequence[int | float]) -> float:
     """`p` of the power law `cost ~ value^p` that fits best, by least squares of the logarithms.
 
     Raises:

@@ -1,8 +1,11 @@
 """Measured time of compiled functions, and what the machine could do at best."""
 
+import re
 import resource
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +31,7 @@ def time_interleaved(
     Args:
         calls: by name; each returns the arrays to wait for, and has been compiled before.
         repeats: counted rounds, after one that is not.
-        window: calls of one kind in a row, only the last of which is waited for.
+        window: calls of one kind in a row, waited for together behind the last.
 
     Returns:
         Median, smallest and largest seconds of one call each, over the rounds.
@@ -37,9 +40,8 @@ def time_interleaved(
     for repeat in range(repeats + 1):
         for name, call in calls.items():
             start = time.perf_counter()
-            for _ in range(window):
-                last = call()
-            jax.block_until_ready(last)
+            # All of them: calls that do not depend on each other may end in any order.
+            jax.block_until_ready([call() for _ in range(window)])
             if repeat:
                 seconds[name].append((time.perf_counter() - start) / window)
     return {
@@ -48,20 +50,28 @@ def time_interleaved(
     }
 
 
-def matmul_peak(repeats: int = 5) -> float:
-    """Operations a second of a large float32 product on all devices here, the best of a few.
+def matmul_peak(dtype: str = "float32", repeats: int = 5) -> float:
+    """Operations a second of a large product on all devices here, the best of a few.
 
     Each device multiplies its own square matrices, as in data-parallel training.
+
+    Args:
+        dtype: of the matrices.
+        repeats: timed rounds.
     """
     shape = (jax.local_device_count(), _PEAK_SIZE, _PEAK_SIZE)
     mesh = jax.make_mesh(shape[:1], ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    a = jax.device_put(jnp.ones(shape), placed)
+    a = jax.device_put(jnp.ones(shape, dtype), placed)
     product = jax.jit(jnp.matmul, out_shardings=placed)
     timing = time_interleaved({"product": lambda: product(a, a)}, repeats)["product"]
     return 2 * shape[0] * _PEAK_SIZE**3 / timing.low
 
 
 def peak_memory() -> int:
-    """Most bytes that this process has held at once since it began."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Most bytes of memory that this process has held at once since it began."""
+    status = Path("/proc/self/status")
+    if status.exists():  # `getrusage` there begins with the peak of the process that started it
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sft_jax.config import Config, ModelConfig, TrainConfig
+from sft_jax.config import BaselineConfig, Config, ModelConfig, TrainConfig
 from sft_jax.config_io import load
 from sft_jax.efficiency import measure, models
 from sft_jax.efficiency.cost import matmul_flops
+from sft_jax.efficiency.variants import variant
 from sft_jax.types import ConfigError, ModalitySpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -66,6 +67,58 @@ def test_a_forward_pass_by_hand(implementation):
     assert models.forward_gflop(config) == pytest.approx(2 * products / 1e9, rel=1e-12)
 
 
+def wide(name="sft", pool="max", attention="dense", depth=1, **baseline):
+    """Every loop runs once, and one wide head leaves little to anything but products."""
+    size = {"max": {"window": 4}, "none": {}}.get(pool, {"k": 4})
+    specs = tuple(
+        ModalitySpec(name=m, length=t, feature_dim=96, pool=pool, **size)
+        for m, t in (("a", 24), ("b", 16))
+    )
+    fixed = {"stride": 8, "expressivity": 4} if attention == "fixed" else {}
+    model = ModelConfig(
+        name=name,
+        num_classes=8,
+        embed_dim=384,
+        num_heads=1,
+        num_pre_layers=depth,
+        num_post_layers=1,
+        implementation="xla",
+        attention=attention,
+        baseline=BaselineConfig(**baseline),
+        **fixed,
+    )
+    return Config(modalities=specs, model=model)
+
+
+@pytest.mark.spread
+@pytest.mark.parametrize("train", [False, True], ids=["forward", "train"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        wide(),
+        wide(pool="none"),
+        wide(pool="attn_topk"),
+        wide(pool="cls_topk"),
+        wide(pool="merge"),
+        wide(pool="attn_kmedoids"),
+        wide("unimodal", modality="a"),
+        wide("late"),
+        wide("concat"),
+        wide("mbt", fuse_at=1),
+        wide("mult"),
+        wide(attention="fixed", pool="attn_topk", depth=0),
+        wide(attention="fixed", pool="cls_topk", depth=0),
+    ],
+    ids=lambda config: f"{config.model.name} {config.model.attention} {config.modalities[0].pool}",
+)
+def test_products_are_what_xla_counts(config, train):
+    """Within 2 % of its count for the compiled program, which has the element-wise work too."""
+    logits, shapes = models.traceable(config)
+    function = jax.grad(logits) if train else logits
+    counted = jax.jit(function).lower(shapes).compile().cost_analysis()["flops"]
+    assert matmul_flops(function, shapes) == pytest.approx(counted, rel=0.02)
+
+
 def test_a_row_for_each_configuration():
     one, two = tiny(length=200), tiny(length=200, name="late")
     rows = measure.compare({"one": one, "two": two}, repeats=1)
@@ -98,3 +151,10 @@ def test_the_paper_s_configurations_say_what_they_cost(name):
 def test_the_field_s_figures_are_reproduced(name, gflop):
     """As counted for the PyTorch models of the same widths."""
     assert models.forward_gflop(load(CONFIGS / f"{name}.py")) == pytest.approx(gflop, abs=5e-4)
+
+
+def test_block_sparse_attention_that_chooses_by_cls_takes_a_twentieth_of_the_best_baseline():
+    """Forward, at the paper's widths."""
+    config = load(CONFIGS / "vggsound10.py")
+    sparse, mbt = (variant(config, name) for name in ("fixed_cls_topk", "mbt"))
+    assert models.forward_gflop(mbt) > 20 * models.forward_gflop(sparse)
