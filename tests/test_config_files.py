@@ -60,8 +60,17 @@ def parameter_count(config):
 # projection of a patch of 5 x 3 values 15 * 48 + 48 = 768, CLS 48, positions (250 / 5 + 1) * 48 =
 # 2448, block 28272, attention residual 9504: 41040; two of them 82080. Two blocks after fusion
 # 56544. Head for 7 classes 439. Together 139063.
+#
+# av_base, d = 768: attention residual 1536 + (768 * 2304 + 2304) + (768 * 768 + 768) = 2363904,
+# MLP residual 1536 + (768 * 3072 + 3072) + (3072 * 768 + 768) = 4723968, block 7087872. Audio:
+# projection of a patch of 16 x 16 values 256 * 768 + 768 = 197376, CLS 768, positions
+# (50 * 8 + 1) * 768 = 307968, three blocks 21263616, attention residual: 24133632. Video:
+# projection of 2 x 16 x 16 x 3 values 1536 * 768 + 768 = 1180416, CLS 768, positions
+# (8 * 14 * 14 + 1) * 768 = 1204992, as much again: 26013696. Nine blocks after fusion 63790848.
+# Head for 10 classes 1536 + 7690 = 9226. Together 113947402.
 PARAMETERS = {
     "arrays": None,
+    "av_base": (10, 113_947_402),
     "iemocap": None,
     "mmsa": None,
     "mosei": (7, 217_647),
