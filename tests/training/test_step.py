@@ -237,16 +237,15 @@ def test_fsdp_adds_parameter_gathers_alone(layouts, name):
     whole, scattered = Counter(leaf.size for leaf in split), Counter(sizes["reduce-scatter"])
     gathered = Counter(sizes["all-gather"])
     if name == LATE:
-        # Those of blocks once more for the backward pass.
-        assert whole < gathered <= whole + whole
+        # Those of blocks may come once more for the backward pass (test_gathers.py).
+        assert whole <= gathered <= whole + whole
     else:
         assert gathered == whole
     # Of two parts each device has the sum of its own.
     assert scattered == Counter({size // 2: count for size, count in whole.items()})
-    # Norms of split gradients, the other gradients and the metrics, and what "data" has to add.
+    # The other gradients, what "data" adds to these, and the metrics; two norms of split gradients.
     reduced = num_elements(params) - sum(leaf.size for leaf in split) // 2 + 3
-    assert sum(size for size in sizes["all-reduce"] if size > 1) <= reduced
-    assert reduced <= sum(sizes["all-reduce"]) <= reduced + 2 * len(split)
+    assert sum(sizes["all-reduce"]) == reduced + 2 * len(split)
 
 
 @pytest.mark.parametrize("name", ["xla-4", "xla-2x2-accumulate-2", "streamed-4"])
