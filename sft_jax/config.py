@@ -3,13 +3,7 @@
 import dataclasses
 
 from sft_jax.data_config import DataConfig
-from sft_jax.types import (
-    ConfigError,
-    ModalitySpec,
-    check_at_least,
-    check_choice,
-    check_fraction,
-)
+from sft_jax.types import ConfigError, ModalitySpec, check_at_least, check_choice, check_fraction
 
 
 @dataclasses.dataclass(frozen=True)
