@@ -3,13 +3,7 @@
 import dataclasses
 
 from sft_jax.data_config import DataConfig
-from sft_jax.types import (
-    ConfigError,
-    ModalitySpec,
-    check_at_least,
-    check_choice,
-    check_fraction,
-)
+from sft_jax.types import ConfigError, ModalitySpec, check_at_least, check_choice, check_fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +122,9 @@ class ModelConfig:
             modality's own tokens attend to each other: tokens of a block of `stride` see each
             other and the last `expressivity` tokens of every block.
         implementation: of dense attention (see `models/attention.py`).
+        remat: what a backward pass finds of an encoder block and of a sparse-pooling block: `none`
+            recomputes nothing, `dots` all but products with parameters, `block` all but the
+            block's input.
         baseline: settings of the models other than `sft`.
     """
 
@@ -144,6 +141,7 @@ class ModelConfig:
     expressivity: int = 8
     implementation: str = "auto"
     dtype: str = "float32"
+    remat: str = "none"
     baseline: BaselineConfig = BaselineConfig()
 
     def __post_init__(self):
@@ -151,6 +149,7 @@ class ModelConfig:
         check_choice("model.preset", self.preset, tuple(PRESETS))
         check_choice("model.implementation", self.implementation, ("auto", "xla", "streamed"))
         check_choice("model.dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("model.remat", self.remat, ("none", "dots", "block"))
         check_choice("model.attention", self.attention, ("dense", "fixed"))
         check_at_least("model", self, 1, "embed_dim", "num_heads", "stride", "expressivity")
         check_at_least("model", self, 0, "num_classes", "num_pre_layers", "num_post_layers")

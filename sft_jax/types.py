@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import jax
 import numpy as np
 
-TOKENIZERS = ("feature", "patch", "token")
+TOKENIZERS = ("feature", "patch", "tubelet", "token")
 # Pools that hand on `k` tokens, and pools that hand on one token a window.
 COUNTING_POOLS = (
     "attn_topk",
@@ -82,8 +82,13 @@ class ModalitySpec:
         length: time steps `t` of a record, padding included.
         feature_dim: features `f` of a time step; the vocabulary size for `tokenizer="token"`.
         tokenizer: `feature` (a token a time step), `patch` (a token a patch of time x features),
-            or `token` (a learned vector an integer id).
+            `tubelet` (a token a box of frames x height x width of a video, arXiv 2103.15691), or
+            `token` (a learned vector an integer id).
         patch: `(time steps, features)` of one patch, for `tokenizer="patch"`; both must divide.
+        frame: `(height, width, channels)` of a video's frames, for `tokenizer="tubelet"`. A time
+            step is a frame, flattened in this order: `f = height * width * channels`.
+        tubelet: `(frames, height, width)` of one tubelet, for `tokenizer="tubelet"`; each must
+            divide. Tokens run over time first, then rows, then columns.
         pool: how the sparse-pooling block reduces its tokens.
         k: tokens that a pool with a count hands on.
         window: window and stride, in tokens, of a pool over windows.
@@ -94,6 +99,8 @@ class ModalitySpec:
     feature_dim: int
     tokenizer: str = "feature"
     patch: tuple[int, int] = (1, 1)
+    frame: tuple[int, int, int] = (1, 1, 1)
+    tubelet: tuple[int, int, int] = (1, 1, 1)
     pool: str = "attn_topk"
     k: int | None = None
     window: int | None = None
@@ -112,20 +119,7 @@ class ModalitySpec:
                 f"{where}: given length {self.length} and feature_dim {self.feature_dim}, expected "
                 "both at least 1; set them to the shape of one record"
             )
-        if self.tokenizer == "patch":
-            for what, size, part in zip(
-                ("length", "feature_dim"), (self.length, self.feature_dim), self.patch, strict=True
-            ):
-                if part < 1 or size % part:
-                    raise ConfigError(
-                        f"{where}: given patch {self.patch} for {what} {size}, expected a divisor "
-                        f"of {size}; pad the records or choose another patch"
-                    )
-        elif tuple(self.patch) != (1, 1):
-            raise ConfigError(
-                f"{where}: given patch {self.patch} with tokenizer {self.tokenizer!r}, expected "
-                "(1, 1); set tokenizer='patch' or leave patch out"
-            )
+        self._check_cuts(where)
         if self.pool in COUNTING_POOLS:
             self._check_size("k", self.k, unused="window")
         elif self.pool in WINDOW_POOLS:
@@ -135,6 +129,45 @@ class ModalitySpec:
                 f"{where}: given k={self.k}, window={self.window} with pool 'none', expected "
                 "neither; remove them, since every token is kept"
             )
+
+    def _check_cuts(self, where: str):
+        for name, owner in (("patch", "patch"), ("frame", "tubelet"), ("tubelet", "tubelet")):
+            given, unused = tuple(getattr(self, name)), getattr(ModalitySpec, name)
+            if self.tokenizer != owner and given != unused:
+                raise ConfigError(
+                    f"{where}: given {name} {given} with tokenizer {self.tokenizer!r}, expected "
+                    f"{unused}; set tokenizer={owner!r} or leave {name} out"
+                )
+        fits = min(self.frame) >= 1 and math.prod(self.frame) == self.feature_dim
+        if self.tokenizer == "tubelet" and not fits:
+            raise ConfigError(
+                f"{where}: given frame {self.frame} for feature_dim {self.feature_dim}, expected "
+                "(height, width, channels) whose product it is; set the one or the other to the "
+                "shape of a frame"
+            )
+        for name, what, size, part in self._cuts:
+            if part < 1 or size % part:
+                raise ConfigError(
+                    f"{where}: given {name} {getattr(self, name)} for {what} {size}, expected a "
+                    f"divisor of {size}; pad the records or choose another {name}"
+                )
+
+    @property
+    def _cuts(self) -> tuple[tuple[str, str, int, int], ...]:
+        """Setting, axis, its size and the size of a part of it, for every axis that is cut."""
+        if self.tokenizer == "patch":
+            return (
+                ("patch", "length", self.length, self.patch[0]),
+                ("patch", "feature_dim", self.feature_dim, self.patch[1]),
+            )
+        if self.tokenizer == "tubelet":
+            frames, height, width = self.tubelet
+            return (
+                ("tubelet", "length", self.length, frames),
+                ("tubelet", "frame height", self.frame[0], height),
+                ("tubelet", "frame width", self.frame[1], width),
+            )
+        return ()
 
     def _check_size(self, what: str, value: int | None, unused: str):
         if value is None or not 1 <= value <= self.num_tokens:
@@ -151,16 +184,17 @@ class ModalitySpec:
     @property
     def num_tokens(self) -> int:
         """Tokens `t` after the tokenizer, without CLS."""
-        if self.tokenizer == "patch":
-            return math.prod(self.grid)
-        return self.length
+        return math.prod(self.grid)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Patches along time and along features; `(length, 1)` for the other tokenizers."""
-        if self.tokenizer == "patch":
-            return self.length // self.patch[0], self.feature_dim // self.patch[1]
-        return self.length, 1
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along time and along what else is cut; `(length, 1)` where nothing is."""
+        return tuple(size // part for *_, size, part in self._cuts) or (self.length, 1)
+
+    @property
+    def steps_per_token(self) -> int:
+        """Time steps that one token covers."""
+        return self.length // self.grid[0]
 
     @property
     def num_pooled(self) -> int:

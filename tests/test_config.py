@@ -13,6 +13,9 @@ def spec(**changes):
 # --- errors: given, expected, and to do ---------------------------------------------------------
 
 
+VIDEO = {"tokenizer": "tubelet", "frame": (1, 2, 3)}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -34,6 +37,15 @@ def spec(**changes):
         ({"tokenizer": "patch", "patch": (4, 4)}, ["(4, 4)", "feature_dim 6", "divisor of 6"]),
         ({"tokenizer": "patch", "patch": (0, 6)}, ["(0, 6)", "length 12"]),
         ({"tokenizer": "patch", "patch": (4, 6), "k": 4}, ["k=4", "1 to 3"]),
+        ({"tubelet": (2, 1, 1)}, ["tubelet (2, 1, 1)", "'feature'", "(1, 1, 1)", "'tubelet'"]),
+        ({"frame": (1, 2, 3)}, ["frame (1, 2, 3)", "'feature'", "set tokenizer='tubelet'"]),
+        ({"tokenizer": "tubelet", "patch": (2, 1)}, ["patch (2, 1)", "set tokenizer='patch'"]),
+        ({"tokenizer": "tubelet"}, ["frame (1, 1, 1)", "feature_dim 6", "product"]),
+        ({**VIDEO, "frame": (-1, -2, 3)}, ["frame (-1, -2, 3)", "feature_dim 6", "set"]),
+        ({**VIDEO, "tubelet": (5, 1, 1)}, ["tubelet (5, 1, 1)", "length 12", "of 12", "pad"]),
+        ({**VIDEO, "tubelet": (4, 2, 1)}, ["tubelet (4, 2, 1)", "height 1", "divisor of 1"]),
+        ({**VIDEO, "tubelet": (4, 1, 0)}, ["tubelet (4, 1, 0)", "width 2", "divisor of 2"]),
+        ({**VIDEO, "tubelet": (4, 1, 1), "k": 7}, ["k=7", "1 to 6"]),
     ],
 )
 def test_modality_errors(changes, words):
@@ -133,11 +145,14 @@ def test_only_three_axis_modalities_rotate(rotated):
             6,
             1,
         ),
+        ({**VIDEO, "tubelet": (4, 1, 1)}, (3, 1, 2), 6, 3),
+        ({**VIDEO, "tubelet": (6, 1, 2), "pool": "none", "k": None}, (2, 1, 1), 2, 2),
     ],
 )
 def test_token_counts_by_hand(changes, grid, tokens, pooled):
     made = spec(**changes)
     assert (made.grid, made.num_tokens, made.num_pooled) == (grid, tokens, pooled)
+    assert made.steps_per_token * grid[0] == 12
 
 
 # --- Duration -------------------------------------------------------------------------------------

@@ -68,8 +68,17 @@ def parameter_count(config):
 # 300 features 325 * 64 + 3 * 64 = 20992, CLS 192, positions (501 + 376 + 51) * 64 = 59392, three
 # blocks and attention residuals 200256. Two blocks after fusion 99968. Head for 7 classes 583.
 # Together 381383. iemocap, mmsa and arrays differ in lengths, features and classes alone.
+#
+# av_base, d = 768: attention residual 1536 + (768 * 2304 + 2304) + (768 * 768 + 768) = 2363904,
+# MLP residual 1536 + (768 * 3072 + 3072) + (3072 * 768 + 768) = 4723968, block 7087872. Audio:
+# projection of a patch of 16 x 16 values 256 * 768 + 768 = 197376, CLS 768, positions
+# (50 * 8 + 1) * 768 = 307968, three blocks 21263616, attention residual: 24133632. Video:
+# projection of 2 x 16 x 16 x 3 values 1536 * 768 + 768 = 1180416, CLS 768, positions
+# (8 * 14 * 14 + 1) * 768 = 1204992, as much again: 26013696. Nine blocks after fusion 63790848.
+# Head for 10 classes 1536 + 7690 = 9226. Together 113947402.
 PARAMETERS = {
     "arrays": (3, 316_483),
+    "av_base": (10, 113_947_402),
     "iemocap": (2, 386_114),
     "mmsa": (7, 411_335),
     "mosei": (7, 217_647),

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 from absl import flags
@@ -44,16 +45,21 @@ def modality(draw, name):
     tokenizer = draw(st.sampled_from(TOKENIZERS))
     patch = draw(st.tuples(*[st.integers(1, 4)] * 2)) if tokenizer == "patch" else (1, 1)
     rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    tokens = rows * (columns if tokenizer == "patch" else 1)
+    tubelet = draw(st.tuples(*[st.integers(1, 3)] * 3)) if tokenizer == "tubelet" else (1, 1, 1)
+    frame = (tubelet[1], columns * tubelet[2], 3) if tokenizer == "tubelet" else (1, 1, 1)
+    features = math.prod(frame) if tokenizer == "tubelet" else columns * patch[1]
+    tokens = rows * (columns if tokenizer in ("patch", "tubelet") else 1)
     pool = draw(st.sampled_from(POOLS))
     size = draw(st.integers(1, tokens))
     sizes = {"k": size} if pool in COUNTING_POOLS else {"window": size}
     return {
         "name": name,
-        "length": rows * patch[0],
-        "feature_dim": columns * patch[1],
+        "length": rows * patch[0] * tubelet[0],
+        "feature_dim": features,
         "tokenizer": tokenizer,
         "patch": patch,
+        "frame": frame,
+        "tubelet": tubelet,
         "pool": pool,
         **(sizes if pool != "none" else {}),
     }

@@ -1,5 +1,6 @@
 """One recording of a split, with what the model kept of it, for a figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from sft_jax.types import ModalitySpec
 
 def token_spans(spec: ModalitySpec) -> Int[np.ndarray, "tokens 2"]:
     """First time step of every token, and the one past its last."""
-    step = spec.patch[0] if spec.tokenizer == "patch" else 1
-    start = np.repeat(np.arange(spec.grid[0]) * step, spec.grid[1])
+    step = spec.steps_per_token
+    start = np.repeat(np.arange(spec.grid[0]) * step, math.prod(spec.grid[1:]))
     return np.stack([start, start + step], axis=1)
 
 

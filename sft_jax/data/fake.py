@@ -5,6 +5,7 @@ features are noise around a direction that belongs to the class, so that a model
 """
 
 import dataclasses
+import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from sft_jax.data.records import SPLITS
+from sft_jax.data_config import ArraysOptions
 from sft_jax.types import ConfigError
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -27,7 +29,7 @@ class Fake:
 
     Attributes:
         config: the configuration that reads it.
-        files: names of its files, by the option that takes their path.
+        files: names of its files (or folders of them), by the option that takes their path.
         shapes: time steps and features of each modality.
         size: training samples unless told otherwise.
         num_classes: classes there must be samples of.
@@ -83,7 +85,10 @@ def write_fake(
 
 def describe_files(paths: Sequence[Path]) -> str:
     """Where the files are, and how large."""
-    return "\n".join(f"synthetic    {p} ({p.stat().st_size / 1e6:.0f} MB)" for p in paths)
+    sizes = [sum(f.stat().st_size for f in (p, *p.rglob("*")) if f.is_file()) for p in paths]
+    return "\n".join(
+        f"synthetic    {p} ({size / 1e6:.0f} MB)" for p, size in zip(paths, sizes, strict=True)
+    )
 
 
 def next_command(kind: str, paths: Sequence[Path]) -> str:
@@ -166,6 +171,32 @@ def _mmsa(
     _dump(paths[0], splits)
 
 
+def _audio_visual(
+    paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
+) -> None:
+    """A directory of `.npy` with samples for all splits: video in bytes, the rest in floats."""
+    (folder,) = paths
+    (folder / "length").mkdir(parents=True)
+    held_out = ArraysOptions.valid_fraction + ArraysOptions.test_fraction
+    count = math.ceil(size / (1 - held_out))
+    label = rng.permutation(np.arange(count) % fake.num_classes)
+    np.save(folder / "label.npy", label)
+    for m, (steps, width) in shapes.items():
+        directions = rng.standard_normal((fake.num_classes, width), np.float32)
+        length = rng.integers(-(-steps // 2), steps + 1, count)
+        np.save(folder / "length" / f"{m}.npy", length)
+        dtype = np.uint8 if m == "video" else np.float32
+        values = np.lib.format.open_memmap(
+            folder / f"{m}.npy", mode="w+", dtype=dtype, shape=(count, steps, width)
+        )
+        for row, (c, real) in enumerate(zip(label, length, strict=True)):
+            steps_of_row = _noise(rng, (int(real), width), directions[c])
+            if m == "video":
+                steps_of_row = np.clip(128 + 32 * steps_of_row, 0, 255)
+            values[row, :real] = steps_of_row
+        values.flush()
+
+
 def _sizes(size: int) -> dict[str, int]:
     return dict(zip(SPLITS, (size, -(-size // 4), -(-size // 4)), strict=True))
 
@@ -217,6 +248,14 @@ def _hdf5(config: str, prefix: str, num_classes: int, size: int) -> Fake:
 
 
 FAKES = {
+    "av": Fake(
+        config="av_base",
+        files={"path": "av"},
+        shapes={"audio": (800, 128), "video": (16, 224 * 224 * 3)},
+        size=12,
+        num_classes=10,
+        write=_audio_visual,
+    ),
     "vggsound10": _hdf5("vggsound10", "vgg", 10, 60),
     "vggsound100": _hdf5("vggsound100", "vgg100", 100, 200),
     "mosei": _pickled(

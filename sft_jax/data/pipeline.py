@@ -305,7 +305,7 @@ def _check_spec(spec: ModalitySpec, modality: ModalityInfo) -> None:
     if (spec.tokenizer == "token") != (modality.kind == "token"):
         raise ConfigError(
             f"{where}.tokenizer: given {spec.tokenizer!r} for {modality.kind} data, expected "
-            f"{'token' if modality.kind == 'token' else 'feature or patch'}; change it"
+            f"{'token' if modality.kind == 'token' else 'feature, patch or tubelet'}; change it"
         )
     if spec.length < modality.length:
         raise ConfigError(

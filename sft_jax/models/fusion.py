@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num
 
 from sft_jax.config import ModelConfig
+from sft_jax.models.blocks import make_block
 from sft_jax.models.layers import BlockConfig, EncoderBlock, EncoderStack, Keys, fold_in
 from sft_jax.models.output import Head, Output
 from sft_jax.models.pools import max_windows
@@ -76,7 +77,7 @@ class LateFusion(nn.Module):
         for i, (name, (z, token_mask)) in enumerate(tokenized.items()):
             if depth:
                 own = fold_in(keys, i)
-                first = EncoderBlock(block, name=f"first_{name}")
+                first = make_block(self, EncoderBlock, block, name=f"first_{name}")
                 z = first(z, token_mask, fold_in(own, 0))
                 if self.config.baseline.duplicate_cls:
                     z = jnp.concatenate([z[:, :1], z], axis=1)
@@ -122,7 +123,8 @@ class Concat(nn.Module):
         z = jnp.concatenate([tokens for tokens, _ in parts], axis=1)
         masks = [present_cls(own) for _, own in parts]
         token_mask = jnp.concatenate(masks, axis=1).at[:, 0].set(True)
-        z = EncoderBlock(block, name="first")(z, token_mask, fold_in(keys, 0))
+        first = make_block(self, EncoderBlock, block, name="first")
+        z = first(z, token_mask, fold_in(keys, 0))
         pooled = max_windows(z[:, 1:], token_mask[:, 1:], _window(self.config, self.modalities[0]))
         z = jnp.concatenate([z[:, :1], pooled.tokens], axis=1)
         depth = self.config.num_pre_layers + self.config.num_post_layers - 1

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sft_jax.config import BlockStyle, ModelConfig
 from sft_jax.models.attention import Attention, dot_product_attention
+from sft_jax.models.blocks import make_block
 from sft_jax.models.mixup import Mixer
 from sft_jax.models.sparse_attention import fixed_attention, fixed_attention_of
 
@@ -31,6 +32,7 @@ class BlockConfig:
     attention: str = "dense"
     stride: int = 32
     expressivity: int = 8
+    remat: str = "none"
 
     @classmethod
     def from_model(cls, config: ModelConfig) -> "BlockConfig":
@@ -45,6 +47,7 @@ class BlockConfig:
             attention=config.attention,
             stride=config.stride,
             expressivity=config.expressivity,
+            remat=config.remat,
         )
 
     @property
@@ -314,7 +317,7 @@ class EncoderStack(nn.Module):
         scan = nn.scan(
             body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
         )
-        block = EncoderBlock(self.config, name="block")
+        block = make_block(self, EncoderBlock, self.config, name="block", loop=True)
         return scan(block, (z, key_mask), jnp.arange(self.depth))[0]
 
 

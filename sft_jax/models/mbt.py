@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from sft_jax.config import ModelConfig
+from sft_jax.models.blocks import make_block
 from sft_jax.models.layers import BlockConfig, EncoderBlock, EncoderStack, Keys, fold_in
 from sft_jax.models.output import Head, Output
 from sft_jax.models.tokenizers import tokenize
@@ -93,7 +94,7 @@ class BottleneckLayer(nn.Module):
         real = jnp.ones(bottleneck.shape[:2], bool)
         out, proposals, presents = [], [], []
         for i, (name, z, mask) in enumerate(zip(self.names, tokens, masks, strict=True)):
-            block = EncoderBlock(self.config, name=f"block_{name}")
+            block = make_block(self, EncoderBlock, self.config, name=f"block_{name}", loop=True)
             joined = block(
                 jnp.concatenate([z, bottleneck], axis=1),
                 jnp.concatenate([mask, real], axis=1),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from sft_jax.config import ModelConfig
+from sft_jax.models.blocks import make_block
 from sft_jax.models.fusion import present_cls
 from sft_jax.models.layers import (
     AttentionResidual,
@@ -66,7 +67,8 @@ class CrossStack(nn.Module):
         scan = nn.scan(
             body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
         )
-        return scan(CrossBlock(self.config, name="block"), z, jnp.arange(self.depth))[0]
+        block = make_block(self, CrossBlock, self.config, name="block", loop=True)
+        return scan(block, z, jnp.arange(self.depth))[0]
 
 
 class CrossmodalTransformer(nn.Module):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from sft_jax.config import ModelConfig
+from sft_jax.models.blocks import make_block
 from sft_jax.models.layers import BlockConfig, EncoderBlock, EncoderStack, Keys, fold_in
 from sft_jax.models.mixup import Mixer, Mixup, mixer
 from sft_jax.models.output import Head, Output
@@ -86,8 +87,9 @@ class ModalityEncoder(nn.Module):
         block = BlockConfig.from_model(self.config)
         z, token_mask = Tokenizer(self.spec, block, name="tokenizer")(x, mask)
         for i in range(self.config.num_pre_layers):
-            z = EncoderBlock(block, name=f"block_{i}")(z, token_mask, fold_in(keys, i))
+            encoder = make_block(self, EncoderBlock, block, name=f"block_{i}")
+            z = encoder(z, token_mask, fold_in(keys, i))
             if mixer is not None:
                 z, token_mask = mixer(z, token_mask, i)
-        pooling = SparsePooling(self.spec, block, name="pooling")
+        pooling = make_block(self, SparsePooling, self.spec, block, name="pooling")
         return pooling(z, token_mask, fold_in(keys, self.config.num_pre_layers))

@@ -1,5 +1,7 @@
 """From a modality's raw sequence to tokens: one linen module a kind, one table."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,13 +21,33 @@ def to_patches(
     return x.reshape(b, -1, rows * columns)
 
 
+def to_tubelets(
+    x: Float[Array, "b t f"], frame: tuple[int, int, int], tubelet: tuple[int, int, int]
+) -> Float[Array, "b tokens tubelet_size"]:
+    """Cuts a video of flattened frames into tubelets; time first, then rows, then columns.
+
+    Args:
+        x: frames, each `(height, width, channels)` flattened.
+        frame: that shape.
+        tubelet: `(frames, height, width)` of one tubelet.
+
+    Returns:
+        Every tubelet as its `frames * height * width * channels` values, in that order.
+    """
+    b, t, _ = x.shape
+    height, width, channels = frame
+    steps, rows, columns = tubelet
+    x = x.reshape(
+        b, t // steps, steps, height // rows, rows, width // columns, columns, channels
+    ).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(b, -1, steps * rows * columns * channels)
+
+
 def token_mask(mask: Bool[Array, "b t"], spec: ModalitySpec) -> Bool[Array, "b tokens"]:
     """Which tokens are real: those with at least one real time step."""
-    if spec.tokenizer != "patch":
-        return mask
-    rows, columns = spec.grid
-    per_row = mask.reshape(mask.shape[0], rows, spec.patch[0]).any(axis=-1)
-    return jnp.repeat(per_row, columns, axis=1)
+    steps, *others = spec.grid
+    of_steps = mask.reshape(mask.shape[0], steps, spec.steps_per_token).any(axis=-1)
+    return jnp.repeat(of_steps, math.prod(others), axis=1)
 
 
 class Tokenizer(nn.Module):
@@ -48,6 +70,8 @@ class Tokenizer(nn.Module):
             x = jnp.where(mask[..., None], x, 0).astype(dtype)
             if spec.tokenizer == "patch":
                 x = to_patches(x, spec.patch)
+            elif spec.tokenizer == "tubelet":
+                x = to_tubelets(x, spec.frame, spec.tubelet)
             z = dense(d, dtype, "proj")(x)
         init = nn.initializers.normal(self.config.style.embedding_std)
         cls = self.param("cls", init, (1, 1, d)).astype(dtype)

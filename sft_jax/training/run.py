@@ -13,6 +13,7 @@ import optax
 from sft_jax.config import Config
 from sft_jax.config_io import from_dict, to_dict
 from sft_jax.models import registry
+from sft_jax.models.blocks import gather_in_blocks
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import Schedule
 from sft_jax.training.step import ApplyFn, StepConfig
@@ -49,6 +50,7 @@ def step_config(
         accumulate=config.train.accumulate,
         seed=config.train.seed,
         mixup=mixup,
+        gathering=gather_in_blocks,
     )
 
 

@@ -15,11 +15,14 @@ from sft_jax.types import ConfigError
 AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
 
-# First match of the parameter's path decides which axis is split over "fsdp"; the rest is
-# replicated. An axis that the mesh does not divide is left whole.
+# First match of the parameter's path decides which axis is split over "fsdp", counted from the end,
+# since the parameters of a stack have an axis of layers in front; the rest is replicated. An axis
+# that the mesh does not divide is left whole, so that of the width is preferred to that of heads.
 RULES: tuple[tuple[str, int], ...] = (
-    (r"fusion/block/.*kernel$", 1),  # the leading axis counts layers
-    (r"(kernel|embedding)$", 0),
+    (r"qkv_kernel$", -4),  # [d, 3, h, e]
+    (r"attention/out/kernel$", -1),  # [h, e, d]
+    (r"kernel$", -2),  # [in, out]
+    (r"(embedding|positions)$", -1),  # [.., d]
 )
 
 
@@ -58,16 +61,37 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def shard(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = [None] * len(leaf.shape)
-        for pattern, axis in RULES:
-            if re.search(pattern, name) and axis < len(spec):
-                if mesh.shape["fsdp"] > 1 and leaf.shape[axis] % mesh.shape["fsdp"] == 0:
-                    spec[axis] = "fsdp"
-                break
+        axis = split_axis(path_name(path), leaf.shape, mesh.shape["fsdp"])
+        if axis is not None:
+            spec[axis] = "fsdp"
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(shard, tree)
+
+
+def split_axes(params: Any, mesh: Mesh) -> dict[str, int]:
+    """The axis, counted from the end, of every parameter that is split, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    axes = {
+        path_name(path): split_axis(path_name(path), leaf.shape, mesh.shape["fsdp"])
+        for path, leaf in leaves
+    }
+    return {name: axis for name, axis in axes.items() if axis is not None}
+
+
+def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
+    """The axis in which `RULES` split a parameter in `parts`, counted from the end, or None."""
+    for pattern, axis in RULES:
+        if re.search(pattern, name):
+            divides = parts > 1 and -axis <= len(shape) and shape[axis] % parts == 0
+            return axis if divides else None
+    return None
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A path in a tree, with slashes."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -2,12 +2,14 @@
 
 The gradient of a shard of the batch is computed device by device (`shard_map`), so that no
 activation can cross devices; the sums of gradients and metrics are the only communication, beside
-the parameter gathers of an `fsdp` axis. The update runs on the sharded state.
+the parameter gathers of an `fsdp` axis, whose gradients are summed and split in one go. The update
+runs on the sharded state.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,13 +24,21 @@ from sft_jax.training.losses import cross_entropy, mixed_cross_entropy
 from sft_jax.training.mixing import MixupPlan, draw_mixup
 from sft_jax.training.optimizer import Schedule
 from sft_jax.training.randomness import sample_keys, stream_keys
-from sft_jax.training.sharding import AXES, BATCH, parameter_shardings
+from sft_jax.training.sharding import AXES, BATCH, parameter_shardings, path_name, split_axes
 from sft_jax.training.state import TrainState
 from sft_jax.types import Batch
 
 # (params, inputs, mask, keys or None[, mixup]) -> output with `logits` and `pooled`
 ApplyFn = Callable[..., Any]
 Metrics = dict[str, jax.Array]
+# From the path of a parameter and this device's part of it to the whole.
+Gather = Callable[[str, jax.Array], jax.Array]
+
+
+@contextlib.contextmanager
+def gather_before(params: Any, gather: Gather) -> Iterator[Any]:
+    """Yields all parameters whole, for a model that gathers none itself."""
+    yield jax.tree_util.tree_map_with_path(lambda path, x: gather(path_name(path), x), params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,8 @@ class StepConfig:
         accumulate: micro-batches.
         seed: of augmentation, dropout and mixup.
         mixup: None without; `apply` takes a `Mixup` as its last argument otherwise.
+        gathering: context in which `apply` is traced where parameters are split, and which yields
+            what it is handed of them.
     """
 
     apply: ApplyFn
@@ -54,6 +66,7 @@ class StepConfig:
     accumulate: int
     seed: int
     mixup: MixupPlan | None = None
+    gathering: Callable[[Any, Gather], contextlib.AbstractContextManager] = gather_before
 
 
 def loss_and_sums(
@@ -63,12 +76,17 @@ def loss_and_sums(
     step: jax.Array,
     *,
     config: StepConfig,
+    split: Mapping[str, int] | None = None,
 ):
     """Summed weighted loss of a micro-batch and `{metric: sum}` over its real samples.
 
     The metrics `loss` and `top1` compare with a sample's own label, without label smoothing, so
-    that they compare with validation; under mixup they judge the blended samples.
+    that they compare with validation; under mixup they judge the blended samples. `split` is that
+    of `shard_gradients`.
     """
+    if split:
+        with config.gathering(params, functools.partial(_gather, split)) as whole:
+            return loss_and_sums(whole, batch, positions, step, config=config)
     weight, label = batch["weight"], batch["label"]
     keys = sample_keys(config.seed, step, "train", positions)
     inputs = augment(
@@ -89,25 +107,41 @@ def loss_and_sums(
     return jnp.sum(weight * losses), {"loss": plain, "top1": correct, "count": weight.sum()}
 
 
+def _gather(split: Mapping[str, int], path: str, x: jax.Array) -> jax.Array:
+    """A parameter from the devices along `fsdp`; its gradient is summed and split on return."""
+    if path not in split:
+        return x
+    return jax.lax.all_gather(x, "fsdp", axis=x.ndim + split[path], tiled=True)
+
+
 def shard_gradients(
-    params: Any, step: jax.Array, batch: Batch, *, config: StepConfig, axes: Sequence[str] = ()
+    params: Any,
+    step: jax.Array,
+    batch: Batch,
+    *,
+    config: StepConfig,
+    axes: Sequence[str] = (),
+    split: Mapping[str, int] | None = None,
 ) -> tuple[Any, Metrics]:
     """Gradient of the mean loss over the global batch, from this device's rows of it.
 
     Args:
-        params: replicated.
+        params: replicated, but for those in `split`.
         step: optimizer steps taken so far.
         batch: rows of this device, `[b / devices, ...]`.
         config: of the step.
         axes: mapped axis names to sum over; none on a single device.
+        split: by path, the axis (from the end) in which the mapped axis `fsdp` splits a parameter.
 
     Returns:
-        The gradient and `{metric: sum, count}`, equal on all devices.
+        The gradient, split as `params`, and `{metric: sum, count}`; what is whole is equal on all
+        devices.
     """
     rows = batch["label"].shape[0]
     first = jax.lax.axis_index(tuple(axes)) * rows if axes else 0
     positions = first + jnp.arange(rows)
-    gradient = jax.grad(functools.partial(loss_and_sums, step=step, config=config), has_aux=True)
+    loss = functools.partial(loss_and_sums, step=step, config=config, split=split)
+    gradient = jax.grad(loss, has_aux=True)
     if config.accumulate == 1:
         sums = gradient(params, batch, positions)
     else:
@@ -128,8 +162,20 @@ def shard_gradients(
             return jax.tree.map(jnp.add, total, gradient(params, *part)), None
 
         sums = jax.lax.scan(add, zeros, micro)[0]
-    grads, metrics = jax.lax.psum(sums, tuple(axes)) if axes else sums
+    grads, metrics = _sum_over(axes, sums, split or {}) if axes else sums
     return jax.tree.map(lambda g: g / jnp.maximum(metrics["count"], 1.0), grads), metrics
+
+
+def _sum_over(axes: Sequence[str], sums: Any, split: Mapping[str, int]) -> Any:
+    """The sums of all devices; gradients of split parameters have been summed along `fsdp`."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(sums[0])
+    own = {path_name(path): x for path, x in leaves}
+    whole = {name: x for name, x in own.items() if name not in split}
+    whole, metrics = jax.lax.psum((whole, sums[1]), tuple(axes))
+    others = tuple(axis for axis in axes if axis != "fsdp" and jax.lax.axis_size(axis) > 1)
+    parts = {name: own[name] for name in split}
+    own = {**whole, **(jax.lax.psum(parts, others) if others else parts)}
+    return structure.unflatten([own[path_name(path)] for path, _ in leaves]), metrics
 
 
 def apply_gradients(
@@ -162,11 +208,14 @@ def train_step(
 def compile_train_step(config: StepConfig, mesh: Mesh, abstract_state: TrainState) -> Any:
     """`jax.jit` of the step over a mesh: `(state, batch) -> (state, metrics)`, state donated."""
     replicated = PartitionSpec()
+    shardings = parameter_shardings(abstract_state, mesh)
+    parts = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
+    split = split_axes(abstract_state.params, mesh)
     gradients = jax.shard_map(
-        functools.partial(shard_gradients, config=config, axes=AXES),
+        functools.partial(shard_gradients, config=config, axes=AXES, split=split),
         mesh=mesh,
-        in_specs=(replicated, replicated, BATCH),
-        out_specs=(replicated, replicated),
+        in_specs=(parts, replicated, BATCH),
+        out_specs=(parts, replicated),
         check_vma=False,  # scans inside the model start from unsharded zeros
     )
 
@@ -174,7 +223,6 @@ def compile_train_step(config: StepConfig, mesh: Mesh, abstract_state: TrainStat
         grads, metrics = gradients(state.params, state.step, batch)
         return apply_gradients(state, grads, metrics, config=config)
 
-    shardings = parameter_shardings(abstract_state, mesh)
     return jax.jit(
         step,
         in_shardings=(shardings, NamedSharding(mesh, BATCH)),

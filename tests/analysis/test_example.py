@@ -4,6 +4,15 @@ from sft_jax.analysis import example, plots, report
 from sft_jax.types import ModalitySpec
 
 PATCHES = ModalitySpec(name="p", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=2)
+BOXES = ModalitySpec(
+    name="b",
+    length=4,
+    feature_dim=12,
+    tokenizer="tubelet",
+    frame=(2, 2, 3),
+    tubelet=(2, 1, 2),
+    k=2,
+)
 STEPS = ModalitySpec(name="s", length=4, feature_dim=1, k=2)
 WORDS = ModalitySpec(name="w", length=4, feature_dim=9, tokenizer="token", k=2)
 
@@ -11,6 +20,10 @@ WORDS = ModalitySpec(name="w", length=4, feature_dim=9, tokenizer="token", k=2)
 def test_spans_of_patches_repeat_over_features():
     expected = [[0, 3], [0, 3], [3, 6], [3, 6], [6, 9], [6, 9], [9, 12], [9, 12]]
     assert example.token_spans(PATCHES).tolist() == expected
+
+
+def test_spans_of_tubelets_repeat_over_rows_and_columns():
+    assert example.token_spans(BOXES).tolist() == [[0, 2], [0, 2], [2, 4], [2, 4]]
 
 
 def test_spans_of_time_steps_are_one_step_long():

@@ -9,6 +9,7 @@ from sft_jax.data_config import OPTIONS, DataConfig
 from sft_jax.types import ConfigError
 
 SOURCES = {
+    "av": "arrays",
     "vggsound10": "vggsound_hdf5",
     "vggsound100": "vggsound_hdf5",
     "mosei": "mult_pickle",
@@ -20,6 +21,7 @@ SOURCES = {
 SHORT = {
     kind: {m: (4, width) for m, (_, width) in fake.shapes.items()} for kind, fake in FAKES.items()
 }
+SHORT["av"]["video"] = (4, 8 * 8 * 3)  # of a small frame
 MULT_SIZE = 160
 
 
@@ -58,7 +60,7 @@ def test_sentiment_can_be_learned_from_one_split_and_told_in_another(tmp_path, k
 
 
 def test_emotions_and_sounds_can_be_learned(tmp_path):
-    for kind, size, least in (("iemocap", 160, 0.9), ("vggsound10", 60, 0.9)):
+    for kind, size, least in (("iemocap", 160, 0.9), ("vggsound10", 60, 0.9), ("av", 40, 0.9)):
         source = opened(tmp_path, kind, size)
         train, test = features(source, "train"), features(source, "test")
         known = labels(source, "train")
@@ -73,6 +75,7 @@ def test_the_true_shapes_stand_in_the_table(kind):
     vgg = {"rgb": (38, 1024), "spect": (1200, 128), "flow": (38, 1024)}
     mosi = {"vision": (500, 20), "audio": (375, 5)}
     expected = {
+        "av": {"audio": (800, 128), "video": (16, 150_528)},
         "vggsound10": vgg,
         "vggsound100": vgg,
         "mosei": {"vision": (500, 35), "audio": (500, 74), "text": (50, 300)},
@@ -111,6 +114,21 @@ def test_layouts_and_flaws_of_the_files(tmp_path):
     assert train["labels"].shape == (8, 4, 2)
     assert "id" not in train
 
+    (path,) = write_fake("av", tmp_path, 10, 0, SHORT["av"])
+    files = {file.relative_to(path).as_posix(): np.load(file) for file in path.rglob("*.npy")}
+    assert {name: (x.shape, x.dtype) for name, x in files.items()} == {
+        "audio.npy": ((17, 4, 128), np.float32),
+        "video.npy": ((17, 4, 192), np.uint8),
+        "label.npy": ((17,), np.int64),
+        "length/audio.npy": ((17,), np.int64),
+        "length/video.npy": ((17,), np.int64),
+    }
+    assert len(set(files["label.npy"])) == 10
+    for m in ("audio", "video"):
+        real = files[f"{m}.npy"].any(2)
+        np.testing.assert_array_equal(real, np.arange(4) < files[f"length/{m}.npy"][:, None])
+        assert not real.all()
+
     paths = write_fake("vggsound10", tmp_path, 10)
     assert [path.name for path in paths] == ["vgg_train.h5py", "vgg_test.h5py"]
     with h5py.File(paths[0]) as file:
@@ -144,11 +162,14 @@ def test_files_are_never_written_over(tmp_path):
     assert not (tmp_path / "vgg_train.h5py").exists()
 
 
-@pytest.mark.parametrize("kind", ["mosi", "vggsound100"])
+@pytest.mark.parametrize("kind", ["av", "mosi", "vggsound100"])
 def test_files_and_the_next_command_are_told(tmp_path, kind):
     paths = write_fake(kind, tmp_path, 100, 0, SHORT[kind])
     lines = describe_files(paths).splitlines()
     assert [line.split(" (")[0].split()[-1] for line in lines] == list(map(str, paths))
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    total = sum(float(line.split("(")[1].removesuffix(" MB)")) for line in lines)
+    assert total == pytest.approx(sum(path.stat().st_size for path in found) / 1e6, abs=len(lines))
     told = next_command(kind, paths).split(" \\\n    ")
     assert told == [
         "python -m sft_jax.prepare",

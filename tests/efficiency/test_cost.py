@@ -13,6 +13,7 @@ from sft_jax.types import ConfigError, ModalitySpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAPER = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem.startswith(("vgg", "mosei")))
+POD = "av_base"
 
 
 def test_products_are_counted_as_often_as_they_run():
@@ -135,8 +136,8 @@ def test_what_the_data_would_decide_must_be_set():
             models.num_parameters(config)
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_the_paper_s_configurations_say_what_they_cost(name):
+@pytest.mark.parametrize("name", [*PAPER, POD])
+def test_configurations_say_what_they_cost(name):
     path = CONFIGS / f"{name}.py"
     config = load(path)
     words = " ".join(path.read_text().split('"""')[1].split())
@@ -158,3 +159,32 @@ def test_block_sparse_attention_that_chooses_by_cls_takes_a_twentieth_of_the_bes
     config = load(CONFIGS / "vggsound10.py")
     sparse, mbt = (variant(config, name) for name in ("fixed_cls_topk", "mbt"))
     assert models.forward_gflop(mbt) > 20 * models.forward_gflop(sparse)
+
+
+def test_the_model_for_a_pod_beside_dense_fusion_and_bottlenecks():
+    """Every attention and MLP of ViT-Base by hand; more than 2.8 times fewer operations."""
+    d, lengths, fused = 768, (401, 1569), 247
+
+    def block(tokens, context):
+        return 2 * tokens * d * (12 * d + 2 * context)
+
+    def pooling(t, k):  # keys and values of all, queries and outputs of CLS and the kept
+        return 4 * t * d * d + (k + 1) * (4 * d * d + 4 * t * d)
+
+    projections = 2 * d * (400 * 256 + 1568 * 1536)
+    head = 2 * 10 * d
+    sft = projections + head + sum(3 * block(t, t) for t in lengths) + 9 * block(fused, fused)
+    sft += pooling(401, 50) + pooling(1569, 196) + sum(2 * t for t in lengths)  # saliency
+    config = load(CONFIGS / f"{POD}.py")
+    found = {name: models.forward_gflop(variant(config, name)) for name in ("sft", "dense", "mbt")}
+    assert found["sft"] == pytest.approx(sft / 1e9, rel=1e-9)
+    dense = projections + head + sum(3 * block(t, t) + pooling(t, t - 1) for t in lengths)
+    dense += 9 * block(1969, 1969)
+    assert found["dense"] == pytest.approx(dense / 1e9, rel=1e-9)
+    own = sum(4 * block(t, t) + 8 * block(t + 4, t + 4) for t in lengths)
+    assert found["mbt"] == pytest.approx((projections + 2 * head + own) / 1e9, rel=1e-9)
+    assert found["mbt"] / found["sft"] > 2.8
+    assert found["dense"] / found["sft"] > 3.2
+    words = " ".join((CONFIGS / f"{POD}.py").read_text().split('"""')[1].split())
+    for name, rival in (("dense", "dense fusion"), ("mbt", "MBT-B")):
+        assert f"{found[name]:.3f} for {rival}" in words

@@ -19,7 +19,15 @@ SPECS = (
     ModalitySpec(
         name="avg", length=6, feature_dim=4, tokenizer="patch", patch=(2, 2), pool="avg", window=2
     ),
-    ModalitySpec(name="dense", length=4, feature_dim=2, pool="none"),
+    ModalitySpec(
+        name="dense",
+        length=4,
+        feature_dim=8,
+        tokenizer="tubelet",
+        frame=(2, 4, 1),
+        tubelet=(2, 2, 2),
+        pool="none",
+    ),
 )
 NAMES = tuple(spec.name for spec in SPECS)
 BOTH = ("xla", "streamed")
@@ -29,7 +37,7 @@ QUICK = {
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
-PADDING = 4  # steps, two rows of patches
+PADDING = 4  # steps, two rows of patches or tubelets
 B = 2
 
 

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from sft_jax.config import ModelConfig
 from sft_jax.models.layers import BlockConfig
-from sft_jax.models.tokenizers import Tokenizer, check_inputs, to_patches, token_mask, with_cls
+from sft_jax.models.tokenizers import (
+    Tokenizer,
+    check_inputs,
+    to_patches,
+    to_tubelets,
+    token_mask,
+    with_cls,
+)
 from sft_jax.types import ModalitySpec
 
 D = 4
@@ -22,6 +29,17 @@ PATCH = ModalitySpec(
     name="a", length=6, feature_dim=4, tokenizer="patch", patch=(3, 2), pool="none"
 )
 TOKEN = ModalitySpec(name="a", length=6, feature_dim=9, tokenizer="token", pool="none")
+# Six frames of 2 x 4 pixels in two channels, cut in 2 x 2 x 2: 3 x 1 x 2 tokens.
+TUBELET = ModalitySpec(
+    name="a",
+    length=6,
+    feature_dim=16,
+    tokenizer="tubelet",
+    frame=(2, 4, 2),
+    tubelet=(2, 2, 2),
+    pool="none",
+)
+ALL = [FEATURE, PATCH, TUBELET, TOKEN]
 MASK = np.array([[True] * 6, [False, True, True, False, False, False], [False] * 6])
 
 
@@ -59,18 +77,51 @@ def test_patches_match_slices(rows, columns, patch):
             np.testing.assert_array_equal(made[:, i * columns + j], piece)
 
 
+def test_tubelets_by_hand():
+    # Two frames of 2 x 4 pixels, each entry 100 * frame + 10 * row + column, in boxes of 2 x 1 x 2.
+    frame, row, column = np.ogrid[:2, :2, :4]
+    x = jnp.asarray(100.0 * frame + 10 * row + column).reshape(1, 2, 8)
+    np.testing.assert_array_equal(
+        to_tubelets(x, (2, 4, 1), (2, 1, 2))[0],
+        [[0, 1, 100, 101], [2, 3, 102, 103], [10, 11, 110, 111], [12, 13, 112, 113]],
+    )
+
+
+@given(
+    counts=st.tuples(*[st.integers(1, 3)] * 3),
+    tubelet=st.tuples(*[st.integers(1, 3)] * 3),
+    channels=st.integers(1, 3),
+)
+def test_tubelets_match_slices(counts, tubelet, channels):
+    t, height, width = (n * size for n, size in zip(counts, tubelet, strict=True))
+    frame = (height, width, channels)
+    video = np.random.default_rng(0).normal(size=(2, t, *frame)).astype(np.float32)
+    made = to_tubelets(jnp.asarray(video.reshape(2, t, -1)), frame, tubelet)
+    steps, rows, columns = tubelet
+    expected = [
+        video[:, i : i + steps, j : j + rows, k : k + columns].reshape(2, -1)
+        for i in range(0, t, steps)
+        for j in range(0, height, rows)
+        for k in range(0, width, columns)
+    ]
+    np.testing.assert_array_equal(made, np.stack(expected, axis=1))
+
+
 def test_token_masks_by_hand():
     np.testing.assert_array_equal(token_mask(jnp.asarray(MASK), FEATURE), MASK)
     np.testing.assert_array_equal(token_mask(jnp.asarray(MASK), TOKEN), MASK)
     # One real step makes both patches of its rows real.
     expected = [[True] * 4, [True, True, False, False], [False] * 4]
     np.testing.assert_array_equal(token_mask(jnp.asarray(MASK), PATCH), expected)
+    # One real frame makes both tubelets of its pair real.
+    expected = [[True] * 6, [True] * 4 + [False] * 2, [False] * 6]
+    np.testing.assert_array_equal(token_mask(jnp.asarray(MASK), TUBELET), expected)
     np.testing.assert_array_equal(
         with_cls(jnp.asarray(MASK)), np.concatenate([np.ones((3, 1), bool), MASK], axis=1)
     )
 
 
-@pytest.mark.parametrize("spec", [FEATURE, PATCH, TOKEN], ids=lambda spec: spec.tokenizer)
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.tokenizer)
 def test_tokens_against_numpy(spec, rng):
     x, module = raw(spec, rng), tokenizer(spec)
     params = module.init(jax.random.key(0), jnp.asarray(x), jnp.asarray(MASK))
@@ -83,13 +134,15 @@ def test_tokens_against_numpy(spec, rng):
         x = np.where(MASK[..., None], x, 0)
         if spec.tokenizer == "patch":
             x = np.asarray(to_patches(jnp.asarray(x), spec.patch))
+        elif spec.tokenizer == "tubelet":
+            x = np.asarray(to_tubelets(jnp.asarray(x), spec.frame, spec.tubelet))
         body = x @ p["proj"]["kernel"] + p["proj"]["bias"]
     expected = np.concatenate([np.broadcast_to(p["cls"], (3, 1, D)), body], axis=1)
     np.testing.assert_allclose(z, expected + p["positions"], atol=1e-5)
     np.testing.assert_array_equal(mask, with_cls(token_mask(jnp.asarray(MASK), spec)))
 
 
-@pytest.mark.parametrize("spec", [FEATURE, PATCH, TOKEN], ids=lambda spec: spec.tokenizer)
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.tokenizer)
 def test_what_lies_in_padding_does_not_matter(spec, rng):
     x, module = raw(spec, rng), tokenizer(spec)
     params = module.init(jax.random.key(0), jnp.asarray(x), jnp.asarray(MASK))
@@ -98,6 +151,19 @@ def test_what_lies_in_padding_does_not_matter(spec, rng):
         filled = np.where(MASK if x.ndim == 2 else MASK[..., None], x, garbage).astype(x.dtype)
         out = module.apply(params, jnp.asarray(filled), jnp.asarray(MASK))[0]
         np.testing.assert_array_equal(out, clean)
+
+
+@pytest.mark.parametrize("spec", [FEATURE, PATCH, TUBELET], ids=lambda spec: spec.tokenizer)
+def test_every_real_value_of_a_real_token_has_a_gradient_and_no_other(spec, rng):
+    x, module = jnp.asarray(raw(spec, rng)), tokenizer(spec)
+    params = module.init(jax.random.key(0), x, jnp.asarray(MASK))
+
+    def loss(x):
+        z, real = module.apply(params, x, jnp.asarray(MASK))
+        return jnp.where(real[..., None], z, 0).sum()
+
+    reached = np.asarray(jax.grad(loss)(x)) != 0
+    np.testing.assert_array_equal(reached, np.broadcast_to(MASK[..., None], reached.shape))
 
 
 @pytest.mark.parametrize(("preset", "std"), [("paper", 1.0), ("modern", 0.02)])
@@ -110,7 +176,7 @@ def test_presets_decide_how_embeddings_start(preset, std):
     assert 0.1 * std < np.std(params["cls"]) < 4 * std
 
 
-@pytest.mark.parametrize("spec", [FEATURE, PATCH, TOKEN], ids=lambda spec: spec.tokenizer)
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.tokenizer)
 def test_bfloat16_tokens_have_float32_parameters(spec, rng):
     x, module = jnp.asarray(raw(spec, rng)), tokenizer(spec, dtype="bfloat16")
     params = module.init(jax.random.key(0), x, jnp.asarray(MASK))

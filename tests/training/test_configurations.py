@@ -1,6 +1,7 @@
 """Every file of configs/ trains twenty steps, on small synthetic files in its layout."""
 
 import json
+import math
 import runpy
 from pathlib import Path
 
@@ -16,6 +17,10 @@ CONFIGS = {path.stem: path for path in Path(__file__).parents[2].joinpath("confi
 STEPS = 20
 # Time steps are a share of the true ones, features are as they are; a window is as small a share.
 SHORTER = {"vggsound10": 20, "vggsound100": 20, "mosei": 10, "mosi": 10, "iemocap": 5, "mmsa": 10}
+SHORTER |= {"av": 5}
+# Of the configuration for a pod, the widths as well: 2 x 2 x 2 tubelets.
+NARROW = {"embed_dim": 24, "num_heads": 3, "num_pre_layers": 1, "num_post_layers": 2}
+NARROW_FRAMES, NARROW_FRAME = 4, (32, 32, 3)
 # Evaluating compiles once more; these two differ in what there is to score.
 EVALUATED = ("vggsound10", "mosei")
 SIZES = {"vggsound100": 300}
@@ -36,6 +41,8 @@ def files(tmp_path_factory):
             shapes = {
                 m: (max(2, t // SHORTER[kind]), f) for m, (t, f) in FAKES[kind].shapes.items()
             }
+            if kind == "av":
+                shapes["video"] = (NARROW_FRAMES, math.prod(NARROW_FRAME))
             folder = tmp_path_factory.mktemp(kind)
             made = write_fake(kind, folder, SIZES.get(kind, 60), shapes=shapes)
             written[kind] = dict(zip(FAKES[kind].files, map(str, made), strict=True)), shapes
@@ -65,8 +72,14 @@ def test_a_configuration_trains(name, files, tmp_path, monkeypatch):
         paths, shapes = files(kind)
         given.data.options.update(paths)
         for modality, spec in given.modalities.items():
-            spec.length = shapes[modality][0]
-            spec.window = max(1, spec.window // SHORTER[kind])
+            spec.length, spec.feature_dim = shapes[modality]
+            if kind == "av":
+                spec.k = 4
+            else:
+                spec.window = max(1, spec.window // SHORTER[kind])
+    if kind == "av":
+        given.model.update(NARROW)
+        given.modalities.video.frame = NARROW_FRAME
     elif name == "arrays":
         given.data.options.path = own_arrays(tmp_path)
     elif name == "smartwatch":

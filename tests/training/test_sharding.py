@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sft_jax.config import TrainConfig
+from sft_jax.config_io import load
+from sft_jax.efficiency.variants import variant
 from sft_jax.models import registry
 from sft_jax.training import sharding, state
 from sft_jax.training.optimizer import build_optimizer, learning_rate
@@ -74,6 +78,11 @@ def test_rules_split_kernels_over_fsdp_and_moments_follow(abstract, devices):
     assert params["encoder_m0/block_0/attention/attention/qkv_kernel"] == PartitionSpec(
         "fsdp", none, none, none
     )
+    # By width, since heads are few.
+    assert params["encoder_m0/block_0/attention/attention/out/kernel"] == PartitionSpec(
+        none, none, "fsdp"
+    )
+    assert params["encoder_m0/tokenizer/positions"] == PartitionSpec(none, none, "fsdp")
     # The leading axis of the fused blocks counts layers.
     assert params["fusion/block/mlp/in/kernel"] == PartitionSpec(none, "fsdp", none)
     assert params["fusion/block/mlp/in/bias"] == PartitionSpec(none, none)
@@ -83,6 +92,22 @@ def test_rules_split_kernels_over_fsdp_and_moments_follow(abstract, devices):
     for moment in ("mu", "nu"):
         followed = {p.split(f"/{moment}/")[1]: s for p, s in specs.items() if f"/{moment}/" in p}
         assert followed == params
+
+
+@pytest.mark.parametrize("parts", [2, 8, 16, 64, 256])
+@pytest.mark.parametrize("name", ["sft", "dense", "mbt", "late", "concat", "mult"])
+def test_at_the_width_of_vit_base_nothing_large_stays_whole(name, parts):
+    """Biases and norms aside; stacks have an axis of layers in front of those of the rules."""
+    config = variant(load(Path(__file__).parents[2] / "configs" / "av_base.py"), name)
+    shapes = jax.eval_shape(
+        registry.build(config).init, jax.random.key(0), *state.example_inputs(config.modalities)
+    )["params"]
+    whole = sum(
+        leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        if sharding.split_axis(sharding.path_name(path), leaf.shape, parts) is None
+    )
+    assert 0 < whole < 5e-3 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def test_first_state_is_born_in_its_shardings_and_equal_on_all_meshes(tiny, devices):
