@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import jax
-import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from sft_jax.types import ConfigError
 
@@ -23,8 +21,6 @@ VARIABLES = {
     "num_processes": "JAX_NUM_PROCESSES",
     "process_index": "JAX_PROCESS_ID",
 }
-# A process that dies is noticed before; one that prepares large data may take long.
-_PATIENCE_MS = 12 * 3600 * 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,16 +189,6 @@ def join(processes: Processes | None, heartbeat_timeout: int, startup_timeout: i
             f"processes: found a slice with {jax.process_count()} of them, expected to be told to "
             "join them; add --distributed"
         )
-
-
-def meet(place: str):
-    """Waits until all processes are at `place`, a name of its own; nothing for one alone.
-
-    Preparing data takes each its own time, and Gloo gives up connecting after half a minute: so
-    they meet before their first collective operation, which then takes place at once.
-    """
-    ocp.multihost.get_barrier_sync_fn()(key=place, timeout_ms=_PATIENCE_MS)
-    multihost_utils.sync_global_devices(place)
 
 
 _LOST = (

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import optax
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from sft_jax.config import Config
@@ -22,6 +23,8 @@ from sft_jax.types import CheckpointError, ConfigError
 # Settings that say where and how fast, not what: they may change between resumes.
 _MAY_CHANGE = ("data.data_dir", "data.num_threads", "data.prefetch", "train.keep")
 _MAY_CHANGE += ("train.data_parallel", "train.fsdp_parallel")
+# A process that dies is noticed before; one that prepares large data may take long.
+_PATIENCE_MS = 12 * 3600 * 1000
 
 
 def apply_function(model: nn.Module) -> ApplyFn:
@@ -113,6 +116,16 @@ def _read(path: Path) -> Any:
             f"{path}: found no JSON ({error}), expected what training wrote; restore the file, or "
             "train into a new workdir"
         ) from error
+
+
+def meet(place: str):
+    """Waits until all processes are at `place`, a name of its own; nothing for one alone.
+
+    Preparing data takes each its own time, and Gloo gives up connecting after half a minute: so
+    they meet before their first collective operation, which then takes place at once.
+    """
+    ocp.multihost.get_barrier_sync_fn()(key=place, timeout_ms=_PATIENCE_MS)
+    multihost_utils.sync_global_devices(place)
 
 
 def open_run(workdir: Path, config: Config, data: dict[str, Any]):

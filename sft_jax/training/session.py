@@ -14,7 +14,7 @@ from sft_jax.config_io import to_dict
 from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source
 from sft_jax.models import registry
-from sft_jax.training import loop, processes, run
+from sft_jax.training import loop, run
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.metrics import evaluate as score
@@ -69,7 +69,7 @@ class Session:
         config = run.resolve(config, infer_modalities(info, config.modalities), info.num_classes)
         if normalizer is None:
             normalizer = Normalizer.from_statistics(info.statistics, config.data.normalization)
-        processes.meet("data")
+        run.meet("data")
         return cls(config, source, normalizer, registry.build(config), mesh)
 
     @property
