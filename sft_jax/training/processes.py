@@ -214,7 +214,7 @@ def parting() -> Iterator[None]:
         said = isinstance(error, SystemExit) and isinstance(error.code, str)
         text = error.code if said else traceback.format_exc()
         print(f"{where}: {text}", file=sys.stderr, flush=True)
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if not said:
             print(_LOST, file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)

@@ -247,13 +247,13 @@ def trainer(tmp_path_factory):
             env=environment,
         )
 
-    def finish(process, code=0):
+    def finish(process, code=0, timeout=200):
         try:
-            output, errors = process.communicate(timeout=200)
+            output, errors = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             _, errors = process.communicate()
-            pytest.fail(f"a training did not end in 200 s; its last words: {errors[-4000:]}")
+            pytest.fail(f"a training did not end in {timeout} s; its last words: {errors[-4000:]}")
         assert process.returncode == code, errors[-4000:]
         return output, errors
 

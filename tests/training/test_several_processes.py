@@ -23,7 +23,7 @@ def pod(trainer, free_port, tmp_path_factory):
         compiled = programs
 
         def start(self, count, *command, **environment):
-            """`command` is a verb and its flags, or a folder to train in."""
+            """`command` is a verb and its flags, or a folder to train in and overrides."""
             flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
             flags.append(f"--compilation_cache={programs}")
             settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **environment}
@@ -33,19 +33,19 @@ def pod(trainer, free_port, tmp_path_factory):
                 if isinstance(command[0], str):
                     process = trainer.run_module([*command, *own], **settings)
                 else:
-                    process = trainer.start(command[0], flags=own, **settings)
+                    process = trainer.start(*command, flags=own, **settings)
                 processes.append(process)
             started.extend(processes)
             return processes
 
         def finish(self, processes):
-            return [trainer.finish(process) for process in processes]
+            return [trainer.finish(process, timeout=500) for process in processes]
 
         def outlive(self, processes, victim):
             """Waits for those that are left of a run that lost one; none of them succeeds."""
             left = [process for process in processes if process is not victim]
-            errors = [process.communicate(timeout=60)[1] for process in left]
-            assert all(process.returncode > 0 for process in left), errors
+            errors = [process.communicate(timeout=100)[1] for process in left]
+            assert all(process.returncode != 0 for process in left), errors
             return errors
 
     yield Pod()
@@ -146,24 +146,23 @@ def test_killed_and_stopped_processes_end_as_undisturbed_ones(disturbed, undistu
 
 def test_a_second_start_reads_compiled_programs(disturbed, pod):
     _, _, _, before, stopped, _ = disturbed
-    steps = {name for name in before if name.startswith("jit_step-")}
-    assert len(steps) == 1
-    assert {p.name for p in pod.compiled.glob("jit_step-*")} >= steps
-    for _, log in stopped:
-        assert "Persistent compilation cache hit for 'jit_step'" in log
-        assert "CACHE MISS for 'jit_step'" not in log
+    (name,) = (name for name in before if name.startswith("jit_step-"))
+    # On CPUs the other process's programs are of another topology, and only the first one writes.
+    key = name.removesuffix("-cache")
+    assert f"Persistent compilation cache hit for 'jit_step' with key '{key}'" in stopped[0][1]
+    assert name in {path.name for path in pod.compiled.iterdir()}
 
 
 def test_four_processes_go_on_without_their_first_one(pod, straight_run, read_run, tmp_path):
-    """The one that is killed is the coordinator."""
+    """The one that is killed is the coordinator; the others go on with parameters split in two."""
     workdir = tmp_path / "run"
     processes = pod.start(4, workdir)
     wait_for_step(processes, workdir, 8)
     processes[0].kill()
     pod.outlive(processes, processes[0])
     assert max(saved_steps(workdir)) < TOTAL
-    (first, _), *others = pod.finish(pod.start(4, workdir))
-    assert "4 x cpu, data 4, fsdp 1" in first
+    (first, _), *others = pod.finish(pod.start(4, workdir, "train.fsdp_parallel=2"))
+    assert "4 x cpu, data 2, fsdp 2" in first
     assert all(own_lines(output) == [] for output, _ in others)
     got, expected = read_run(workdir), read_run(straight_run.workdir)
     assert got.last.step == TOTAL
