@@ -7,9 +7,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from sft_jax.training import processes
+from sft_jax.config import Config, TrainConfig
+from sft_jax.config_io import to_dict
+from sft_jax.training import processes, run
 from sft_jax.training.processes import Processes
-from sft_jax.types import ConfigError
+from sft_jax.types import CheckpointError, ConfigError
 
 ROOT = Path(__file__).parents[2]
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "4"}
@@ -105,6 +107,29 @@ def test_nothing_to_detect_is_said(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", detect)
     with pytest.raises(ConfigError, match=r"detects no TPU slice.*give --coordinator"):
         processes.join(requested(distributed=True), heartbeat_timeout=100, startup_timeout=300)
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """Makes this the second of two processes, for what needs no other one."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(run.multihost_utils, "sync_global_devices", lambda name: None)
+
+
+def test_a_folder_that_hosts_do_not_share_is_refused(second, tmp_path):
+    with pytest.raises(CheckpointError, match=r"process 1 does not find what process 0 wrote"):
+        run.open_run(tmp_path / "run", Config(), {"fingerprint": "f"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_with_other_settings_is_refused(second, tmp_path):
+    run.write_json(tmp_path / "data.json", {"fingerprint": "f"})
+    run.write_json(tmp_path / "config.json", to_dict(Config()))
+    run.open_run(tmp_path, Config(), {"fingerprint": "f"})
+    other = Config(train=TrainConfig(seed=1))
+    with pytest.raises(CheckpointError, match=r"train.seed 0 -> 1"):
+        run.open_run(tmp_path, other, {"fingerprint": "f"})
 
 
 def test_errors_of_one_process_are_raised_as_they_are():
