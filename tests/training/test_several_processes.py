@@ -84,6 +84,17 @@ def assert_same_losses(got, expected, steps):
         assert a["top1"] == b["top1"]
 
 
+def assert_close(got, expected):
+    """But for the bias of the keys, whose gradient is zero: Adam blows up the rounding of that."""
+
+    def compare(path, a, b):
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith("qkv_bias"):
+            a, b = (np.delete(x, 1, axis=-3) for x in (a, b))  # [.., 3, h, e]
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+    jax.tree_util.tree_map_with_path(compare, got, expected)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(pod, tmp_path_factory):
     """Two processes from start to end: folder and outputs."""
@@ -167,8 +178,7 @@ def test_four_processes_go_on_without_their_first_one(pod, straight_run, read_ru
     got, expected = read_run(workdir), read_run(straight_run.workdir)
     assert got.last.step == TOTAL
     assert_same_losses(got, expected, steps=12)
-    for a, b in zip(*(jax.tree.leaves(run.last.params) for run in (got, expected)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-3)
+    assert_close(got.last.params, expected.last.params)
 
 
 def test_two_processes_evaluate_as_one(pod, undisturbed, tmp_path, monkeypatch):
