@@ -1,12 +1,16 @@
 """What every verb of `python -m sft_jax.<verb>` shares."""
 
+import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sft_jax.training import processes
 from sft_jax.types import CheckpointError, ConfigError, DataError, NonFiniteError
 
 
@@ -25,18 +29,94 @@ def define_workdir(help_text: str = "Folder of the run.") -> flags.FlagHolder:
     return holder
 
 
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The flags that say on what a verb computes, and together with whom.
+
+    Attributes:
+        cpu_devices: so many CPU devices instead of the devices that are there.
+        compilation_cache: folder of compiled programs.
+        processes: flags of `processes.requested` and `processes.join`, by name; empty for a verb
+            that runs alone.
+    """
+
+    cpu_devices: flags.FlagHolder
+    compilation_cache: flags.FlagHolder
+    processes: dict[str, flags.FlagHolder]
+
+    def open(self):
+        """Settles it all, before the first use of a device.
+
+        Raises:
+            ConfigError: flags that contradict each other, or processes that do not meet.
+        """
+        if self.cpu_devices.value is not None:
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", self.cpu_devices.value)
+        if self.compilation_cache.value is not None:
+            jax.config.update("jax_compilation_cache_dir", str(path(self.compilation_cache)))
+        if self.processes:
+            given = {name: holder.value for name, holder in self.processes.items()}
+            timeouts = {name: given.pop(f"{name}_timeout") for name in ("heartbeat", "startup")}
+            joined = processes.requested(**given, environ=os.environ)
+            processes.join(joined, timeouts["heartbeat"], timeouts["startup"])
+
+
+def define_devices(several_processes: bool = False) -> Devices:
+    """The flags of `Devices`, to be handed to `run`."""
+    cpu_devices = flags.DEFINE_integer(
+        "cpu_devices", None, "Compute on the CPU, as so many devices.", lower_bound=1
+    )
+    compilation_cache = flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Folder that keeps compiled programs for the next start; JAX_COMPILATION_CACHE_DIR if not "
+        "given.",
+    )
+    own = _define_processes() if several_processes else {}
+    return Devices(cpu_devices, compilation_cache, own)
+
+
+def _define_processes() -> dict[str, flags.FlagHolder]:
+    names, seconds = processes.VARIABLES, {"lower_bound": 1}
+    return {
+        "coordinator": flags.DEFINE_string(
+            "coordinator", None, f"host:port of process 0; or {names['coordinator']}."
+        ),
+        "num_processes": flags.DEFINE_integer(
+            "num_processes", None, f"Processes in all; or {names['num_processes']}."
+        ),
+        "process_index": flags.DEFINE_integer(
+            "process_index", None, f"This one's, from 0; or {names['process_index']}."
+        ),
+        "distributed": flags.DEFINE_boolean(
+            "distributed",
+            None,
+            "Join the processes that JAX detects (TPU slice, Slurm, Open MPI); if not given, those "
+            "that Slurm or Open MPI has started.",
+        ),
+        "heartbeat_timeout": flags.DEFINE_integer(
+            "heartbeat_timeout", 100, "Seconds of silence that make a process dead.", **seconds
+        ),
+        "startup_timeout": flags.DEFINE_integer(
+            "startup_timeout", 300, "Seconds to wait for all processes.", **seconds
+        ),
+    }
+
+
 def path(holder: flags.FlagHolder) -> Path:
     """A flag's value as an absolute path, `~` expanded."""
     return Path(holder.value).expanduser().absolute()
 
 
-def run(main: Callable[..., None], argument: str = ""):
+def run(main: Callable[..., None], argument: str = "", devices: Devices | None = None):
     """Parses flags and runs `main`; an error that names its remedy ends without a traceback.
 
     Args:
         main: what to run.
         argument: what the one word stands for that comes beside the flags and is handed to `main`;
             empty where there are flags alone.
+        devices: flags that are settled before `main` runs.
     """
 
     def guarded(argv: list[str]):
@@ -47,9 +127,12 @@ def run(main: Callable[..., None], argument: str = ""):
         if not flags.FLAGS["verbosity"].present:
             # Checkpointing narrates at absl's default level; --verbosity=0 brings it back.
             logging.set_verbosity(logging.WARNING)
-        try:
-            main(*words)
-        except (ConfigError, DataError, CheckpointError, NonFiniteError) as error:
-            sys.exit(f"{type(error).__name__}: {error}")
+        with processes.parting():
+            try:
+                if devices is not None:
+                    devices.open()
+                main(*words)
+            except (ConfigError, DataError, CheckpointError, NonFiniteError) as error:
+                sys.exit(f"{type(error).__name__}: {error}")
 
     app.run(guarded)

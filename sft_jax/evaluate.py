@@ -11,6 +11,7 @@ _WORKDIR = cli.define_workdir()
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "What to score.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data are, if elsewhere by now.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
+_DEVICES = cli.define_devices(several_processes=True)
 
 
 def main():
@@ -40,4 +41,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, devices=_DEVICES)

@@ -13,6 +13,7 @@ _WORKDIR = cli.define_workdir()
 _INPUT = flags.DEFINE_string("input", None, "`.npz` file or directory of `.npy`, one a modality.")
 _OUTPUT = flags.DEFINE_string("output", None, "`.npz` file to write.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
+_DEVICES = cli.define_devices()
 flags.mark_flags_as_required(["input", "output"])
 
 
@@ -28,4 +29,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, devices=_DEVICES)

@@ -26,9 +26,25 @@ def test_files_and_commands_exist(page):
         assert (page.parent / link).exists(), link
 
 
-def test_settings_of_the_reproduction_exist():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_of_commands_exist(page):
+    shared = flags_of("cli")
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        for verb, arguments in re.findall(r"python -m sft_jax\.(\w+)(.*)", line):
+            given = set(re.findall(r"--(?:no(?=distributed))?(\w+)", arguments))
+            assert given <= flags_of(verb) | shared, line
+
+
+def flags_of(module):
+    """Names in the `DEFINE_` calls of a module."""
+    text = (ROOT / "sft_jax" / f"{module}.py").read_text()
+    return set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", text))
+
+
+def test_settings_of_the_pages_exist():
     """Every override in its commands leads to an entry of a configuration it is used with."""
-    text = (ROOT / "docs" / "reproduce.md").read_text()
+    text = (ROOT / "docs" / "reproduce.md").read_text() + (ROOT / "docs" / "pods.md").read_text()
     configs = [to_dict(vggsound(num_classes=10)), to_dict(mosei())]
     overrides = re.findall(r"--config\.([\w.<>]+)=(\S+?)[`\s)]", text)
     assert len(overrides) > 10

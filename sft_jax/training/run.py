@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import optax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from sft_jax.config import Config
 from sft_jax.config_io import from_dict, to_dict
@@ -22,6 +24,8 @@ from sft_jax.types import CheckpointError, ConfigError
 # Settings that say where and how fast, not what: they may change between resumes.
 _MAY_CHANGE = ("data.data_dir", "data.num_threads", "data.prefetch", "train.keep")
 _MAY_CHANGE += ("train.data_parallel", "train.fsdp_parallel")
+# A process that dies is noticed before; one that prepares large data may take long.
+_PATIENCE_MS = 12 * 3600 * 1000
 
 
 def apply_function(model: nn.Module) -> ApplyFn:
@@ -116,18 +120,37 @@ def _read(path: Path) -> Any:
         ) from error
 
 
+def meet(place: str):
+    """Waits until all processes are at `place`, a name of its own; nothing for one alone.
+
+    Preparing data takes each its own time, and Gloo gives up connecting after half a minute: so
+    they meet before their first collective operation, which then takes place at once.
+    """
+    ocp.multihost.get_barrier_sync_fn()(key=place, timeout_ms=_PATIENCE_MS)
+    multihost_utils.sync_global_devices(place)
+
+
 def open_run(workdir: Path, config: Config, data: dict[str, Any]):
     """Starts a run folder, or checks that the one there is the same run.
 
+    The first of several processes starts it, and the others check that they are of the same run.
+
     Raises:
-        CheckpointError: the folder belongs to another configuration or other data.
+        CheckpointError: the folder belongs to another configuration or other data, or is not
+            shared by all processes.
     """
-    if not (workdir / "config.json").exists():
+    if jax.process_index() == 0 and not (workdir / "config.json").exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            write_json(workdir / "data.json", data)
-            write_json(workdir / "config.json", to_dict(config))
-        return
+        write_json(workdir / "data.json", data)
+        write_json(workdir / "config.json", to_dict(config))
+    if jax.process_count() > 1:
+        # Nobody looks before it is written: a network disk may remember that it was not there.
+        multihost_utils.sync_global_devices("run folder")
+        if not (workdir / "config.json").exists():
+            raise CheckpointError(
+                f"{workdir}: process {jax.process_index()} does not find what process 0 wrote "
+                "there, expected one folder that all hosts share; give a --workdir on a shared disk"
+            )
     before, now = _flatten(to_dict(read_config(workdir))), _flatten(to_dict(config))
     changed = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}"

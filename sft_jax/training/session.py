@@ -69,6 +69,7 @@ class Session:
         config = run.resolve(config, infer_modalities(info, config.modalities), info.num_classes)
         if normalizer is None:
             normalizer = Normalizer.from_statistics(info.statistics, config.data.normalization)
+        run.meet("data")
         return cls(config, source, normalizer, registry.build(config), mesh)
 
     @property
@@ -131,9 +132,14 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
         mesh=session.mesh,
     )
     try:
-        return loop.train(config, schedule, parts, abstract, state, workdir)
-    finally:
-        checkpoints.close()
+        outcome = loop.train(config, schedule, parts, abstract, state, workdir)
+    except BaseException:
+        # Other processes may be gone, or wait for this one; closing would wait for them.
+        if jax.process_count() == 1:
+            checkpoints.close()
+        raise
+    checkpoints.close()
+    return outcome
 
 
 class Evaluation(NamedTuple):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -203,15 +204,32 @@ OVERRIDES = (
 ROOT = Path(__file__).parents[2]
 
 
+def find_free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """Finds a port that nobody listens on."""
+    return find_free_port
+
+
 @pytest.fixture(scope="session")
 def trainer(tmp_path_factory):
     """Starts training processes that share prepared data and compiled programs."""
     shared = tmp_path_factory.mktemp("trainer")
 
-    def start(workdir, *overrides, devices=1, launcher=("-m", "sft_jax.train"), **environment):
+    def start(workdir, *overrides, devices=1, flags=(), **environment):
         settings = (*OVERRIDES, f"data.data_dir={shared / 'data'}", *overrides)
-        command = [sys.executable, *launcher, f"--config={ROOT / 'configs' / 'synthetic.py'}"]
-        command += [f"--workdir={workdir}", *(f"--config.{setting}" for setting in settings)]
+        config = ROOT / "configs" / "synthetic.py"
+        command = ["sft_jax.train", f"--config={config}", f"--workdir={workdir}", *flags]
+        command += [f"--config.{setting}" for setting in settings]
+        return run_module(command, devices, **environment)
+
+    def run_module(command, devices=1, **environment):
+        """`python -m` of a verb and its flags, in a process of its own."""
         environment = {
             **{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
             "JAX_PLATFORMS": "cpu",
@@ -222,20 +240,24 @@ def trainer(tmp_path_factory):
             **environment,
         }
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-m", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
-    def finish(process, code=0):
+    def finish(process, code=0, timeout=200):
         try:
-            output, errors = process.communicate(timeout=200)
+            output, errors = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             _, errors = process.communicate()
-            pytest.fail(f"a training did not end in 200 s; its last words: {errors[-4000:]}")
+            pytest.fail(f"a training did not end in {timeout} s; its last words: {errors[-4000:]}")
         assert process.returncode == code, errors[-4000:]
         return output, errors
 
-    return SimpleNamespace(start=start, finish=finish)
+    return SimpleNamespace(start=start, run_module=run_module, finish=finish)
 
 
 @pytest.fixture(scope="session")
