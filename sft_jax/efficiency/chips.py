@@ -66,7 +66,7 @@ _CUDA = {
 # states them (also in openxla/xla, xla/backends/gpu/target_config/specs).
 CHIPS = {
     "v4": _tpu(
-        275,
+        275.0,
         memory=int(30.75 * GIB),
         bandwidth=1200e9,
         link_bandwidth=300e9,
@@ -74,9 +74,9 @@ CHIPS = {
         cores=2,
         chip_config="megacore",
     ),
-    "v5e": _tpu(197, memory=int(15.75 * GIB), bandwidth=819e9, link_bandwidth=200e9, axes=2),
+    "v5e": _tpu(197.0, memory=int(15.75 * GIB), bandwidth=819e9, link_bandwidth=200e9, axes=2),
     "v5p": _tpu(
-        459,
+        459.0,
         memory=int(95.74 * GIB),
         bandwidth=2765e9,
         link_bandwidth=600e9,
@@ -84,7 +84,7 @@ CHIPS = {
         cores=2,
         chip_config="megacore",
     ),
-    "v6e": _tpu(918, memory=int(31.25 * GIB), bandwidth=1638e9, link_bandwidth=400e9, axes=2),
+    "v6e": _tpu(918.0, memory=int(31.25 * GIB), bandwidth=1638e9, link_bandwidth=400e9, axes=2),
     "h100": Chip(
         platform="gpu",
         flops={"bfloat16": 989.4e12, "float32": 494.7e12},
