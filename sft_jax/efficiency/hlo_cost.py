@@ -12,7 +12,7 @@ from collections import Counter
 
 from sft_jax.efficiency import loops
 from sft_jax.efficiency.hlo import ArrayShape, Computation, Instruction, Program, parse
-from sft_jax.efficiency.products import flops
+from sft_jax.efficiency.products import flops, kernel_estimate
 
 # They name, group or split buffers, or say when something may happen.
 _FREE = {
@@ -183,6 +183,10 @@ def _moved(program: Program, computation: Computation, instruction: Instruction)
     _count(total, instruction.shapes)
     for operand in operands:
         _count(total, operand.shapes)
+    if opcode == "custom-call":
+        # A kernel may read an array several times, and says so.
+        again = kernel_estimate(instruction).get("bytes_accessed", 0) - sum(total.values())
+        total[0] += max(0, again)
     return total
 
 

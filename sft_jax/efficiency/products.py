@@ -37,14 +37,20 @@ def _dot(computation: Computation, instruction: Instruction, contracted: list[in
     return 2 * instruction.shapes[0].size * math.prod(left[axis] for axis in contracted)
 
 
+def kernel_estimate(instruction: Instruction) -> dict[str, int]:
+    """What a kernel of Pallas says of itself: `flops`, `bytes_accessed`; empty where nothing."""
+    config = instruction.backend_config
+    found = config.get("custom_call_config", config).get("cost_estimate", {})
+    return {key: int(value) for key, value in found.items()}
+
+
 def _call(computation: Computation, instruction: Instruction) -> int:
     config = instruction.backend_config
-    # Kernels of Pallas state their cost; products handed to a library state their axes.
-    estimate = config.get("custom_call_config", config).get("cost_estimate", {})
+    estimate = kernel_estimate(instruction)
     if estimate:
-        return int(estimate.get("flops", 0))
-    gemm = config.get("gemm_backend_config", config)
-    axes = gemm.get("dot_dimension_numbers")
+        return estimate.get("flops", 0)
+    # Products handed to a library state their axes.
+    axes = config.get("gemm_backend_config", config).get("dot_dimension_numbers")
     if not axes:
         return 0
     return _dot(computation, instruction, [int(a) for a in axes["lhs_contracting_dimensions"]])

@@ -169,17 +169,34 @@ def test_a_strided_convolution_leaves_out_its_padding(rng):
     assert cost_of(convolve, image, kernel).flops == 2 * 2 * 6 * 4 * (5 * 3 - 2)
 
 
-def test_a_kernel_counts_its_arrays_and_what_it_says_of_itself():
-    program = """HloModule kernel
+@pytest.mark.parametrize(("says", "nbytes"), [(10, 12288), (20000, 20000)])
+def test_a_kernel_counts_its_arrays_and_what_it_says_of_itself(says, nbytes):
+    program = f"""HloModule kernel
 
-ENTRY %main (x: f32[8,128]) -> f32[8,256] {
-  %x = f32[8,128]{1,0} parameter(0)
-  ROOT %call = f32[8,256]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", \
-backend_config={"custom_call_config":{"body":"a","cost_estimate":{"flops":"77"}}}
-}
+ENTRY %main (x: f32[8,128]) -> f32[8,256] {{
+  %x = f32[8,128]{{1,0}} parameter(0)
+  ROOT %call = f32[8,256]{{1,0}} custom-call(%x), custom_call_target="tpu_custom_call", \
+backend_config={{"custom_call_config":{{"cost_estimate":{{"flops":"77","bytes_accessed":"{says}"}}}}}}
+}}
 """
     cost = program_cost(program)
-    assert (cost.nbytes, cost.flops) == (8 * 128 * 4 + 8 * 256 * 4, 77)
+    assert (cost.nbytes, cost.flops) == (nbytes, 77)
+    assert 8 * 128 * 4 + 8 * 256 * 4 == 12288
+
+
+def test_a_product_of_a_gpu_library_counts():
+    program = """HloModule product
+
+ENTRY %main (a: bf16[63,40], b: bf16[40,50]) -> bf16[63,50] {
+  %a = bf16[63,40]{1,0} parameter(0)
+  %b = bf16[40,50]{1,0} parameter(1)
+  %call = (bf16[63,50]{1,0}, s8[512]{0}) custom-call(%a, %b), \
+custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alpha_real":1,\
+"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %c = bf16[63,50]{1,0} get-tuple-element(%call), index=0
+}
+"""
+    assert program_cost(program).flops == 2 * 63 * 40 * 50
 
 
 def test_a_text_that_is_no_program_is_refused():
