@@ -103,7 +103,7 @@ class Instruction:
         rest = self.attributes[start.end() :]
         if rest.startswith("{"):
             return rest[1 : _closing(rest, 0)]
-        return re.match(r'"[^"]*"|[^,\s]*', rest).group().strip('"')
+        return re.match(r'"[^"]*"|(?:,(?! )|[^,\s])*', rest).group().strip('"')
 
     @functools.cached_property
     def backend_config(self) -> dict[str, Any]:

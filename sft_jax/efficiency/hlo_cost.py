@@ -12,7 +12,7 @@ from collections import Counter
 
 from sft_jax.efficiency import loops
 from sft_jax.efficiency.hlo import ArrayShape, Computation, Instruction, Program, parse
-from sft_jax.efficiency.products import flops, kernel_estimate
+from sft_jax.efficiency.products import flops, kernel_estimate, library_product
 
 # They name, group or split buffers, or say when something may happen.
 _FREE = {
@@ -180,7 +180,9 @@ def _moved(program: Program, computation: Computation, instruction: Instruction)
         for operand in operands[1:]:
             _count(total, operand.shapes)
         return total
-    _count(total, instruction.shapes)
+    # Behind the result of a library's product stands scratch space, lent and not moved.
+    results = instruction.shapes[:1] if library_product(instruction) else instruction.shapes
+    _count(total, results)
     for operand in operands:
         _count(total, operand.shapes)
     if opcode == "custom-call":

@@ -44,16 +44,18 @@ def kernel_estimate(instruction: Instruction) -> dict[str, int]:
     return {key: int(value) for key, value in found.items()}
 
 
-def _call(computation: Computation, instruction: Instruction) -> int:
+def library_product(instruction: Instruction) -> dict[str, Any]:
+    """Axes of a product that is handed to a GPU library; empty for any other call."""
     config = instruction.backend_config
-    estimate = kernel_estimate(instruction)
-    if estimate:
-        return estimate.get("flops", 0)
-    # Products handed to a library state their axes.
-    axes = config.get("gemm_backend_config", config).get("dot_dimension_numbers")
-    if not axes:
-        return 0
-    return _dot(computation, instruction, [int(a) for a in axes["lhs_contracting_dimensions"]])
+    return config.get("gemm_backend_config", config).get("dot_dimension_numbers", {})
+
+
+def _call(computation: Computation, instruction: Instruction) -> int:
+    axes = library_product(instruction)
+    if axes:
+        contracted = [int(axis) for axis in axes["lhs_contracting_dimensions"]]
+        return _dot(computation, instruction, contracted)
+    return kernel_estimate(instruction).get("flops", 0)
 
 
 def _convolution(computation: Computation, instruction: Instruction) -> int:

@@ -103,6 +103,15 @@ def test_collectives_count_what_is_reduced():
     )
 
 
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [("{{0,1,2,3}}", 4), ("[2,8]<=[16]", 8), ("[4,2]<=[2,4]T(1,0)", 2), ("{}", 0)],
+)
+def test_devices_that_reduce_together(groups, size):
+    program = text("tpu_collectives").replace("{{0,1,2,3}}", groups)
+    assert [entry.group for entry in program_cost(program).collectives] == [size, size]
+
+
 @pytest.mark.parametrize(("old", "new"), [("constant(7)", "constant(9)"), ("LT", "LE")])
 def test_turns_follow_from_the_condition(old, new):
     program = hlo.parse(text("tpu_update").replace(old, new))
@@ -196,7 +205,10 @@ custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alph
   ROOT %c = bf16[63,50]{1,0} get-tuple-element(%call), index=0
 }
 """
-    assert program_cost(program).flops == 2 * 63 * 40 * 50
+    cost = program_cost(program)
+    assert cost.flops == 2 * 63 * 40 * 50
+    # Without the library's scratch space.
+    assert cost.nbytes == 2 * (63 * 40 + 40 * 50 + 63 * 50)
 
 
 def test_a_text_that_is_no_program_is_refused():
