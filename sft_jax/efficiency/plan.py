@@ -71,7 +71,6 @@ class Plan:
         topology: planned for.
         batch_size: samples of a step over all chips.
         mesh: sizes of its axes by name.
-        fits: whether the memory does; None where there is no fixed capacity.
         memory: of one chip; `temporary` is what the compiler asked for where it gave up.
         cost: of one chip and step; None where the compiler gave up.
         dtype: of the model's computation.
@@ -80,10 +79,16 @@ class Plan:
     topology: Topology
     batch_size: int
     mesh: dict[str, int]
-    fits: bool | None
     memory: Memory
     cost: ProgramCost | None
     dtype: str
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the memory suffices; None where there is no fixed capacity."""
+        if not self.memory.capacity:
+            return None
+        return self.cost is not None and self.memory.total <= self.memory.capacity
 
     @property
     def rows(self) -> float:
@@ -141,9 +146,8 @@ def plan(config: Config, topology: Topology) -> Plan:
             program=stats.generated_code_size_in_bytes,
         )
         cost = program_cost(compiled.as_text())
-    fits = memory.total <= memory.capacity and cost is not None if memory.capacity else None
-    sizes = dict(mesh.shape)
-    return Plan(topology, config.train.batch_size, sizes, fits, memory, cost, config.model.dtype)
+    size, sizes = config.train.batch_size, dict(mesh.shape)
+    return Plan(topology, size, sizes, memory, cost, config.model.dtype)
 
 
 def _lower(config: Config, mesh: Mesh) -> tuple[TrainState, Any, Any]:

@@ -58,10 +58,12 @@ def memory_rows(models: Mapping[str, Entry]) -> list[Row]:
             "model": name,
             "fits": _fits(found),
             **{
-                f"{part} MB": round(getattr(found.memory, part) / 1e6, 2)
-                for part in ("parameters", "optimizer", "batch", "temporary", "total", "capacity")
+                f"{part} MB": getattr(found.memory, part) / 1e6
+                for part in ("parameters", "optimizer", "batch", "temporary")
             },
-            "activations MB": round(found.memory.activations / 1e6, 2),
+            "of it activations": found.memory.activations / 1e6,
+            "total MB": found.memory.total / 1e6,
+            "capacity MB": found.memory.capacity / 1e6 or None,
             "largest batch": largest,
         }
         for name, (found, largest) in models.items()
