@@ -42,6 +42,7 @@ class Memory:
         parameters: of the model.
         optimizer: its state, and the scalars of the train state.
         batch: rows of this chip.
+        padding: what filled-up tiles add to these, and results beside the new state.
         temporary: at the step's worst moment, as the compiler laid it out.
         activations: of the temporary ones, what the traced forward pass keeps for the backward
             pass, before the compiler fuses and pads.
@@ -52,6 +53,7 @@ class Memory:
     parameters: int
     optimizer: int
     batch: int
+    padding: int
     temporary: int
     activations: int
     program: int
@@ -60,7 +62,8 @@ class Memory:
     @property
     def total(self) -> int:
         """All at once; the new state takes the place of the old one."""
-        return self.parameters + self.optimizer + self.batch + self.temporary + self.program
+        state = self.parameters + self.optimizer + self.batch + self.padding
+        return state + self.temporary + self.program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +129,7 @@ def plan(config: Config, topology: Topology) -> Plan:
         parameters=_bytes_on_chip(state.params),
         optimizer=_bytes_on_chip(state.replace(params=())),
         batch=_bytes_on_chip(batch),
+        padding=0,
         temporary=0,
         activations=kept * rows // config.train.accumulate,
         program=0,
@@ -140,8 +144,11 @@ def plan(config: Config, topology: Topology) -> Plan:
         memory = dataclasses.replace(memory, temporary=asked_for(str(error)) - memory.total)
     else:
         stats = compiled.memory_analysis()
+        # The new state takes the place of the old one, which is what is aliased.
+        held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
         memory = dataclasses.replace(
             memory,
+            padding=held - memory.total,
             temporary=stats.temp_size_in_bytes,
             program=stats.generated_code_size_in_bytes,
         )

@@ -59,7 +59,7 @@ def memory_rows(models: Mapping[str, Entry]) -> list[Row]:
             "fits": _fits(found),
             **{
                 f"{part} MB": getattr(found.memory, part) / 1e6
-                for part in ("parameters", "optimizer", "batch", "temporary")
+                for part in ("parameters", "optimizer", "batch", "padding", "temporary")
             },
             "of it activations": found.memory.activations / 1e6,
             "total MB": found.memory.total / 1e6,
