@@ -131,6 +131,10 @@ class _Counter:
 
     def _collective(self, computation: Computation, instruction: Instruction, times: int):
         kind = instruction.opcode.removesuffix("-done")
+        if kind == "fusion":  # a TPU reduces and slices, or gathers and multiplies, in one
+            inner = self.program.computations[instruction.called("calls")[0]]
+            for part in inner.instructions.values():
+                self._collective(inner, part, times)
         if kind not in _COLLECTIVES:
             return
         started = _started(computation, instruction)

@@ -103,6 +103,33 @@ def test_collectives_count_what_is_reduced():
     )
 
 
+def test_a_collective_inside_a_fusion_is_seen():
+    program = """HloModule fused
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter (x: f32[64], i: s32[]) -> f32[16] {
+  %x = f32[64]{0} parameter(0)
+  %i = s32[] parameter(1)
+  %reduced = f32[64]{0} all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%sum
+  ROOT %part = f32[16]{0} dynamic-slice(%reduced, %i), dynamic_slice_sizes={16}
+}
+
+ENTRY %main (x: f32[64], i: s32[]) -> f32[16] {
+  %x = f32[64]{0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %fusion = f32[16]{0} fusion(%x, %i), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+    cost = program_cost(program)
+    assert cost.collectives == (Collective("all-reduce", 64 * 4, 4, 1),)
+    assert cost.nbytes == 64 * 4 + 4 + 16 * 4
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [("{{0,1,2,3}}", 4), ("[2,8]<=[16]", 8), ("[4,2]<=[2,4]T(1,0)", 2), ("{}", 0)],
