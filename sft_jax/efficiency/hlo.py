@@ -1,0 +1,238 @@
+"""Reads the text of a compiled program: computations, instructions, shapes, and turns of loops.
+
+The text is what `compiled.as_text()` prints (XLA's HLO, scheduled and fused), on any platform.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_OPCODE = re.compile(r"\s*([a-z][\w\-]*)\(")
+_NAME = re.compile(r"%([\w.\-]+)")
+_COMMENT = re.compile(r"/\*.*?\*/")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayShape:
+    """One array of a program.
+
+    Attributes:
+        dtype: as XLA writes it, such as `bf16`.
+        dims: sizes.
+        minor_to_major: axes, the one whose neighbours lie side by side first.
+        tile: sizes that the last physical axes are padded to multiples of; empty without tiles.
+        space: memory space; 0 is the device's main memory, others lie on the chip (TPU).
+    """
+
+    dtype: str
+    dims: tuple[int, ...]
+    minor_to_major: tuple[int, ...] = ()
+    tile: tuple[int, ...] = ()
+    space: int = 0
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.dims)
+
+    @property
+    def bits(self) -> int:
+        """Of one element."""
+        if self.dtype in _BITS:
+            return _BITS[self.dtype]
+        return int(re.search(r"\d+", self.dtype).group())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, without padding."""
+        return self.size * self.bits // 8
+
+    @property
+    def padded_bytes(self) -> int:
+        """Bytes that it takes in memory, its tiles filled up."""
+        physical = [self.dims[axis] for axis in self.minor_to_major]
+        # One tile's sizes are written major to minor.
+        tile = self.tile[::-1]
+        physical += [1] * (len(tile) - len(physical))
+        for i, step in enumerate(tile):
+            physical[i] = -(-physical[i] // step) * step
+        return math.prod(physical) * self.bits // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: unique in its computation.
+        opcode: such as `fusion`.
+        shapes: arrays of the result; several for a tuple, nested ones flattened.
+        operands: names.
+        body: what stands between the parentheses of the opcode.
+        attributes: what follows behind them.
+    """
+
+    name: str
+    opcode: str
+    shapes: tuple[ArrayShape, ...]
+    operands: tuple[str, ...]
+    body: str
+    attributes: str
+
+    def called(self, *keys: str) -> list[str]:
+        """Computations named by attributes such as `calls` or `to_apply`."""
+        found = []
+        for key in keys:
+            for text in re.findall(rf"\b{key}=(%[\w.\-]+|\{{[^}}]*\}})", self.attributes):
+                found += _NAME.findall(text)
+        return found
+
+    def attribute(self, key: str) -> str:
+        """What an attribute is set to, its outer braces removed; empty where there is none."""
+        start = re.search(rf"(?:^|[ ,]){key}=", self.attributes)
+        if not start:
+            return ""
+        rest = self.attributes[start.end() :]
+        if rest.startswith("{"):
+            return rest[1 : _closing(rest, 0)]
+        return re.match(r'"[^"]*"|(?:,(?! )|[^,\s])*', rest).group().strip('"')
+
+    @functools.cached_property
+    def backend_config(self) -> dict[str, Any]:
+        """What the platform's compiler noted; empty where it is no JSON."""
+        text = self.attribute("backend_config")
+        try:
+            found = json.loads(f"{{{text}}}") if text else {}
+        except json.JSONDecodeError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """Instructions by name, in the order of the text, and which one is the result."""
+
+    name: str
+    instructions: dict[str, Instruction]
+    root: str
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        """Instructions that take an instruction as an operand, each once."""
+        found = {name: [] for name in self.instructions}
+        for instruction in self.instructions.values():
+            for operand in dict.fromkeys(instruction.operands):
+                found[operand].append(instruction)
+        return found
+
+    def operand(self, instruction: Instruction, index: int) -> Instruction:
+        """An operand as an instruction."""
+        return self.instructions[instruction.operands[index]]
+
+    @functools.cached_property
+    def parameters(self) -> list[Instruction]:
+        """In order."""
+        found = [i for i in self.instructions.values() if i.opcode == "parameter"]
+        return sorted(found, key=lambda instruction: int(instruction.body))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Computations by name, and where execution begins."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+def parse(text: str) -> Program:
+    """The program that `compiled.as_text()` printed.
+
+    Raises:
+        ValueError: a text without an entry computation, or a line that is not understood.
+    """
+    computations, entry = {}, None
+    lines = iter(text.splitlines())
+    for line in lines:
+        header = _HEADER.match(line)
+        if header:
+            name = header.group(2)
+            computations[name] = _computation(name, lines)
+            entry = name if header.group(1) else entry
+    if entry is None:
+        raise ValueError("a program's text: found no ENTRY computation; give compiled.as_text()")
+    return Program(computations, entry)
+
+
+def _computation(name: str, lines: Iterator[str]) -> Computation:
+    instructions, root = {}, ""
+    for line in lines:
+        if line.startswith("}"):
+            break
+        start = _LINE.match(line)
+        if start:
+            instruction = _instruction(start.group(2), line[start.end() :])
+            instructions[instruction.name] = instruction
+            root = instruction.name if start.group(1) else root
+    return Computation(name, instructions, root or instruction.name)
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shape, rest = text[:end], text[end:]
+    opcode = _OPCODE.match(rest)
+    if not opcode:
+        raise ValueError(f"a program's text: no opcode in {text[:200]!r}")
+    close = _closing(rest, opcode.end() - 1)
+    body = rest[opcode.end() : close]
+    names = () if opcode.group(1) == "constant" else tuple(_NAME.findall(body))
+    return Instruction(name, opcode.group(1), shapes_of(shape), names, body, rest[close + 1 :])
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket opened at `start` closes; brackets in quotes do not count."""
+    depth, quoted, i = 0, False, start
+    while i < len(text):
+        c = text[i]
+        if quoted:
+            if c == "\\":
+                i += 1
+            quoted = c != '"'
+        elif c == '"':
+            quoted = True
+        elif c in "({[":
+            depth += 1
+        elif c in ")}]":
+            depth -= 1
+            if not depth:
+                return i
+        i += 1
+    raise ValueError(f"a program's text: a bracket is not closed in {text[:200]!r}")
+
+
+def shapes_of(text: str) -> tuple[ArrayShape, ...]:
+    """Arrays named in a shape such as `(f32[2,3]{1,0:T(8,128)S(1)}, s32[])`."""
+    found = []
+    for dtype, dims, layout in _ARRAY.findall(_COMMENT.sub("", text)):
+        sizes = tuple(int(d.strip("<=")) for d in dims.split(",") if d)
+        order, _, rest = layout.partition(":")
+        axes = tuple(int(axis) for axis in order.split(",") if axis) if sizes else ()
+        tile = re.match(r"T\(([\d,]+)\)", rest)
+        space = re.search(r"S\((\d+)\)", rest)
+        found.append(
+            ArrayShape(
+                dtype,
+                sizes,
+                axes or tuple(range(len(sizes)))[::-1],
+                tuple(map(int, tile.group(1).split(","))) if tile else (),
+                int(space.group(1)) if space else 0,
+            )
+        )
+    return tuple(found)

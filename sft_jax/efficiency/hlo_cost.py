@@ -1,0 +1,266 @@
+"""What a compiled program does in one call: products, bytes moved, and collectives.
+
+Bytes follow XLA's own model (`cost_analysis`): an instruction reads its operands and writes its
+result, tiles filled up, whatever memory they lie in; a fusion counts as one instruction; what only
+renames a buffer moves nothing; of a buffer that is sliced or updated in place, the slice counts.
+Three things differ: a loop's body counts as often as it turns, an asynchronous copy counts once,
+and the bytes of the device's main memory are also given apart from those kept on the chip.
+"""
+
+import dataclasses
+from collections import Counter
+
+from sft_jax.efficiency import loops
+from sft_jax.efficiency.hlo import ArrayShape, Computation, Instruction, Program, parse
+from sft_jax.efficiency.products import flops, kernel_estimate, library_product
+
+# They name, group or split buffers, or say when something may happen.
+_FREE = {
+    *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "domain"),
+    *("opt-barrier", "partition-id", "replica-id", "add-dependency", "get-dimension-size"),
+}
+_FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "Sharding", "SPMDFullToShardShape"}
+_COLLECTIVES = (
+    *("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute"),
+    *("collective-broadcast", "ragged-all-to-all"),
+)
+_RENAMES = ("bitcast", "get-tuple-element", "reshape")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program.
+
+    Attributes:
+        kind: such as `all-reduce`.
+        nbytes: of its operands, or of its result where that is larger, without padding.
+        group: devices that take part together; 0 means all of them.
+        count: times it runs in a call.
+    """
+
+    kind: str
+    nbytes: int
+    group: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramCost:
+    """One call of a program, on one device.
+
+    Attributes:
+        flops: operations of matrix products and convolutions, two a multiply-add.
+        nbytes: read and written.
+        main_bytes: of these, in the device's main memory.
+        collectives: all that run.
+        unknown_loops: loops whose turns data decide; their bodies count once.
+    """
+
+    flops: int
+    nbytes: int
+    main_bytes: int
+    collectives: tuple[Collective, ...]
+    unknown_loops: int
+
+
+def program_cost(text: str) -> ProgramCost:
+    """Counts a compiled program.
+
+    Args:
+        text: what `compiled.as_text()` printed.
+
+    Raises:
+        ValueError: a text that is not understood.
+    """
+    program = parse(text)
+    counter = _Counter(program)
+    counter.add(program.computations[program.entry], 1)
+    return ProgramCost(
+        flops=counter.flops,
+        nbytes=sum(counter.spaces.values()),
+        main_bytes=counter.spaces[0],
+        collectives=tuple(counter.collectives),
+        unknown_loops=counter.unknown_loops,
+    )
+
+
+class _Counter:
+    """Totals of what has been added."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.flops = self.unknown_loops = 0
+        self.spaces: Counter[int] = Counter()
+        self.collectives: list[Collective] = []
+
+    def add(self, computation: Computation, times: int):
+        """Adds a computation that runs so often."""
+        for instruction in computation.instructions.values():
+            self._instruction(computation, instruction, times)
+
+    def _instruction(self, computation: Computation, instruction: Instruction, times: int):
+        opcode = instruction.opcode
+        if opcode == "while":
+            turns = loops.turns(self.program, computation, instruction)
+            self.unknown_loops += turns is None
+            for name in instruction.called("body", "condition"):
+                self.add(self.program.computations[name], times * (1 if turns is None else turns))
+        elif opcode == "conditional":
+            self._dearest(instruction, times)
+        elif opcode in ("call", "async-start"):
+            for name in instruction.called("to_apply", "calls", "called_computations"):
+                self.add(self.program.computations[name], times)
+        elif opcode not in _FREE and not opcode.endswith(("-start", "async-done", "async-update")):
+            self.flops += times * flops(self.program, computation, instruction)
+            for space, count in _moved(self.program, computation, instruction).items():
+                self.spaces[space] += times * count
+            self._collective(computation, instruction, times)
+
+    def _dearest(self, instruction: Instruction, times: int):
+        keys = ("branch_computations", "true_computation", "false_computation")
+        branches = []
+        for name in instruction.called(*keys):
+            branch = _Counter(self.program)
+            branch.add(self.program.computations[name], times)
+            branches.append(branch)
+        dearest = max(branches, key=lambda branch: sum(branch.spaces.values()))
+        self.flops += dearest.flops
+        self.unknown_loops += dearest.unknown_loops
+        self.spaces.update(dearest.spaces)
+        self.collectives += dearest.collectives
+
+    def _collective(self, computation: Computation, instruction: Instruction, times: int):
+        kind = instruction.opcode.removesuffix("-done")
+        if kind == "fusion":  # a TPU reduces and slices, or gathers and multiplies, in one
+            inner = self.program.computations[instruction.called("calls")[0]]
+            for part in inner.instructions.values():
+                self._collective(inner, part, times)
+        if kind not in _COLLECTIVES:
+            return
+        started = _started(computation, instruction)
+        read = sum(s.nbytes for i in _operands(computation, started) for s in i.shapes)
+        nbytes = max(read, sum(shape.nbytes for shape in instruction.shapes))
+        self.collectives.append(Collective(kind, nbytes, _group(started), times))
+
+
+def _group(instruction: Instruction) -> int:
+    groups = instruction.attribute("replica_groups")
+    if groups.startswith("["):  # such as [2,8]<=[16], two groups of eight
+        return int(groups[1:].split("]")[0].split(",")[-1])
+    first = groups.split("}")[0].strip("{")
+    return len(first.split(",")) if first else 0
+
+
+def _started(computation: Computation, instruction: Instruction) -> Instruction:
+    """The instruction that holds the operands: itself, or the start of what it ends."""
+    if instruction.opcode.endswith("-done"):
+        return computation.operand(instruction, 0)
+    return instruction
+
+
+def _operands(computation: Computation, instruction: Instruction) -> list[Instruction]:
+    return [computation.instructions[name] for name in instruction.operands]
+
+
+def _moved(program: Program, computation: Computation, instruction: Instruction) -> Counter[int]:
+    """Bytes read and written by memory space."""
+    opcode = instruction.opcode.removesuffix("-done")
+    operands = _operands(computation, _started(computation, instruction))
+    total: Counter[int] = Counter()
+    if opcode == "fusion":
+        return _fusion(program, computation, instruction)
+    if opcode == "custom-call" and instruction.attribute("custom_call_target") in _FREE_CALLS:
+        return total
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        # As much as is written is read of the first operand; indices are read whole.
+        written = sum(shape.padded_bytes for shape in instruction.shapes)
+        total[_space(operands[0])] += written
+        operands = operands[1:]
+    elif opcode in ("dynamic-update-slice", "scatter"):
+        update = operands[2 if opcode == "scatter" else 1]
+        space = instruction.shapes[0].space
+        # The buffer is changed where it lies; a scatter reads what it adds to.
+        total[space] += _bytes(update) * (2 if opcode == "scatter" else 1)
+        for operand in operands[1:]:
+            _count(total, operand.shapes)
+        return total
+    # Behind the result of a library's product stands scratch space, lent and not moved.
+    results = instruction.shapes[:1] if library_product(instruction) else instruction.shapes
+    _count(total, results)
+    for operand in operands:
+        _count(total, operand.shapes)
+    if opcode == "custom-call":
+        # A kernel may read an array several times, and says so.
+        again = kernel_estimate(instruction).get("bytes_accessed", 0) - sum(total.values())
+        total[0] += max(0, again)
+    return total
+
+
+def _count(total: Counter[int], shapes: tuple[ArrayShape, ...]):
+    for shape in shapes:
+        total[shape.space] += shape.padded_bytes
+
+
+def _bytes(instruction: Instruction) -> int:
+    return sum(shape.padded_bytes for shape in instruction.shapes)
+
+
+def _space(instruction: Instruction) -> int:
+    return instruction.shapes[0].space
+
+
+def _fusion(program: Program, outer: Computation, instruction: Instruction) -> Counter[int]:
+    inner = program.computations[instruction.called("calls")[0]]
+    total: Counter[int] = Counter()
+    for parameter, operand in zip(inner.parameters, _operands(outer, instruction), strict=True):
+        # Where a fusion takes a tuple, its elements are counted by what reads them.
+        if len(operand.shapes) > 1:
+            _count(total, operand.shapes)
+        elif operand.shapes:
+            total[_space(operand)] += _read(program, inner, parameter)
+    root = inner.instructions[inner.root]
+    leaves = _operands(inner, root) if root.opcode == "tuple" else [root]
+    if len(leaves) != len(instruction.shapes):
+        _count(total, instruction.shapes)
+        return total
+    for leaf, shape in zip(leaves, instruction.shapes, strict=True):
+        total[shape.space] += _written(program, inner, leaf, shape)
+    return total
+
+
+def _read(program: Program, computation: Computation, source: Instruction) -> int:
+    """Bytes of one array that a fused computation touches, at most all of them."""
+    whole, found = _bytes(source), 0
+    if source.name == computation.root:
+        return whole
+    for user in computation.users[source.name]:
+        first = user.operands[0] == source.name
+        if user.opcode in ("dynamic-slice", "slice", "gather") and first:
+            found += _bytes(user)
+        elif user.opcode in ("dynamic-update-slice", "scatter") and first:
+            # In place: a scatter reads what it adds to.
+            found += _bytes(computation.operand(user, 2)) if user.opcode == "scatter" else 0
+        elif user.opcode in _RENAMES:
+            found += _read(program, computation, user)
+        elif user.opcode == "fusion":
+            inner = program.computations[user.called("calls")[0]]
+            for parameter, name in zip(inner.parameters, user.operands, strict=True):
+                if name == source.name:
+                    found += _read(program, inner, parameter)
+        else:
+            return whole
+    return min(whole, found)
+
+
+def _written(
+    program: Program, computation: Computation, leaf: Instruction, shape: ArrayShape
+) -> int:
+    """Bytes that a fused computation writes into one array of its result."""
+    while leaf.opcode in _RENAMES and len(computation.operand(leaf, 0).shapes) == 1:
+        leaf = computation.operand(leaf, 0)
+    if leaf.opcode == "dynamic-update-slice":
+        return min(shape.padded_bytes, _bytes(computation.operand(leaf, 1)))
+    if leaf.opcode == "fusion" and len(leaf.shapes) == 1:
+        inner = program.computations[leaf.called("calls")[0]]
+        return _written(program, inner, inner.instructions[inner.root], shape)
+    return shape.padded_bytes

@@ -1,0 +1,201 @@
+"""Plans of several models and topologies, as rows of tables and as plain data."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from sft_jax.config import Config
+from sft_jax.efficiency import roofline
+from sft_jax.efficiency.plan import Plan, default_batch, largest_batch, plan, with_batch
+from sft_jax.efficiency.topology import Topology
+
+Row = dict[str, Any]
+
+
+class Entry(NamedTuple):
+    """A plan, and the largest global batch that fits (None where it was not looked for)."""
+
+    plan: Plan
+    largest: int | None
+
+
+Plans = Mapping[Topology, Mapping[str, Entry]]
+
+
+def entry(config: Config, topology: Topology, batch_size: int, largest: bool) -> Entry:
+    """Plans one model on one topology.
+
+    Args:
+        config: of the model.
+        topology: to compile for.
+        batch_size: samples of a step over all chips; 0 takes `default_batch`.
+        largest: search the largest batch as well, where the chip's memory is known.
+    """
+    size = batch_size or default_batch(config, topology.num_chips)
+    first = plan(with_batch(config, size), topology)
+    if not largest or not first.memory.capacity:
+        return Entry(first, None)
+    unit = topology.num_chips * config.train.accumulate
+    low, _ = largest_batch(lambda size: plan(with_batch(config, size), topology), first, unit)
+    return Entry(first, low)
+
+
+def heading(topology: Topology, found: Plan) -> str:
+    """What the tables of one topology are about, in one line."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())
+    return (
+        f"{topology}; batch {found.batch_size} ({found.rows:g} a chip), {found.dtype}, {mesh}, "
+        f"jax {jax.__version__}"
+    )
+
+
+def memory_rows(models: Mapping[str, Entry]) -> list[Row]:
+    """Memory of one chip."""
+    return [
+        {
+            "model": name,
+            "fits": _fits(found),
+            **{
+                f"{part} MB": getattr(found.memory, part) / 1e6
+                for part in ("parameters", "optimizer", "batch", "padding", "temporary")
+            },
+            "of it activations": found.memory.activations / 1e6,
+            "total MB": found.memory.total / 1e6,
+            "capacity MB": found.memory.capacity / 1e6 or None,
+            "largest batch": largest,
+        }
+        for name, (found, largest) in models.items()
+    ]
+
+
+def work_rows(models: Mapping[str, Entry]) -> list[Row]:
+    """Operations, bytes and least time of a step."""
+    rows = []
+    for name, (found, _) in models.items():
+        times = seconds(found)
+        rows.append(
+            {
+                "model": name,
+                "GFLOP a step": _scaled(found, "flops", 1e9, per_sample=False),
+                "GB a step": _scaled(found, "nbytes", 1e9, per_sample=False),
+                "GFLOP a sample": _scaled(found, "flops", 1e9),
+                "MB a sample": _scaled(found, "nbytes", 1e6),
+                "of main memory": _scaled(found, "main_bytes", 1e6),
+                **{f"{part} ms": time * 1e3 for part, time in times.items()},
+                "bound by": max(times, key=times.get) if times else None,
+                "samples/s at best": _rate(found, times),
+            }
+        )
+    return rows
+
+
+def collective_rows(models: Mapping[str, Entry]) -> list[Row]:
+    """What chips send each other in a step."""
+    rows = []
+    for name, (found, _) in models.items():
+        if found.cost is None:
+            continue
+        what = roofline.describe(found.cost.collectives, found.mesh["fsdp"])
+        kinds = roofline.by_kind(found.cost.collectives) or {None: {"count": 0, "bytes": 0}}
+        for kind, total in kinds.items():
+            row = {"model": name, "collective": kind, "count": total["count"]}
+            rows.append(row | {"MB a chip": total["bytes"] / 1e6, "in all": what})
+    return rows
+
+
+def overview_rows(plans: Plans) -> list[Row]:
+    """One row a topology and model."""
+    rows = []
+    for topology, models in plans.items():
+        for name, (found, largest) in models.items():
+            times, cost = seconds(found), found.cost
+            rows.append(
+                {
+                    "topology": topology.name,
+                    "chips": topology.num_chips,
+                    "model": name,
+                    "batch": found.batch_size,
+                    "fits": _fits(found),
+                    "GB a chip": found.memory.total / 1e9,
+                    "largest batch": largest,
+                    "GFLOP a sample": _scaled(found, "flops", 1e9),
+                    "MB a sample": _scaled(found, "nbytes", 1e6),
+                    "of main memory": _scaled(found, "main_bytes", 1e6),
+                    "sent by": cost and roofline.describe(cost.collectives, found.mesh["fsdp"]),
+                    "MB sent": cost and _collective_bytes(found) / 1e6,
+                    "ms a step": max(times.values()) * 1e3 if times else None,
+                    "bound by": max(times, key=times.get) if times else None,
+                    "samples/s at best": _rate(found, times),
+                }
+            )
+    return rows
+
+
+def to_json(plans: Plans) -> dict[str, Any]:
+    """Plain data: `models` by name, for several topologies below `topologies` and their names."""
+    found = {
+        topology.name: {
+            "topology": str(topology),
+            "chips": topology.num_chips,
+            "jax": jax.__version__,
+            "models": {name: _numbers(found, largest) for name, (found, largest) in models.items()},
+        }
+        for topology, models in plans.items()
+    }
+    return {"topologies": found} if len(found) > 1 else next(iter(found.values()))
+
+
+def _numbers(found: Plan, largest: int | None) -> dict[str, Any]:
+    numbers = {
+        "batch_size": found.batch_size,
+        "mesh": found.mesh,
+        "dtype": found.dtype,
+        "fits": found.fits,
+        "memory": {**dataclasses.asdict(found.memory), "total": found.memory.total},
+        "largest_batch": largest,
+    }
+    if found.cost is None:
+        return numbers
+    cost, times = found.cost, seconds(found)
+    return numbers | {
+        "bytes_per_sample": cost.nbytes / found.rows,
+        "main_memory_bytes_per_sample": cost.main_bytes / found.rows,
+        "flops_per_sample": cost.flops / found.rows,
+        "bytes_per_step": cost.nbytes * found.topology.num_chips,
+        "flops_per_step": cost.flops * found.topology.num_chips,
+        "loops_of_unknown_length": cost.unknown_loops,
+        "communication": roofline.describe(cost.collectives, found.mesh["fsdp"]),
+        "collectives": roofline.by_kind(cost.collectives),
+        "collective_bytes_per_chip": _collective_bytes(found),
+        "seconds_at_best": times,
+        "bound_by": max(times, key=times.get) if times else None,
+    }
+
+
+def seconds(found: Plan) -> dict[str, float]:
+    """Least seconds of a step by what they are spent on (see `roofline.seconds`)."""
+    if found.cost is None:
+        return {}
+    topology = found.topology
+    return roofline.seconds(found.cost, topology.chip, found.dtype, topology.num_chips)
+
+
+def _collective_bytes(found: Plan) -> int:
+    return sum(total["bytes"] for total in roofline.by_kind(found.cost.collectives).values())
+
+
+def _fits(found: Plan) -> str | None:
+    return None if found.fits is None else ("yes" if found.fits else "no")
+
+
+def _rate(found: Plan, times: Mapping[str, float]) -> float | None:
+    return found.batch_size / max(times.values()) if times else None
+
+
+def _scaled(found: Plan, what: str, unit: float, per_sample: bool = True) -> float | None:
+    if found.cost is None:
+        return None
+    value = getattr(found.cost, what) / unit
+    return value / found.rows if per_sample else value * found.topology.num_chips

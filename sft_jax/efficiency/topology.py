@@ -1,0 +1,193 @@
+"""Devices to compile for that are not there: TPU slices and GPU nodes, by name."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from packaging.requirements import Requirement
+
+from sft_jax.efficiency.chips import CHIPS, Chip, target_config
+from sft_jax.types import ConfigError
+
+EXAMPLES = "v5e:4x4, v4:4x4x4 (or v4-128, which counts cores), v5p:2x2x2, v6e:1, h100:8, cpu:1"
+_NAME = re.compile(r"([a-z]+\d*[a-z]*?)(?:litepod)?([:-])(\d+(?:x\d+)*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips and how they are joined.
+
+    Attributes:
+        name: such as `v5e:4x4`.
+        chip: of which they are.
+        shape: chips along each axis of the network, for a TPU slice; hosts and GPUs a host.
+    """
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def num_chips(self) -> int:
+        """All of them, each one JAX device."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        """Such as `v4:4x4x4, 64 chips (v4-128, which counts cores)`."""
+        kind = self.name.split(":")[0]
+        unit = {"tpu": "chip", "gpu": "GPU", "cpu": "device"}[self.chip.platform]
+        chips = f"{self.num_chips} {unit}"
+        text = f"{self.name}, {chips}{'' if self.num_chips == 1 else 's'}"
+        if self.chip.cores > 1:
+            text += f" ({kind}-{self.chip.cores * self.num_chips}, which counts cores)"
+        return text
+
+
+def parse(name: str) -> Topology:
+    """The topology of a name: a kind of chip with a shape or with a number of chips.
+
+    `v5e:4x4` gives the shape of a slice. `v5e:16` gives chips, whose usual shape is taken. `v5e-16`
+    and `v4-128` are the names that are rented: they count chips, but cores for v4 and v5p.
+
+    Raises:
+        ConfigError: an unknown name, or a shape that the chip's network does not have.
+    """
+    found = _NAME.fullmatch(name.lower())
+    kind = found and {"v5": "v5e"}.get(found.group(1), found.group(1))
+    if not found or kind not in CHIPS:
+        raise ConfigError(f"topology: given {name!r}, expected a name such as {EXAMPLES}")
+    chip, sizes = CHIPS[kind], [int(size) for size in found.group(3).split("x")]
+    if len(sizes) == 1:
+        sizes = _shape(name, chip, sizes[0], counts_cores=found.group(2) == "-")
+    elif len(sizes) != chip.axes:
+        axes = f"{chip.axes} sizes" if chip.axes else "a number"
+        raise ConfigError(f"topology: given {name!r}, expected {axes} after {kind}:, {EXAMPLES}")
+    if min(sizes) < 1:
+        raise ConfigError(f"topology: given {name!r}, expected sizes of at least 1")
+    shape = "x".join(map(str, sizes)) if chip.axes else str(math.prod(sizes))
+    return Topology(f"{kind}:{shape}", chip, tuple(sizes))
+
+
+def _shape(name: str, chip: Chip, number: int, counts_cores: bool) -> list[int]:
+    if chip.platform == "cpu":
+        return [number]
+    if chip.platform == "gpu":
+        if number > chip.host and number % chip.host:
+            raise ConfigError(
+                f"topology: given {name!r}, expected a multiple of {chip.host}, GPUs of a node"
+            )
+        return [max(1, number // chip.host), min(number, chip.host)]
+    chips = number // chip.cores if counts_cores else number
+    power = max(chips, 1).bit_length() - 1
+    if chips != 2**power or (counts_cores and number % chip.cores):
+        raise ConfigError(
+            f"topology: given {name!r}, expected a power of two of chips; give another shape as "
+            f"in {EXAMPLES}"
+        )
+    # As even as can be, smaller sizes first; 3D slices grow from the flat 2x2x1 of one host.
+    if chip.axes == 3 and power == 2:
+        return [2, 2, 1]
+    return [2 ** ((power + axis) // chip.axes) for axis in range(chip.axes)]
+
+
+def devices(topology: Topology) -> list[jax.Device]:
+    """Devices to build a mesh of and to compile for.
+
+    Raises:
+        ConfigError: the platform's compiler is not installed or does not fit this jax, or (for
+            `cpu`) there are fewer devices.
+    """
+    chip = topology.chip
+    if chip.platform == "cpu":
+        found = jax.devices("cpu")
+        if len(found) < topology.num_chips:
+            raise ConfigError(
+                f"topology: given {topology.name}, expected at most {len(found)} devices; set "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.num_chips}"
+            )
+        return found[: topology.num_chips]
+    check_compiler(chip.platform)
+    with _no_device_needed():
+        return list(_describe(topology).devices)
+
+
+def _describe(topology: Topology) -> Any:
+    chip, sizes = topology.chip, topology.shape
+    if chip.platform == "gpu":
+        shape = "x".join(map(str, (1, *sizes)))
+        return topologies.get_topology_desc(
+            platform="cuda",
+            topology_name=shape,
+            topology=shape,
+            target_config=target_config(chip),
+        )
+    # A host has 2x2 chips where the slice is large enough to be cut so.
+    host = tuple(2 if axis < 2 and size % 2 == 0 else 1 for axis, size in enumerate(sizes))
+    return topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=topology.name,
+        chip_config_name=chip.chip_config,
+        chips_per_host_bounds=(*host, 1)[:3],
+    )
+
+
+# Platform -> packages that hold its compiler, and the extra that installs them.
+_COMPILERS = {"tpu": (("libtpu",), "tpu"), "gpu": (("jax-cuda12-plugin",), "cuda")}
+
+
+def check_compiler(platform: str):
+    """Raises `ConfigError` unless the platform's compiler is installed in the version jax wants."""
+    packages, extra = _COMPILERS[platform]
+    remedy = f"pip install 'sft_jax[{extra}]' (or 'jax[{_jax_extra(platform)}]')"
+    for package in packages:
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise ConfigError(
+                f"topology: given a {platform} one, but {package}, which holds the compiler, is "
+                f"not installed; {remedy}"
+            ) from None
+        wanted = _wanted(package, _jax_extra(platform))
+        if wanted is not None and not wanted.specifier.contains(version, prereleases=True):
+            raise ConfigError(
+                f"topology: found {package} {version}, expected {wanted.specifier} beside jax "
+                f"{metadata.version('jax')}; {remedy}"
+            )
+
+
+def _jax_extra(platform: str) -> str:
+    return {"tpu": "tpu", "gpu": "cuda12"}[platform]
+
+
+def _wanted(package: str, extra: str) -> Requirement | None:
+    """What jax itself requires of a package in one of its extras; None where it says nothing."""
+    for text in metadata.requires("jax") or []:
+        found = Requirement(text)
+        if found.name == package and found.marker and found.marker.evaluate({"extra": extra}):
+            return found
+    return None
+
+
+@contextlib.contextmanager
+def _no_device_needed() -> Iterator[None]:
+    """Keeps the plugins from looking for their devices, and from reporting that there are none."""
+    # Several processes may compile at once; the cloud's metadata server is not asked for a slice.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    if jax.config.jax_platforms is None:
+        jax.config.update("jax_platforms", "cpu")
+    logger = logging.getLogger("jax._src.xla_bridge")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,55 @@
+"""Plans training for devices that are not there: `python -m sft_jax.plan --config=... --topology=`.
+
+The training step is compiled by the real compiler of a TPU slice or a GPU node, and read. With
+several topologies, one table of all of them is printed. docs/plan.md explains the columns.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from absl import flags
+
+from sft_jax import cli
+from sft_jax.analysis.report import format_table
+from sft_jax.config_io import from_dict
+from sft_jax.efficiency import plans
+from sft_jax.efficiency.topology import EXAMPLES, parse
+from sft_jax.efficiency.variants import VARIANTS, variant
+
+_CONFIG = cli.define_config()
+_TOPOLOGY = flags.DEFINE_list("topology", None, f"What to plan for, such as {EXAMPLES}.")
+_COMPARE = flags.DEFINE_list("compare", ["sft"], f"Models to plan, of {', '.join(VARIANTS)}.")
+_BATCH = flags.DEFINE_integer("global_batch", 0, "Samples of a step over all chips.", lower_bound=0)
+_DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "Of the computation.")
+_LARGEST = flags.DEFINE_bool("largest", True, "Search the largest batch that fits, too.")
+_JSON = flags.DEFINE_string("json", "", "File for the numbers.")
+flags.mark_flag_as_required("topology")
+
+
+def main():
+    """Prints the tables; writes the numbers where asked to."""
+    config = from_dict(_CONFIG.value)
+    dtype = _DTYPE.value or config.model.dtype
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    configs = {name: variant(config, name) for name in _COMPARE.value}
+    found = {
+        topology: {
+            name: plans.entry(own, topology, _BATCH.value, _LARGEST.value)
+            for name, own in configs.items()
+        }
+        for topology in map(parse, _TOPOLOGY.value)
+    }
+    if len(found) == 1:
+        ((topology, models),) = found.items()
+        tables = plans.memory_rows(models), plans.work_rows(models), plans.collective_rows(models)
+        print(plans.heading(topology, next(iter(models.values())).plan), end="\n\n")
+    else:
+        tables = (plans.overview_rows(found),)
+    print("\n\n".join(map(format_table, filter(None, tables))))
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(plans.to_json(found), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
