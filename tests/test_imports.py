@@ -139,7 +139,7 @@ def test_the_search_sees_the_imports_there_are():
     modules = modules_of(PACKAGE)
     assert {"", "types", "config", "models.sft", "training.step", "data"} <= set(modules)
     own, foreign = imports_of("models.sft", modules["models.sft"], modules, "sft_jax")
-    parts = ("layers", "mixup", "output", "pooling", "pools", "tokenizers")
+    parts = ("blocks", "layers", "mixup", "output", "pooling", "pools", "tokenizers")
     assert {"config", "types", *(f"models.{part}" for part in parts)} == own
     assert {"flax", "jax", "jaxtyping"} == foreign
 
