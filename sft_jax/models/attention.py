@@ -17,13 +17,15 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from sft_jax.models.platform import target_platform
+from sft_jax.models.tpu_attention import kernel_attention, kernel_fits
 from sft_jax.types import check_choice
 
-IMPLEMENTATIONS = ("auto", "xla", "streamed")
+IMPLEMENTATIONS = ("auto", "xla", "streamed", "pallas")
 _MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 _CPU_TILE = 2**21  # scores of one head in a tile on a CPU (8 MiB)
 _CPU_STREAM_FROM = 128 * 128  # scores of one head from which streaming is faster on a CPU
 _ACCELERATOR_ROWS = 256
+_TPU_KERNEL_FROM = 128 * 128  # scores of one head from which the kernel moves fewer bytes
 _ACCELERATOR_STREAM_FROM = 1024 * 1024
 
 
@@ -73,7 +75,7 @@ def dot_product_attention(
         ConfigError: unknown implementation.
     """
     chosen = choose_implementation(implementation, target_platform(), query.shape[1], key.shape[1])
-    attend = {"xla": _materialized, "streamed": _streamed}[chosen]
+    attend = {"xla": _materialized, "streamed": _streamed, "pallas": kernel_attention}[chosen]
     values, saliency = attend(query, key, value, key_mask, query_weights)
     if key_mask is not None:
         # Only a sample without any real key has rows whose softmax means nothing.
@@ -88,6 +90,8 @@ def choose_implementation(implementation: str, platform: str, queries: int, keys
     check_choice("model.implementation", implementation, IMPLEMENTATIONS)
     if implementation != "auto":
         return implementation
+    if platform == "tpu" and queries * keys >= _TPU_KERNEL_FROM and kernel_fits(keys):
+        return "pallas"
     threshold = _CPU_STREAM_FROM if platform == "cpu" else _ACCELERATOR_STREAM_FROM
     return "streamed" if queries * keys >= threshold else "xla"
 
