@@ -14,13 +14,13 @@ _ROWS = 2 * LANES
 
 def kernel_fits(keys: int) -> bool:
     """Whether a tile's map over so many keys has room on the chip."""
-    return tpu_kernels.fits(_round_up(keys, LANES), LANES)
+    return tpu_kernels.fits(round_up(keys, LANES), LANES)
 
 
 def kernel_attention(query, key, value, key_mask, query_weights):
     """See `attention.dot_product_attention`, which calls this; a row without a key is a mean."""
     (b, q, h, e), k = query.shape, key.shape[1]
-    keys, queries = _round_up(k, LANES), _round_up(q, LANES)
+    keys, queries = round_up(k, LANES), round_up(q, LANES)
     wide = queries % _ROWS == 0 and tpu_kernels.fits(keys, _ROWS)
     tiling = Tiling(_ROWS if wide else LANES)
     mask = jnp.ones((b, k), bool) if key_mask is None else key_mask
@@ -38,7 +38,7 @@ def kernel_attention(query, key, value, key_mask, query_weights):
 def to_lanes(x, size: int):
     """`[b, t, h, e] -> [b, h, e, size]`, filled up with zeros, and `e` to a multiple of 8."""
     x = x.transpose(0, 2, 3, 1)
-    return pad_to(pad_to(x, size, axis=3), _round_up(x.shape[2], 8), axis=2)
+    return pad_to(pad_to(x, size, axis=3), round_up(x.shape[2], 8), axis=2)
 
 
 def pad_to(x, size: int, axis: int):
@@ -48,7 +48,7 @@ def pad_to(x, size: int, axis: int):
     return jnp.pad(x, padding)
 
 
-def _round_up(size, step):
+def round_up(size, step):
     return -(-size // step) * step
 
 
