@@ -1,10 +1,11 @@
-"""Softmax attention with key-padding masks, in two implementations that agree to 1e-5.
+"""Softmax attention with key-padding masks, in three implementations that agree to 1e-5.
 
 `xla` writes the attention map out and leaves the rest to the compiler. `streamed` computes it in
 tiles, never holds a `[b, h, q, k]` array, and recomputes each tile in the backward pass from the
-saved log-sum-exp of its rows (the idea of arXiv 2205.14135). Both can return the *saliency* of the
-keys, the weighted column mean of the map that the sparse-pooling block ranks tokens by (arXiv
-2111.11992, section 3.2), which the streamed pass sums up as it goes.
+saved log-sum-exp of its rows (the idea of arXiv 2205.14135); `pallas` does so in kernels of a TPU
+(`tpu_attention.py`), which other machines interpret. All can return the *saliency* of the keys, the
+weighted column mean of the map that the sparse-pooling block ranks tokens by (arXiv 2111.11992,
+section 3.2), which the streamed passes sum up as they go.
 """
 
 import functools
@@ -18,9 +19,8 @@ from jaxtyping import Array, Bool, Float
 
 from sft_jax.models.platform import target_platform
 from sft_jax.models.tpu_attention import kernel_attention, kernel_fits
-from sft_jax.types import check_choice
+from sft_jax.types import IMPLEMENTATIONS, check_choice
 
-IMPLEMENTATIONS = ("auto", "xla", "streamed", "pallas")
 _MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 _CPU_TILE = 2**21  # scores of one head in a tile on a CPU (8 MiB)
 _CPU_STREAM_FROM = 128 * 128  # scores of one head from which streaming is faster on a CPU
@@ -69,7 +69,7 @@ def dot_product_attention(
         key_mask: true where a key may be attended to; None where all may.
         query_weights: asks for the saliency `s_j = sum_i w_i mean_h A[h, i, j]` of each key; not
             differentiated with respect to the weights.
-        implementation: `xla`, `streamed`, or `auto` (see `choose_implementation`).
+        implementation: `xla`, `streamed`, `pallas`, or `auto` (see `choose_implementation`).
 
     Raises:
         ConfigError: unknown implementation.
@@ -86,7 +86,10 @@ def dot_product_attention(
 
 
 def choose_implementation(implementation: str, platform: str, queries: int, keys: int) -> str:
-    """`auto` by platform and length: streamed where the map no longer fits close to the cores."""
+    """`auto` by platform and length: streamed where the map no longer fits close to the cores.
+
+    On a TPU by its kernel, up to the length at which a tile of it no longer fits on the chip.
+    """
     check_choice("model.implementation", implementation, IMPLEMENTATIONS)
     if implementation != "auto":
         return implementation

@@ -48,7 +48,8 @@ def pad_to(x, size: int, axis: int):
     return jnp.pad(x, padding)
 
 
-def round_up(size, step):
+def round_up(size: int, step: int) -> int:
+    """The next multiple of `step`."""
     return -(-size // step) * step
 
 

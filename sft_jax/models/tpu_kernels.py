@@ -270,7 +270,7 @@ def _parts(inputs, far_key, query, at, tiling):
     if "near_key" in inputs:
         scores = _across(_with_bias(inputs, "near", at), query)
         key_block, query_block = (
-            jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) // tiling.block
+            jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis), tiling.block)
             for axis in (0, 1)
         )
         scores = jnp.where(key_block == query_block, scores, MASKED)

@@ -101,9 +101,7 @@ def kernel_fixed_attention(query, key, value, key_mask, query_weights, pattern) 
     far = Keys(far_packed[:, :h], far_packed[:, h:], jnp.where(far_real, 0.0, MASKED)[:, None])
     near_real = grid.lanes(slots.real & ~grid.is_summary())
     lanes = to_lanes(grid.lanes(in_slots), grid.tiles * grid.rows)
-    near = Keys(
-        lanes[:, h : 2 * h], lanes[:, 2 * h :], jnp.where(near_real, 0.0, MASKED)[:, None]
-    )
+    near = Keys(lanes[:, h : 2 * h], lanes[:, 2 * h :], jnp.where(near_real, 0.0, MASKED)[:, None])
     weights = None
     if query_weights is not None:
         weights = grid.lanes(_permute(query_weights[:, 1:] / h, *forth, *back))[:, None]
