@@ -22,10 +22,8 @@ from sft_jax.models.attention import Attention
 from sft_jax.models.platform import target_platform
 from sft_jax.models.sparse_slots import arrange, lay_out, make_pattern, slot_of, split
 from sft_jax.models.sparse_tiles import backward_head, forward_head
-from sft_jax.models.tpu_sparse_attention import kernel_fixed_attention, pattern_fits
 
 _MASKED = -1e30
-_TPU_KERNEL_FROM = 128  # tokens
 
 
 def fixed_attention(
@@ -56,10 +54,7 @@ def fixed_attention(
         ConfigError: `stride` or `expressivity` below 1.
     """
     pattern = make_pattern(stride, expressivity)
-    t = query.shape[1] - 1
-    if target_platform() == "tpu" and t >= _TPU_KERNEL_FROM and pattern_fits(t, pattern):
-        return kernel_fixed_attention(query, key, value, key_mask, query_weights, pattern)
-    slots = lay_out(key_mask, query.shape[0], t, pattern)
+    slots = lay_out(key_mask, query.shape[0], query.shape[1] - 1, pattern)
     if query_weights is not None:
         query_weights = jax.lax.stop_gradient(query_weights) / query.shape[2]
         if slots.mask is not None:
