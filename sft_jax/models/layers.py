@@ -189,13 +189,13 @@ class MultiHeadAttention(nn.Module):
     def _fixed_kernel(self, x, key_mask, query_weights):
         def project(x, parts):  # -> [parts, b, h, e, t]
             dtype = self.config.dtype
-            packed = jnp.einsum("btd,dshe->sbhet", x, self.qkv_kernel[:, parts].astype(dtype))
+            packed = jnp.einsum("bdt,dshe->sbhet", x, self.qkv_kernel[:, parts].astype(dtype))
             return packed + self.qkv_bias[parts].astype(dtype)[:, None, ..., None]
 
         return kernel_fixed_attention(
             x,
             project,
-            lambda values: self.out(values.transpose(0, 3, 1, 2)),
+            lambda values: self.out(values.transpose(0, 3, 1, 2)).transpose(0, 2, 1),
             key_mask=key_mask,
             query_weights=query_weights,
             pattern=make_pattern(**self._pattern()),
