@@ -39,7 +39,7 @@ class _Layout(NamedTuple):
         """Of a mask `[b, n]`, whose first token is CLS."""
         b, n = mask.shape
         stride, (rows, blocks, size) = pattern.stride, _sizes(n - 1, pattern)
-        real = pad_to(mask.at[:, 0].set(False), size, axis=1)
+        real = pad_to(mask & (jnp.arange(n) > 0), size, axis=1)
         total = real.sum(axis=1, keepdims=True)
         start, gap = ragged(total, stride)
         slot = jnp.arange(size)
@@ -135,15 +135,16 @@ def kernel_fixed_attention(
         _pad_width(query * e**-0.5), far, near, weights, Tiling(layout.rows, pattern.stride)
     )
     cls_query = _pad_width(project(of_cls, slice(0, 1))[0] * e**-0.5)
-    own = far.key[..., layout.count, None], far.value[..., layout.count, None]
-    cls_values, cls_map = _cls_row(cls_query, own, near, layout.slots)
+    last = slice(layout.count, layout.count + 1)
+    own = far.key[..., last], far.value[..., last]
+    cls_values, *cls_maps = _cls_row(cls_query, own, near, layout.slots)
     tokens = back(finish(values[:, :, :e]), finish(cls_values[:, :, :e])).transpose(0, 2, 1)
     if weights is None:
         return tokens, None
     by_far, by_near = saliency
-    cls_map = cls_map.sum(axis=1, keepdims=True) * of_cls_weights
-    of_cls = by_far[..., layout.count, None] + cls_map[..., :1]
-    by_token = back(by_near + layout.of_far(by_far) + cls_map[..., 1:], of_cls)
+    own_map, cls_map = (x.sum(axis=1, keepdims=True) * of_cls_weights for x in cls_maps)
+    by_slot = by_near + layout.of_far(by_far) + cls_map
+    by_token = back(by_slot, by_far[..., last] + own_map)
     return tokens, by_token[:, 0]
 
 
@@ -157,13 +158,19 @@ def _pad_width(x):  # [b, h, e, n], `e` to a multiple of 8
 
 
 def _cls_row(query, own, near, real):
-    """Values `[b, h, e, 1]` of CLS, with its own key and value, and its row `[b, h, 1 + slots]`."""
+    """Values `[b, h, e, 1]` of CLS, with its own key and value, and its row of the map.
+
+    The row is that of itself `[b, h, 1]` and of the slots `[b, h, slots]`, apart: side by side they
+    would be one more tile.
+    """
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = product("bheq,bhen->bhn", query, near.key)
-    scores = jnp.where(real[:, None], scores, MASKED)
-    scores = jnp.concatenate([product("bheq,bhen->bhn", query, own[0]), scores], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1)
-    rounded = weights.astype(query.dtype)
-    values = product("bhn,bhen->bhe", rounded[..., :1], own[1])
-    values += product("bhn,bhen->bhe", rounded[..., 1:], near.value)
-    return values.astype(query.dtype)[..., None], weights
+    scores = jnp.where(real[:, None], product("bheq,bhen->bhn", query, near.key), MASKED)
+    own_score = product("bheq,bhen->bhn", query, own[0])
+    largest = jnp.maximum(own_score, scores.max(axis=-1, keepdims=True))
+    largest = jax.lax.stop_gradient(largest)
+    weights, own_weight = jnp.exp(scores - largest), jnp.exp(own_score - largest)
+    total = weights.sum(axis=-1, keepdims=True) + own_weight
+    values = product("bhn,bhen->bhe", weights.astype(query.dtype), near.value)
+    values += own_weight * own[1][..., 0].astype(jnp.float32)
+    values = (values / total).astype(query.dtype)
+    return values[..., None], own_weight / total, weights / total
