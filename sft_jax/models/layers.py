@@ -187,10 +187,15 @@ class MultiHeadAttention(nn.Module):
         return packed + bias.astype(dtype)[:, None, None]
 
     def _fixed_kernel(self, x, key_mask, query_weights):
-        def project(x, parts):  # -> [parts, b, h, e, t]
-            dtype = self.config.dtype
-            packed = jnp.einsum("bdt,dshe->sbhet", x, self.qkv_kernel[:, parts].astype(dtype))
-            return packed + self.qkv_bias[parts].astype(dtype)[:, None, ..., None]
+        dtype = self.config.dtype
+
+        def project(x, parts):
+            # One product each: slices of a packed one would be copied for the kernels.
+            return [
+                jnp.einsum("bdt,dhe->bhet", x, self.qkv_kernel[:, part].astype(dtype))
+                + self.qkv_bias[part].astype(dtype)[..., None]
+                for part in range(3)[parts]
+            ]
 
         return kernel_fixed_attention(
             x,

@@ -7,7 +7,7 @@ attention.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from sft_jax.models.tpu_moves import Moves, bounded, compaction, move, then_back
 class _Layout(NamedTuple):
     """Where a sequence's tokens lie in lanes, all of them, in slots, and summaries alone."""
 
+    length: int  # of the sequence
     size: int  # lanes of a sequence and of its slots
     rows: int  # lanes of a tile, which are whole blocks
     count: int  # summaries; CLS lies behind them
@@ -55,7 +56,16 @@ class _Layout(NamedTuple):
         to_far = compaction(summaries, jnp.broadcast_to(place, (b, size)))
         to_far = bounded(to_far, summaries, jnp.broadcast_to(slot < count, (b, size)))
         far = round_up(count + 1, LANES)
-        return cls(size, rows, count, far, slots, summaries, to_slots, to_far)
+        return cls(n, size, rows, count, far, slots, summaries, to_slots, to_far)
+
+    def forth(self, x):
+        """`[b, d, length]` to `[b, d, size]` of slots."""
+        return move(pad_to(x, self.size, axis=2), self.to_slots)
+
+    def back(self, in_slots, of_cls):
+        """`[b, d, size]` of slots and `[b, d, 1]` to `[b, d, length]`."""
+        x = move(in_slots, self.to_slots, back=True)[..., : self.length]
+        return jnp.where(jnp.arange(self.length) == 0, of_cls, x)
 
     def far_of(self, in_slots, of_cls):
         """`[b, d, size]` and `[b, d, 1]` to `[b, d, far]`."""
@@ -84,7 +94,7 @@ def kernel_takes(t: int, pattern: Pattern) -> bool:
 
 def kernel_fixed_attention(
     x: Float[Array, "b n d"],
-    project: Callable[[jax.Array, slice], jax.Array],
+    project: Callable[[jax.Array, slice], Sequence[jax.Array]],
     finish: Callable[[jax.Array], jax.Array],
     *,
     key_mask: Bool[Array, "b n"] | None,
@@ -98,8 +108,8 @@ def kernel_fixed_attention(
 
     Args:
         x: tokens, one at least behind CLS.
-        project: from tokens `[b, d, m]` to the slice's parts of query, key and value,
-            `[parts, b, h, e, m]`.
+        project: from tokens `[b, d, m]` to the slice's parts of query, key and value, each
+            `[b, h, e, m]`.
         finish: from values `[b, h, e, m]` to what is returned of the tokens, `[b, out, m]`.
         key_mask: as in `sparse_attention.fixed_attention`.
         query_weights: likewise.
@@ -108,19 +118,10 @@ def kernel_fixed_attention(
     Returns:
         The tokens, zero where masked, and the saliency where asked for.
     """
-    n = x.shape[1]
     mask = jnp.ones(x.shape[:2], bool) if key_mask is None else key_mask
     layout = _Layout.of(mask, pattern)
-
-    def forth(x):  # [b, d, n] -> [b, d, slots]
-        return move(pad_to(x, layout.size, axis=2), layout.to_slots)
-
-    def back(x, of_cls):  # [b, d, slots], [b, d, 1] -> [b, d, n]
-        x = move(x, layout.to_slots, back=True)[..., :n]
-        return jnp.where(jnp.arange(n) == 0, of_cls, x)
-
     x = x.transpose(0, 2, 1)
-    of_cls, in_slots = x[..., :1], forth(x)
+    of_cls, in_slots = x[..., :1], layout.forth(x)
     query, *near = project(in_slots, slice(0, 3))
     far = project(layout.far_of(in_slots, of_cls), slice(1, 3))
     h, e = query.shape[1:3]
@@ -130,7 +131,7 @@ def kernel_fixed_attention(
     weights = None
     if query_weights is not None:
         weights = jax.lax.stop_gradient(query_weights)[:, None] / h
-        weights, of_cls_weights = forth(weights), weights[..., :1]
+        weights, of_cls_weights = layout.forth(weights), weights[..., :1]
     values, *saliency = attend(
         _pad_width(query * e**-0.5), far, near, weights, Tiling(layout.rows, pattern.stride)
     )
@@ -138,13 +139,13 @@ def kernel_fixed_attention(
     last = slice(layout.count, layout.count + 1)
     own = far.key[..., last], far.value[..., last]
     cls_values, *cls_maps = _cls_row(cls_query, own, near, layout.slots)
-    tokens = back(finish(values[:, :, :e]), finish(cls_values[:, :, :e])).transpose(0, 2, 1)
+    tokens = layout.back(finish(values[:, :, :e]), finish(cls_values[:, :, :e])).transpose(0, 2, 1)
     if weights is None:
         return tokens, None
     by_far, by_near = saliency
     own_map, cls_map = (x.sum(axis=1, keepdims=True) * of_cls_weights for x in cls_maps)
     by_slot = by_near + layout.of_far(by_far) + cls_map
-    by_token = back(by_slot, by_far[..., last] + own_map)
+    by_token = layout.back(by_slot, by_far[..., last] + own_map)
     return tokens, by_token[:, 0]
 
 
