@@ -3,7 +3,14 @@
 import dataclasses
 
 from sft_jax.data_config import DataConfig
-from sft_jax.types import ConfigError, ModalitySpec, check_at_least, check_choice, check_fraction
+from sft_jax.types import (
+    IMPLEMENTATIONS,
+    ConfigError,
+    ModalitySpec,
+    check_at_least,
+    check_choice,
+    check_fraction,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +125,8 @@ class ModelConfig:
     """The network. `num_classes=0` takes the number of classes from the data.
 
     Attributes:
-        attention: `dense`, or `fixed` for the block-sparse pattern of arXiv 1904.10509 wherever a
-            modality's own tokens attend to each other: tokens of a block of `stride` see each
-            other and the last `expressivity` tokens of every block.
+        attention: `dense`, or `fixed` (arXiv 1904.10509) where a modality's own tokens attend to
+            each other: each to its block of `stride`, and the last `expressivity` of every block.
         implementation: of dense attention (see `models/attention.py`).
         remat: what a backward pass finds of an encoder block and of a sparse-pooling block: `none`
             recomputes nothing, `dots` all but products with parameters, `block` all but the
@@ -147,7 +153,7 @@ class ModelConfig:
     def __post_init__(self):
         check_choice("model.name", self.name, tuple(BASELINE_SETTINGS))
         check_choice("model.preset", self.preset, tuple(PRESETS))
-        check_choice("model.implementation", self.implementation, ("auto", "xla", "streamed"))
+        check_choice("model.implementation", self.implementation, IMPLEMENTATIONS)
         check_choice("model.dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("model.remat", self.remat, ("none", "dots", "block"))
         check_choice("model.attention", self.attention, ("dense", "fixed"))

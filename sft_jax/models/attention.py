@@ -1,9 +1,10 @@
-"""Softmax attention with key-padding masks, in two implementations that agree to 1e-5.
+"""Softmax attention with key-padding masks, in three implementations that agree to 1e-5.
 
 `xla` writes the attention map out and leaves the rest to the compiler. `streamed` computes it in
-tiles and never holds a `[b, h, q, k]` array (`streamed_attention.py`). Both can return the
-*saliency* of the keys, the weighted column mean of the map that the sparse-pooling block ranks
-tokens by (arXiv 2111.11992, section 3.2).
+tiles and never holds a `[b, h, q, k]` array (`streamed_attention.py`); `pallas` does so in kernels
+of a TPU (`tpu_attention.py`), which other machines interpret. All can return the *saliency* of the
+keys, the weighted column mean of the map that the sparse-pooling block ranks tokens by (arXiv
+2111.11992, section 3.2).
 """
 
 from typing import NamedTuple
@@ -14,11 +15,12 @@ from jaxtyping import Array, Bool, Float
 
 from sft_jax.models.platform import target_platform
 from sft_jax.models.streamed_attention import streamed
-from sft_jax.types import check_choice
+from sft_jax.models.tpu_attention import kernel_attention, kernel_fits
+from sft_jax.types import IMPLEMENTATIONS, check_choice
 
-IMPLEMENTATIONS = ("auto", "xla", "streamed")
 _MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 _CPU_STREAM_FROM = 128 * 128  # scores of one head from which streaming is faster on a CPU
+_TPU_KERNEL_FROM = 128 * 128  # scores of one head from which the kernel moves fewer bytes
 _ACCELERATOR_STREAM_FROM = 1024 * 1024
 
 
@@ -52,13 +54,13 @@ def dot_product_attention(
         key_mask: true where a key may be attended to; None where all may.
         query_weights: asks for the saliency `s_j = sum_i w_i mean_h A[h, i, j]` of each key; not
             differentiated with respect to the weights.
-        implementation: `xla`, `streamed`, or `auto` (see `choose_implementation`).
+        implementation: `xla`, `streamed`, `pallas`, or `auto` (see `choose_implementation`).
 
     Raises:
         ConfigError: unknown implementation.
     """
     chosen = choose_implementation(implementation, target_platform(), query.shape[1], key.shape[1])
-    attend = {"xla": _materialized, "streamed": streamed}[chosen]
+    attend = {"xla": _materialized, "streamed": streamed, "pallas": kernel_attention}[chosen]
     values, saliency = attend(query, key, value, key_mask, query_weights)
     if key_mask is not None:
         # Only a sample without any real key has rows whose softmax means nothing.
@@ -69,10 +71,15 @@ def dot_product_attention(
 
 
 def choose_implementation(implementation: str, platform: str, queries: int, keys: int) -> str:
-    """`auto` by platform and length: streamed where the map no longer fits close to the cores."""
+    """`auto` by platform and length: streamed where the map no longer fits close to the cores.
+
+    On a TPU by its kernel, up to the length at which a tile of it no longer fits on the chip.
+    """
     check_choice("model.implementation", implementation, IMPLEMENTATIONS)
     if implementation != "auto":
         return implementation
+    if platform == "tpu" and queries * keys >= _TPU_KERNEL_FROM and kernel_fits(keys):
+        return "pallas"
     threshold = _CPU_STREAM_FROM if platform == "cpu" else _ACCELERATOR_STREAM_FROM
     return "streamed" if queries * keys >= threshold else "xla"
 

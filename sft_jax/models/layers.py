@@ -14,6 +14,8 @@ from sft_jax.models.attention import Attention, dot_product_attention
 from sft_jax.models.blocks import make_block
 from sft_jax.models.mixup import Mixer
 from sft_jax.models.sparse_attention import fixed_attention, fixed_attention_of
+from sft_jax.models.sparse_slots import make_pattern
+from sft_jax.models.tpu_sparse_attention import kernel_fixed_attention, kernel_takes
 
 Keys = Key[Array, " b"]  # one random key per sample, so that nothing depends on the device count
 _EPSILON = 1e-5
@@ -127,11 +129,14 @@ class MultiHeadAttention(nn.Module):
         context: Float[Array, "b k d"] | None = None,
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b k"] | None]:
         """Attention from `x` to `context`, or to itself; returns also the keys' saliency."""
+        fixed = context is None and self.config.attention == "fixed"
+        if fixed and kernel_takes(x.shape[1] - 1, make_pattern(**self._pattern())):
+            return self._fixed_kernel(x, key_mask, query_weights)
         if context is None:
             query, key, value = self._project(x, slice(0, 3))
         else:
             query, key, value = *self._project(x, slice(0, 1)), *self.keys_values(context)
-        if context is None and self.config.attention == "fixed":
+        if fixed:
             attention = fixed_attention(
                 query,
                 key,
@@ -183,6 +188,26 @@ class MultiHeadAttention(nn.Module):
         # [b, t, d] x [d, parts, h, e] -> [b, t, parts, h, e], from which every use cuts its part.
         packed = jnp.einsum("btd,dshe->btshe", x, kernel.astype(dtype)) + bias.astype(dtype)
         return tuple(packed[:, :, i] for i in range(packed.shape[2]))
+
+    def _fixed_kernel(self, x, key_mask, query_weights):
+        dtype = self.config.dtype
+
+        def project(x, parts):
+            # One product each: slices of a packed one would be copied for the kernels.
+            return [
+                jnp.einsum("bdt,dhe->bhet", x, self.qkv_kernel[:, part].astype(dtype))
+                + self.qkv_bias[part].astype(dtype)[..., None]
+                for part in range(3)[parts]
+            ]
+
+        return kernel_fixed_attention(
+            x,
+            project,
+            lambda values: self.out(values.transpose(0, 3, 1, 2)).transpose(0, 2, 1),
+            key_mask=key_mask,
+            query_weights=query_weights,
+            pattern=make_pattern(**self._pattern()),
+        )
 
     def _dense(self, query, key, value, key_mask, query_weights) -> Attention:
         return dot_product_attention(

@@ -91,8 +91,11 @@ def test_plan_on_an_accelerator():
         ("auto", "cpu", 1, 128 * 128, "streamed"),
         ("auto", "gpu", 1023, 1024, "xla"),
         ("auto", "gpu", 1024, 1024, "streamed"),
-        ("auto", "tpu", 1023, 1024, "xla"),
-        ("auto", "tpu", 1024, 1024, "streamed"),
+        ("auto", "tpu", 127, 128, "xla"),
+        ("auto", "tpu", 128, 128, "pallas"),
+        ("auto", "tpu", 1024, 1024, "pallas"),
+        # A map of 128 queries no longer fits on the chip.
+        ("auto", "tpu", 128, 2**14, "streamed"),
     ],
 )
 def test_choice_by_platform_and_length(implementation, machine, queries, keys, expected):
@@ -100,5 +103,5 @@ def test_choice_by_platform_and_length(implementation, machine, queries, keys, e
 
 
 def test_unknown_implementation_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"given 'flash', expected one of auto, xla, streamed"):
+    with pytest.raises(ConfigError, match=r"given 'flash', expected one of auto, xla, streamed, "):
         choose_implementation("flash", "cpu", 4, 4)
