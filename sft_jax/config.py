@@ -3,14 +3,7 @@
 import dataclasses
 
 from sft_jax.data_config import DataConfig
-from sft_jax.types import (
-    IMPLEMENTATIONS,
-    ConfigError,
-    ModalitySpec,
-    check_at_least,
-    check_choice,
-    check_fraction,
-)
+from sft_jax.types import ConfigError, ModalitySpec, check_at_least, check_choice, check_fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +81,8 @@ BASELINE_SETTINGS = {
     "mbt": ("num_bottlenecks", "exchange", "fuse_at"),
     "mult": (),
 }
+# Of dense attention.
+IMPLEMENTATIONS = ("auto", "xla", "streamed", "pallas")
 FIXED_ATTENTION_MODELS = ("sft", "unimodal", "late", "mbt")
 MIXUP_MODELS = ("sft",)
 

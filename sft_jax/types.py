@@ -30,8 +30,6 @@ WINDOW_POOLS = ("max", "avg", "attn_avg", "strided_random")
 POOLS = (*COUNTING_POOLS, *WINDOW_POOLS, "none")
 # Pools that rank or weigh tokens by the column mean of the attention map.
 SALIENCY_POOLS = ("attn_topk", "attn_kmedoids", "attn_random", "attn_avg")
-# Of dense attention.
-IMPLEMENTATIONS = ("auto", "xla", "streamed", "pallas")
 
 
 class ConfigError(ValueError):
