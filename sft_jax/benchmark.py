@@ -18,7 +18,7 @@ from sft_jax.config_io import from_dict, load
 from sft_jax.efficiency import attention, benchmarks, measure, memory, sweep
 from sft_jax.efficiency.cost import CONVENTION
 from sft_jax.efficiency.models import random_batch
-from sft_jax.efficiency.throughput import matmul_peak, peak_memory
+from sft_jax.efficiency.throughput import matmul_peak, one_device_a_core, peak_memory
 from sft_jax.efficiency.variants import VARIANTS, variant
 from sft_jax.interop import against
 
@@ -158,4 +158,5 @@ def _machine() -> str:
 
 
 if __name__ == "__main__":
+    one_device_a_core()
     cli.run(main)

@@ -1,9 +1,12 @@
 """Training and inference of configured models, timed in turn on this machine."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from sft_jax.config import Config
 from sft_jax.efficiency.models import (
@@ -33,8 +36,8 @@ class Candidate(NamedTuple):
         infer: evaluates the same batch.
         batch_size: samples of a batch.
         compile_seconds: by kind; 0 where nothing is compiled ahead.
-        temporary_bytes: by kind, what the compiler says a step holds beside its arguments; None
-            where it does not say.
+        temporary_bytes: by kind, what the compiler says a step holds beside its arguments, on all
+            devices together; None where it does not say.
     """
 
     train: Callable[[], Any]
@@ -47,13 +50,14 @@ class Candidate(NamedTuple):
 def candidate(config: Config) -> Candidate:
     """The training and the evaluation step of a configuration, on a random batch of its size.
 
-    The batch is everything real; masks are applied all the same, as in training.
+    The batch is everything real; masks are applied all the same, as in training. It is shared by
+    as many of the devices here as can have equal parts of it.
 
     Raises:
         ConfigError: modalities or classes that are left to the data.
     """
     check_complete(config)
-    model, mesh = registry.build(config), make_mesh(config.train)
+    model, mesh = registry.build(config), make_mesh(config.train, jax.devices()[: _shards(config)])
     rate = learning_rate(config.optimizer, 1000, 0)
     optimizer = build_optimizer(config.optimizer, rate)
     state, abstract = create_state(state_initializer(model, optimizer, 0), mesh)
@@ -78,9 +82,20 @@ def candidate(config: Config) -> Candidate:
         batch_size=config.train.batch_size,
         compile_seconds=seconds,
         temporary_bytes={
-            kind: program.memory_analysis().temp_size_in_bytes for kind, program in programs.items()
+            kind: mesh.size * program.memory_analysis().temp_size_in_bytes
+            for kind, program in programs.items()
         },
     )
+
+
+def _shards(config: Config) -> int:
+    """The most devices that a batch (and its groups of mixup partners) can be shared by."""
+    train = config.train
+    if -1 not in (train.data_parallel, train.fsdp_parallel):
+        return jax.device_count()  # as the configuration says, or an error of `make_mesh`
+    groups = [] if config.mixup.mode == "none" else [config.mixup.groups]
+    size = math.gcd(train.batch_size // train.accumulate, *groups)
+    return max(n for n in range(1, jax.device_count() + 1) if size % n == 0)
 
 
 def uncompiled(train: Callable[[], Any], infer: Callable[[], Any], batch_size: int) -> Candidate:

@@ -1,5 +1,6 @@
 """Measured time of compiled functions, and what the machine could do at best."""
 
+import os
 import re
 import resource
 import sys
@@ -21,6 +22,22 @@ class Timing(NamedTuple):
     median: float
     low: float
     high: float
+
+
+def one_device_a_core():
+    """Makes every core here a JAX device, unless the environment says how many there are to be.
+
+    XLA runs the operations of one CPU device one after the other, and waits for all cores after
+    each; shards of a batch on devices of their own meet once a step. To be called before the first
+    use of a device; processes started from here do the same.
+    """
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if forced or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(cores)
+    jax.config.update("jax_num_cpu_devices", cores)
 
 
 def time_interleaved(
