@@ -63,7 +63,7 @@ def memory_rows(models: Mapping[str, Entry]) -> list[Row]:
             },
             "of it activations": found.memory.activations / 1e6,
             "total MB": found.memory.total / 1e6,
-            "capacity MB": found.memory.capacity / 1e6 or None,
+            "capacity MB": round(found.memory.capacity / 1e6) or None,
             "largest batch": largest,
         }
         for name, (found, largest) in models.items()
@@ -190,8 +190,8 @@ def _fits(found: Plan) -> str | None:
     return None if found.fits is None else ("yes" if found.fits else "no")
 
 
-def _rate(found: Plan, times: Mapping[str, float]) -> float | None:
-    return found.batch_size / max(times.values()) if times else None
+def _rate(found: Plan, times: Mapping[str, float]) -> int | None:
+    return round(found.batch_size / max(times.values())) if times else None
 
 
 def _scaled(found: Plan, what: str, unit: float, per_sample: bool = True) -> float | None:
