@@ -133,12 +133,18 @@ def kernel_fixed(mask, stride=32, expressivity=8):
     return attend
 
 
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     # Several tiles; one block a tile and longer than 128; a summary that is the whole block; one
     # token.
-    ("t", "stride", "expressivity"),
-    [(150, 32, 8), (140, 4, 3), (300, 256, 8), (40, 8, 8), (1, 32, 8)],
+    ("t", "stride", "expressivity", "masked"),
+    [
+        (150, 32, 8, True),
+        (150, 32, 8, False),
+        (140, 4, 3, True),
+        (300, 256, 8, True),
+        (40, 8, 8, True),
+        (1, 32, 8, False),
+    ],
 )
 def test_fixed_kernel_matches_the_oracle(t, stride, expressivity, masked):
     b = 3 if masked else 1
