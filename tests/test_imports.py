@@ -19,7 +19,7 @@ CORE = ("types", "config", "data_config", "config_io")
 # Commands: nothing imports them. `cli` and `inference` are what they share.
 VERBS = {
     *("train", "evaluate", "predict", "benchmark", "plan", "export", "prepare", "report"),
-    *("check_vectors", "cost"),
+    *("check_vectors", "cost", "spread"),
 }
 ANYTHING = {"", *CORE, "version", "cli", "inference", "data", "models", "training"} | {
     *("efficiency", "interop", "analysis"),

@@ -1,0 +1,78 @@
+"""Several runs of one setting that differ in the seed alone: mean and spread of their scores."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_jax.analysis.report import read_evaluations
+from sft_jax.types import DataError
+
+
+def by_setting(workdirs: Sequence[Path]) -> dict[str, list[Path]]:
+    """Run folders by what their names have in front of the seed: `a-0`, `a-1` and `b-0` are two.
+
+    Raises:
+        DataError: a name that does not end with a number.
+    """
+    settings: dict[str, list[Path]] = {}
+    for workdir in workdirs:
+        match = re.fullmatch(r"(.+)-(\d+)", workdir.name)
+        if match is None:
+            raise DataError(
+                f"{workdir}: given as a run, expected a folder named after setting and seed, such "
+                "as max-0; rename it"
+            )
+        settings.setdefault(match[1], []).append(workdir)
+    return settings
+
+
+def spread_rows(workdirs: Sequence[Path], split: str, metric: str) -> list[dict[str, Any]]:
+    """A row for each setting: mean, standard deviation and range of a metric over its runs.
+
+    The deviation is that of a sample, `ddof=1`; a single run has none.
+
+    Args:
+        workdirs: of evaluated runs, named `<setting>-<seed>`.
+        split: that was evaluated.
+        metric: its name in the evaluation.
+
+    Raises:
+        DataError: a run without that split or metric, or a name without a seed.
+    """
+    rows = []
+    for setting, folders in by_setting(workdirs).items():
+        levels = [_values(folder, split, metric) for folder in folders]
+        row: dict[str, Any] = {"setting": setting, "runs": len(folders)}
+        for level in levels[0]:
+            values = np.array([found[level] for found in levels])
+            row[f"{metric} per {level}"] = round(float(values.mean()), 4)
+            row[f"deviation per {level}"] = (
+                round(float(values.std(ddof=1)), 4) if len(values) > 1 else None
+            )
+            row[f"range per {level}"] = f"{values.min():.4f} to {values.max():.4f}"
+        rows.append(row)
+    return rows
+
+
+def _values(workdir: Path, split: str, metric: str) -> Mapping[str, float]:
+    """The metric of one run, per sample and, where samples are grouped, per group."""
+    evaluations = {found["split"]: found for found in read_evaluations(workdir)}
+    if split not in evaluations:
+        raise DataError(
+            f"{workdir}: found evaluations of {sorted(evaluations)}, expected one of {split!r}; "
+            "run `python -m sft_jax.evaluate` on it"
+        )
+    evaluation = evaluations[split]
+    if metric not in evaluation["metrics"]:
+        raise DataError(
+            f"{workdir}: found no metric {metric!r} of {split!r}, expected one of "
+            f"{sorted(evaluation['metrics'])}"
+        )
+    found = {"sample": evaluation["metrics"][metric]["value"]}
+    group = evaluation["group"]
+    if group is not None and metric in group:
+        found["group"] = group[metric]["value"]
+    return found
