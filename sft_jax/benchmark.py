@@ -42,6 +42,7 @@ _FIXED_BATCH = flags.DEFINE_integer("fixed_batch", 2, "Samples, fixed pattern.",
 _FIXED_TOKENS = flags.DEFINE_integer(
     "fixed_tokens", 4096, "Tokens behind CLS, fixed pattern; 0 leaves it out.", lower_bound=0
 )
+_FIXED_STRIDES = flags.DEFINE_list("fixed_strides", ["32", "128"], "Tokens in a block of it.")
 _FIXED_MASKED = flags.DEFINE_bool("fixed_masked", False, "Pad half of its samples by a quarter.")
 _HEADS = flags.DEFINE_integer("heads", 5, "Heads.", lower_bound=1)
 _HEAD_WIDTH = flags.DEFINE_integer("head_width", 8, "Width of a head.", lower_bound=1)
@@ -141,6 +142,7 @@ def _attention():
     print(f"{_heading(_BATCH.value, _TOKENS.value)}\n\n{format_table(rows)}")
     if _FIXED_TOKENS.value:
         size = {"batch": _FIXED_BATCH.value, "tokens": _FIXED_TOKENS.value}
+        size["strides"] = [int(stride) for stride in _FIXED_STRIDES.value]
         rows = attention.compare_fixed(**size, masked=_FIXED_MASKED.value, **shared)
         heading = _heading(_FIXED_BATCH.value, f"{_FIXED_TOKENS.value} behind CLS")
         print(f"\n{heading}, masked {_FIXED_MASKED.value}\n\n{format_table(rows)}")

@@ -1,6 +1,7 @@
 """Attention implementations side by side: time and temporary memory, forward and backward."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ def compare_fixed(
     head_width: int,
     saliency: bool,
     masked: bool,
+    strides: Sequence[int],
     repeats: int,
 ) -> list[dict[str, Any]]:
     """`fixed`, the block-sparse pattern, against `streamed` dense attention: rows as `compare`'s.
@@ -53,13 +55,14 @@ def compare_fixed(
         head_width: width `e` of a head.
         saliency: also return the saliency.
         masked: whether half of the samples have padding; without, there is no mask at all.
+        strides: tokens in a block of the pattern, a row each.
         repeats: timed rounds.
     """
     qkv, arguments = _inputs(batch, tokens + 1, heads, head_width, saliency, masked)
-    variants = {
-        "streamed": _dense("streamed", arguments),
-        "fixed": lambda qkv: fixed_attention(*qkv, **arguments),
-    }
+    variants = {"streamed": _dense("streamed", arguments)}
+    for stride in strides:
+        fixed = functools.partial(fixed_attention, stride=stride, **arguments)
+        variants[f"fixed, stride {stride}"] = lambda qkv, fixed=fixed: fixed(*qkv)
     return _compare(variants, qkv, repeats)
 
 

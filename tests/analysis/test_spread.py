@@ -48,9 +48,7 @@ def test_mean_deviation_and_range_by_hand(tmp_path):
 
 def test_what_cannot_be_compared_is_named(tmp_path):
     run = evaluated(tmp_path, "max-0", 0.5)
-    with pytest.raises(
-        DataError, match=r"evaluations of \['test'\], expected one of 'valid'"
-    ):
+    with pytest.raises(DataError, match=r"evaluations of \['test'\], expected one of 'valid'"):
         spread_rows([run], "valid", "top1")
     with pytest.raises(DataError, match=r"no metric 'mAP'.*\['loss', 'top1'\]"):
         spread_rows([run], "test", "mAP")
