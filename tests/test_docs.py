@@ -32,7 +32,7 @@ def test_flags_of_commands_exist(page):
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         for verb, arguments in re.findall(r"python -m sft_jax\.(\w+)(.*)", line):
-            given = set(re.findall(r"--(?:no(?=distributed))?(\w+)", arguments))
+            given = set(re.findall(r"--(?:no(?=distributed|largest))?(\w+)", arguments))
             assert given <= flags_of(verb) | shared, line
 
 

@@ -42,8 +42,8 @@ def test_nothing_of_the_size_of_a_map_is_ever_held(machine):
     t = 1024
     with platform(machine):
         for jaxpr in gradient_jaxpr(t, mask=True):
-            # A tile of 256 rows, for each of two heads on a GPU, and t / 4 shared keys.
-            assert largest_array(jaxpr.jaxpr) <= t * t // 8
+            # A tile of 768 rows, or of 256 for each of two heads, and t / 4 shared keys.
+            assert largest_array(jaxpr.jaxpr) <= t * t // 4
 
 
 def test_without_a_mask_nothing_is_sorted_or_gathered():
