@@ -183,7 +183,8 @@ class Contents:
 
     modalities: tuple[ModalityInfo, ...]
     class_names: tuple[str, ...]
-    splits: dict[str, Sequence[Record]]
+    # Not of `Record`s: a check of the type would read one, at random, which may be damaged.
+    splits: dict[str, Sequence]
     class_values: tuple[float, ...] = ()
     repairs: dict[str, int] | Callable[[], dict[str, int]] = dataclasses.field(default_factory=dict)
     split_units: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
