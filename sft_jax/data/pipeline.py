@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int, Num
 
-from sft_jax.data.records import DataInfo, ModalityInfo, ModalityStatistics, Record
+from sft_jax.data.records import DataInfo, ModalityInfo, ModalityStatistics, Record, Records
 from sft_jax.types import Batch, ConfigError, DataError, ModalitySpec, check_choice
 
 NORMALIZATIONS = ("channel", "rms", "none")
@@ -95,7 +95,7 @@ class Normalizer:
 
 
 def collate(
-    records: Sequence[Record],
+    records: Records,
     indices: Sequence[int],
     modalities: Sequence[ModalitySpec],
     normalizer: Normalizer,
@@ -183,7 +183,7 @@ def _checked(record: Record, spec: ModalitySpec) -> tuple[np.ndarray, np.ndarray
 
 
 def train_batches(
-    source_split: Sequence[Record],
+    source_split: Records,
     modalities: Sequence[ModalitySpec],
     normalizer: Normalizer,
     *,
@@ -241,7 +241,7 @@ def _rows(batch_size: int, process_count: int) -> int:
 
 
 def eval_batches(
-    source_split: Sequence[Record],
+    source_split: Records,
     modalities: Sequence[ModalitySpec],
     normalizer: Normalizer,
     *,

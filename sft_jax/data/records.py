@@ -33,6 +33,11 @@ class Record(TypedDict):
     group: str
 
 
+# `Record`s by position. Not `Sequence[Record]`: a check of the type would read one, at random,
+# which takes time and may be damaged.
+Records = Sequence
+
+
 class LazyRecords(Sequence):
     """`size` records, each made when it is asked for, by position."""
 
@@ -183,8 +188,7 @@ class Contents:
 
     modalities: tuple[ModalityInfo, ...]
     class_names: tuple[str, ...]
-    # Not of `Record`s: a check of the type would read one, at random, which may be damaged.
-    splits: dict[str, Sequence]
+    splits: dict[str, Records]
     class_values: tuple[float, ...] = ()
     repairs: dict[str, int] | Callable[[], dict[str, int]] = dataclasses.field(default_factory=dict)
     split_units: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

@@ -5,7 +5,7 @@ import functools
 import io
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from sft_jax.data.builders import BUILDERS, SourceBuilder
-from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Record
+from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Record, Records
 from sft_jax.data_config import DataConfig
 from sft_jax.types import DataError
 
@@ -70,7 +70,7 @@ class Source:
         self._split = functools.cache(self._read_split)
         self._columns = functools.cache(self._read_columns)
 
-    def split(self, name: str) -> Sequence[Record]:
+    def split(self, name: str) -> Records:
         """Records of `train`, `valid` or `test`, in the order they were written.
 
         They are kept decoded in memory when the split takes less than 512 MiB.
@@ -107,7 +107,7 @@ class Source:
                 values.append(record[key])
         return columns
 
-    def _read_split(self, name: str) -> Sequence[Record]:
+    def _read_split(self, name: str) -> Records:
         stored = self._reader.as_data_source(name)
         records = LazyRecords(len(stored), lambda index: _decode(stored[index]))
         if len(stored) * self.info.record_bytes < MEMORY_BYTES:

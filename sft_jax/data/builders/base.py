@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from sft_jax.data.checks import existing_file
-from sft_jax.data.records import SPLITS, Contents, DataInfo, ModalityInfo, Record
+from sft_jax.data.records import SPLITS, Contents, DataInfo, ModalityInfo, Record, Records
 from sft_jax.data.statistics import Moments
 from sft_jax.types import DataError
 
@@ -145,7 +145,7 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return shards
 
     def _shards(
-        self, contents: Contents, records: Sequence[Record], tally: "_Tally"
+        self, contents: Contents, records: Records, tally: "_Tally"
     ) -> Iterator[Callable[[], Iterator[tuple[int, Record]]]]:
         size = max(1, SHARD_BYTES // sum(m.num_bytes for m in contents.modalities))
         for start in range(0, len(records), size):
