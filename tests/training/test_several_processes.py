@@ -67,7 +67,9 @@ def wait_for_step(processes, workdir, step):
 
 
 def saved_steps(workdir):
-    return {int(path.name) for path in (workdir / "checkpoints" / "last").iterdir()}
+    """The steps saved whole: a killed run may leave a folder that is only begun beside them."""
+    names = (path.name for path in (workdir / "checkpoints" / "last").iterdir())
+    return {int(name) for name in names if name.isdigit()}
 
 
 def own_lines(output):
