@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text as MatplotlibText
 
 WIDE = 6.5  # inches
 
@@ -63,6 +64,11 @@ class Picture:
     name: str
     figure: Figure
     alt: str
+
+    def __post_init__(self):
+        # A name with dollars in it is no formula.
+        for text in self.figure.findobj(MatplotlibText):
+            text.set_parse_math(False)
 
     @property
     def wide(self) -> bool:

@@ -281,25 +281,28 @@ def pareto(points: Sequence[Point], title: str, cost_label: str) -> Figure:
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]):
-    """A name beside each point, where it covers neither a point nor another name."""
+    """A name beside each point, unless it would cover a point or another name wherever it is."""
     figure.draw_without_rendering()
-    at = axes.transData.transform([(point.cost, point.score) for point in points])
+    at = axes.transData.transform([(point.cost, point.score) for point in points]).tolist()
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
     for point, (x, y) in zip(points, at, strict=True):
-        text = axes.text(point.cost, point.score, point.label, fontsize=9)
+        text = axes.text(point.cost, point.score, point.label, fontsize=9, parse_math=False)
         box = text.get_window_extent()
         width, height = box.width, box.height
         spots = [(8, -height / 2), (-8 - width, -height / 2)]
         spots += [(sx, sy) for sy in (8, -8 - height) for sx in (-width / 2, 4, -4 - width)]
         spots += [(8, step * height) for step in (1, -2, 2, -3)]
         boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in spots]
-        free = next((own for own in boxes if not any(_overlap(own, t) for t in taken)), boxes[0])
+        free = next((own for own in boxes if not any(_overlap(own, t) for t in taken)), None)
+        if free is None:
+            text.remove()
+            continue
         taken.append(free)
         text.set_position(axes.transData.inverted().transform(free[:2]))
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    return bool(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
 
 
 def _rows(labels: Sequence[str], title: str, below: float = 0) -> tuple[Figure, Axes]:

@@ -116,9 +116,10 @@ def paired_top1(first: Run, other: Run, split: str) -> dict[str, float | None] |
 
 
 def _results_section(named: Mapping[str, Run], split: str) -> Section:
-    first = next(iter(named.values()))
+    first, *others = named.values()
+    changes = [None, *(paired_top1(first, run, split) for run in others)]
     rows, intervals = [], []
-    for name, run in named.items():
+    for (name, run), change in zip(named.items(), changes, strict=True):
         evaluation = run.evaluation(split)
         top1 = _top1(run, split)
         row = {
@@ -128,10 +129,9 @@ def _results_section(named: Mapping[str, Run], split: str) -> Section:
             "top1": figure_of("top1", top1["value"]),
             "95 % interval": interval_of("top1", top1),
         }
-        change = paired_top1(first, run, split) if run is not first else None
-        if change is not None:
-            row["difference"] = change_of("top1", change["value"])
-            row["its 95 % interval"] = change_interval("top1", change)
+        if any(changes):
+            row["difference"] = change and change_of("top1", change["value"])
+            row["its 95 % interval"] = change and change_interval("top1", change)
         if evaluation["group"] is not None:
             row["top1 per group"] = figure_of("top1", evaluation["group"]["top1"]["value"])
         for metric in ("macro_f1", "loss"):

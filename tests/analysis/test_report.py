@@ -226,8 +226,8 @@ def test_without_validation_the_curves_say_so(workdir):
 def test_a_folder_that_is_neither_is_named(workdir, tmp_path):
     with pytest.raises(CheckpointError, match=r"neither config.json of a run nor study.json"):
         report.read_document([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty: found neither .* sft_jax.train"):
-        (tmp_path / "empty").mkdir()
         report.read_document([workdir, tmp_path / "empty"])
 
 
