@@ -142,7 +142,7 @@ def intervals(rows: Sequence[Interval], title: str, zero: bool = False) -> Figur
         axes.axvline(0, color=FRAME, linewidth=1)
         axes.set_xlabel("percentage points")
     else:
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
 
@@ -167,7 +167,7 @@ def setting_dots(
         if deviation is not None:
             axes.plot([mean - deviation, mean + deviation], [i, i], color=BLUE, linewidth=2.2)
         axes.plot(mean, i, "o", color=BLUE, markersize=6.5)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
 
@@ -186,7 +186,7 @@ def condition_dots(
         known = [j for j, value in enumerate(values) if value is not None]
         look = {**_look(i), "linestyle": "none"}
         axes.plot([values[j] for j in known], known, label=condition, markersize=6, **look)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     _legend_below(figure, axes)
     return figure
 
@@ -269,10 +269,11 @@ def pareto(points: Sequence[Point], title: str, cost_label: str) -> Figure:
     axes.set_xscale("log")
     axes.margins(x=0.16, y=0.1)
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    subs = (1, 2, 5) if high < 100 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=range(1, 10) if high < 5 * low else subs))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axes.set_title(title, loc="left")
     axes.set_xlabel(cost_label)
     open_frame(axes)
@@ -281,10 +282,11 @@ def pareto(points: Sequence[Point], title: str, cost_label: str) -> Figure:
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]):
-    """A name beside each point, unless it would cover a point or another name wherever it is."""
+    """A name beside each point, unless it covers a point or another name wherever it is put."""
     figure.draw_without_rendering()
     at = axes.transData.transform([(point.cost, point.score) for point in points]).tolist()
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    left, right = axes.bbox.x0, figure.bbox.x1
     for point, (x, y) in zip(points, at, strict=True):
         text = axes.text(point.cost, point.score, point.label, fontsize=9, parse_math=False)
         box = text.get_window_extent()
@@ -293,7 +295,8 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]):
         spots += [(sx, sy) for sy in (8, -8 - height) for sx in (-width / 2, 4, -4 - width)]
         spots += [(8, step * height) for step in (1, -2, 2, -3)]
         boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in spots]
-        free = next((own for own in boxes if not any(_overlap(own, t) for t in taken)), None)
+        inside = [box for box in boxes if left <= box[0] and box[2] <= right]
+        free = next((box for box in inside if not any(_overlap(box, t) for t in taken)), None)
         if free is None:
             text.remove()
             continue

@@ -174,7 +174,7 @@ def _cost_section(
     ]
     blocks: list[Block] = [Table([{"run": name, **row} for name, row in own.items()])]
     blocks.append(Text.of(cost_note))
-    if points:
+    if len(points) > 1:
         figure = result_plots.pareto(points, "top1 per sample", "GFLOP of a sample")
         picture = Picture("pareto", figure, "top1 per sample against GFLOP")
         caption = "The line joins the runs that no other one beats in both."

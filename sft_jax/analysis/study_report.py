@@ -128,7 +128,7 @@ def _cost_section(study: StudyFolder) -> Section:
     pictures = []
     for level in study.levels:
         points = pareto_points(study, level)
-        if points and metric not in NO_SHARE:
+        if len(points) > 1 and metric not in NO_SHARE:
             title = f"{metric} per {level}"
             figure = result_plots.pareto(points, title, f"{unit} of a sample")
             pictures.append(Picture(f"pareto_{level}", figure, f"{title} against {unit}"))
@@ -268,7 +268,7 @@ def _protocol_section(study: StudyFolder) -> Section:
     return Section(
         "Protocol",
         [
-            Text.of(f"{record['protocol']} Seeds: {', '.join(map(str, record['seeds']))}."),
+            Text.of(f"Seeds: {', '.join(map(str, record['seeds']))}."),
             Table(settings, "Settings"),
             Table(folds, "Folds"),
             Text.of("Every score of every run is in ", Mono("results.csv"), "."),
