@@ -23,7 +23,7 @@ from sft_jax.training.augment import augment
 from sft_jax.training.losses import cross_entropy, mixed_cross_entropy
 from sft_jax.training.mixing import MixupPlan, draw_mixup
 from sft_jax.training.optimizer import Schedule
-from sft_jax.training.randomness import sample_keys, stream_keys
+from sft_jax.training.randomness import Seed, sample_keys, stream_keys
 from sft_jax.training.sharding import AXES, BATCH, parameter_shardings, path_name, split_axes
 from sft_jax.training.state import TrainState
 from sft_jax.types import Batch
@@ -64,7 +64,7 @@ class StepConfig:
     augmentation: AugmentConfig
     label_smoothing: float
     accumulate: int
-    seed: int
+    seed: Seed
     mixup: MixupPlan | None = None
     gathering: Callable[[Any, Gather], contextlib.AbstractContextManager] = gather_before
 
