@@ -211,22 +211,38 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Sensor augmentation inside the compiled step; every default leaves the data alone.
+    """Augmentation of sensors inside the compiled step; every default leaves the data alone.
 
     Attributes:
         rotate: three-axis modalities turned together by one random rotation a sample.
         rotation_degrees: largest angle of that rotation; 180 covers every orientation.
         jitter: standard deviation of white noise, in normalised units.
         scale: standard deviation of a factor per sample and modality, around 1.
+        mirror_polar, mirror_axial: three-axis modalities of which every second sample is reflected
+            in its first axis, as if the sensor were worn on the other side: the sign of that axis
+            changes for polar vectors (acceleration), that of the other two for axial ones (rates
+            of rotation).
+        hide: chance that a modality is masked in a sample; one that is there always stays.
+        gap: longest share of the time steps that is masked in one stretch, modality by modality.
     """
 
     rotate: tuple[str, ...] = ()
     rotation_degrees: float = 0.0
     jitter: float = 0.0
     scale: float = 0.0
+    mirror_polar: tuple[str, ...] = ()
+    mirror_axial: tuple[str, ...] = ()
+    hide: float = 0.0
+    gap: float = 0.0
 
     def __post_init__(self):
         check_at_least("augment", self, 0, "rotation_degrees", "jitter", "scale")
+        check_fraction("augment", self, "hide", "gap")
+        if both := set(self.mirror_polar) & set(self.mirror_axial):
+            raise ConfigError(
+                f"augment.mirror_polar, augment.mirror_axial: given {', '.join(sorted(both))} in "
+                "both, expected each in one, by what its vectors are"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
