@@ -27,8 +27,8 @@ _PROTOCOLS = {
     ),
     "time": (
         "Smartwatch recordings, 5 folds: in each, a fifth of every recording, a stretch of 4 to "
-        "10 s, is for testing and the rest for training. Windows of at most 5 s within a stretch, a "
-        "new one every second."
+        "10 s, is for testing and the rest for training. Windows of at most 5 s within a stretch, "
+        "a new one every second."
     ),
 }
 _TRAINING = (

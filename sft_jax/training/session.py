@@ -44,7 +44,11 @@ class Session:
 
     @classmethod
     def open(
-        cls, config: Config, normalizer: Normalizer | None = None, fingerprint: str | None = None
+        cls,
+        config: Config,
+        normalizer: Normalizer | None = None,
+        fingerprint: str | None = None,
+        source: Source | None = None,
     ) -> "Session":
         """Prepares the data if need be and resolves `config` against it.
 
@@ -52,6 +56,7 @@ class Session:
             config: as given, or as stored in a run.
             normalizer: stored in a run; from the training split's statistics otherwise.
             fingerprint: of the data a run was trained on, where it must be the same.
+            source: of `config.data`, where it is open already.
 
         Raises:
             ConfigError: settings that do not fit data or devices.
@@ -59,7 +64,7 @@ class Session:
             CheckpointError: other data than the run's.
         """
         mesh = make_mesh(config.train)
-        source = open_source(config.data)
+        source = open_source(config.data) if source is None else source
         info = source.info
         if fingerprint not in (None, info.fingerprint):
             raise CheckpointError(
