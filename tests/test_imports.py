@@ -35,6 +35,7 @@ ALLOWED = {
     "training_config": {"types"},
     "config": {"types", "data_config", "training_config"},
     "study_config": {"types", "config", "config_io"},
+    "studies": {"types", "config", "data_config", "study_config"},
     "config_io": {"types", "config", "data_config"},
     "paper": {"types", "config", "data_config"},
     "data": {"types", "config", "data_config", "data"},
