@@ -13,22 +13,37 @@ QUICK = (
 )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
+# The modules that take longest, longest first.
+SLOW = (
+    "test_several_processes",
+    "test_step",
+    "test_models",
+    "test_resume",
+)
+
 # Compilation makes the first example slow and says nothing about the code under test.
 settings.register_profile("sft_jax", deadline=None, max_examples=20)
 settings.load_profile("sft_jax")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    """Keeps a module in one process, with its fixtures; only `spread` ones fill the gaps.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deals out whole modules, with the fixtures they share, in the order they come in.
 
-    Read by `pytest --dist=loadgroup`.
+    For `loadgroup`, too: xdist 3.8 puts the group into the name of a test, from where pytest 9.2
+    no longer reads it, and modules fall apart (pytest-dev/pytest-xdist#1386).
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if item.get_closest_marker("spread") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if config.getvalue("dist") not in ("loadfile", "loadgroup"):
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Modules that take long come first, so that none is left for one process alone."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="module", autouse=True)
