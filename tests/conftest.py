@@ -15,12 +15,21 @@ QUICK = (
 )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
-# The modules that take longest, longest first.
+# The modules that take longest, about in that order.
 SLOW = (
+    "test_models",
     "test_several_processes",
     "test_step",
-    "test_models",
+    "test_remat",
+    "test_cost",
     "test_resume",
+    "test_recorded",
+    "test_configurations",
+    "test_sparse_attention",
+    "test_tpu_attention",
+    "test_inference",
+    "test_benchmark",
+    "test_readme",
 )
 
 # Compilation makes the first example slow and says nothing about the code under test.
