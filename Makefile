@@ -20,7 +20,7 @@ lint: install
 	$(RUN) ruff format --check .
 
 test: lint
-	$(RUN) pytest --numprocesses=auto --dist=loadgroup
+	$(RUN) pytest --numprocesses=auto --dist=loadfile
 
 demo: install
 	$(RUN) sft_jax.prepare --config=configs/smartwatch.py
