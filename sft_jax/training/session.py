@@ -182,7 +182,7 @@ def evaluate(
     """
     record = run.read_data(workdir)
     normalizer = Normalizer.from_json(record["normalizer"])
-    config = _for_these_devices(run.read_config(workdir), data_dir)
+    config = for_these_devices(run.read_config(workdir), data_dir)
     session = Session.open(config, normalizer, record["fingerprint"])
     state = restore(session.config, session.model, session.mesh, workdir, checkpoint)
     eval_step = compile_eval_step(run.apply_function(session.model), session.mesh)
@@ -230,7 +230,7 @@ def restore(
         checkpoints.close()
 
 
-def _for_these_devices(config: Config, data_dir: str | None) -> Config:
+def for_these_devices(config: Config, data_dir: str | None) -> Config:
     """A stored configuration with a mesh of the devices that are here, and their batch size.
 
     Without mixup, which evaluation has no use for, and whose groups need not divide that batch.
