@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis.report import format_table
+from sft_jax.analysis.tables import format_table
 from sft_jax.config_io import from_dict
 from sft_jax.efficiency.models import check_complete
 from sft_jax.efficiency.variants import VARIANTS, variant

@@ -6,8 +6,9 @@ The same command goes on where it was stopped. Folds and seeds of a setting are 
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis.report import format_table
-from sft_jax.analysis.study import read_study, setting_rows
+from sft_jax.analysis.study_folder import read_study_folder
+from sft_jax.analysis.study_scores import setting_rows
+from sft_jax.analysis.tables import format_table
 from sft_jax.efficiency.models import study_cost
 from sft_jax.study_config import load_study
 from sft_jax.training.folds import FoldReader
@@ -27,7 +28,7 @@ flags.mark_flag_as_required("config")
 
 
 def main():
-    """Runs what is missing, and prints the table."""
+    """Runs what is missing, and prints a table for windows and one for recordings."""
     study = load_study(_CONFIG.value)
     study = study.only(_SETTINGS.value, _FOLDS.value, map(int, _SEEDS.value))
     workdir = cli.path(_WORKDIR)
@@ -43,7 +44,10 @@ def main():
             with progress_bar(total, f"{setting.name}, {runs} runs") as bar:
                 trained = train_setting(study, setting, folds, bar.update, read)
             results.add(setting, trained, study_cost)
-    print(format_table(setting_rows(read_study(workdir))))
+    found = read_study_folder(workdir)
+    for level in found.levels:
+        rows = setting_rows(found, level, found.record["metric"])
+        print(f"{found.record['metric']} per {level}:\n\n{format_table(rows)}\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ VERBS = {
 ANYTHING = {"", *CORE, "version", "cli", "inference", "data", "models", "training"} | {
     *("efficiency", "interop", "analysis"),
 }
+# Of training, what computes on arrays of outcomes alone.
+PURE = ("bootstrap", "calibration", "metrics")
 _LATE = {*CORE, "models", "training"}
 # Room or module -> what of the package it may import; a prefix stands for all below it. The most
 # specific entry holds.
@@ -42,7 +44,7 @@ ALLOWED = {
     "models": {"types", "config", "models"},
     "training": {*CORE, "models", "data", "training"},
     "training.step": {*CORE, "training"},
-    "analysis": {*CORE, "training.metrics", "analysis"},
+    "analysis": {*CORE, *(f"training.{name}" for name in PURE), "version", "analysis"},
     "interop": _LATE | {"interop"},
     "efficiency": _LATE | {"efficiency"},
     "cli": ANYTHING,

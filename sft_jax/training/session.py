@@ -15,6 +15,7 @@ from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, tr
 from sft_jax.data.sources import Source, open_source
 from sft_jax.models import registry
 from sft_jax.training import loop, run
+from sft_jax.training.ablation import ablation, without
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.metrics import evaluate as score
@@ -166,6 +167,7 @@ def evaluate(
     split: str = "test",
     checkpoint: str | None = None,
     data_dir: str | None = None,
+    ablate: bool = False,
 ) -> Evaluation:
     """Scores a run on a split and writes `evaluation_<split>.json`, `predictions_<split>.npz`.
 
@@ -174,6 +176,7 @@ def evaluate(
         split: `train`, `valid` or `test`.
         checkpoint: `best` or `last`; the best where there is one.
         data_dir: where prepared data are kept, if not where they were in training.
+        ablate: score it without each of several modalities, too, into `ablation_<split>.json`.
 
     The devices here need not be those of the training.
 
@@ -189,6 +192,7 @@ def evaluate(
     outputs = collect(eval_step, state.params, session.batches(split), session.mesh)
     info = session.source.info
     groups = np.asarray(session.source.groups(split))
+    shared = groups if np.unique(groups).size < groups.size else None
     result = score(
         outputs["probabilities"],
         outputs["label"],
@@ -199,8 +203,9 @@ def evaluate(
         scores=outputs["logits"],
         class_values=info.class_values,
         value=np.asarray(session.source.values(split)) if info.class_values else None,
-        group=groups if np.unique(groups).size < groups.size else None,
+        group=shared,
     )
+    ablated = _without_each(session, eval_step, state.params, split) if ablate else {}
     predictions = {
         "id": np.asarray(session.source.ids(split)),
         "group": groups,
@@ -212,7 +217,21 @@ def evaluate(
     if jax.process_index() == 0:
         run.write_json(workdir / f"evaluation_{split}.json", result)
         np.savez_compressed(workdir / f"predictions_{split}.npz", **predictions)
+        if ablated:
+            lost = ablation(outputs, ablated, split=split, step=int(state.step), groups=shared)
+            run.write_json(workdir / f"ablation_{split}.json", lost)
     return Evaluation(session, result, predictions)
+
+
+def _without_each(
+    session: Session, eval_step: Any, params: Any, split: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """Outputs on a split by the modality that is taken away; nothing where there is only one."""
+    names = [spec.name for spec in session.config.modalities]
+    return {
+        name: collect(eval_step, params, without(session.batches(split), name), session.mesh)
+        for name in (names if len(names) > 1 else ())
+    }
 
 
 def restore(
