@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 DEMO := runs/demo
 
-.PHONY: install test lint demo benchmark clean
+.PHONY: install test lint demo benchmark docs clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,10 @@ demo: install
 
 benchmark: install
 	$(RUN) sft_jax.benchmark
+
+docs: install
+	$(RUN) pip install --quiet --editable '.[docs]'
+	$(RUN) mkdocs build --strict --config-file=docs/site/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
