@@ -9,7 +9,7 @@ from mkdocs.structure.files import File, Files
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Puts them into the navigation."""
     sections = {name: entry for item in config.nav for name, entry in item.items()}
-    sections["Tutorials"] += list(pages.notebooks())
+    sections["Tutorials"] += pages.notebooks()
     for room, of_room in pages.api_pages().items():
         sections["Reference"].append({room or "sft_jax": list(of_room)})
     return config
@@ -18,8 +18,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 @event_priority(100)  # before the plugin that looks for notebooks
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Puts them among the files."""
-    for path, notebook in pages.notebooks().items():
-        files.append(File.generated(config, path, abs_src_path=str(notebook)))
+    for path in pages.notebooks():
+        files.append(File(path, str(pages.ROOT), config.site_dir, config.use_directory_urls))
     files.append(File.generated(config, "commands.md", content=pages.commands_page()))
     for of_room in pages.api_pages().values():
         for path, text in of_room.items():

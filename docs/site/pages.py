@@ -10,9 +10,9 @@ PACKAGE = ROOT / "sft_jax"
 ROOMS = ("", "models", "data", "training", "efficiency", "interop", "analysis")
 
 
-def notebooks() -> dict[str, Path]:
-    """`{path in the site: file}` of the notebooks that are there, by name."""
-    return {f"notebooks/{p.name}": p for p in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+def notebooks() -> list[str]:
+    """Paths of the notebooks that are there, in the repository as on the site."""
+    return [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
 
 
 def modules() -> dict[str, Path]:
