@@ -31,6 +31,7 @@ WITH_CODE = [page for page in PAGES if page != OWN_DATA and python_of(page)]
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_python_runs(page, tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     names = {}
     for text in python_of(page):

@@ -14,6 +14,7 @@ from sft_jax.config_io import from_dict, load, to_dict
 from sft_jax.efficiency.models import forward_gflop, num_parameters
 from sft_jax.efficiency.sweep import AXES
 from sft_jax.efficiency.variants import VARIANTS, variant
+from sft_jax.study_config import load_study
 
 DOCS = ROOT / "docs"
 GENERATED = load_pages()
@@ -70,10 +71,13 @@ def test_configurations_of_commands_can_be_used(page, tmp_path, monkeypatch):
             (tmp_path / "mine.py").write_text(block.text)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    for _, arguments in commands_of(page):
+    for verb, arguments in commands_of(page):
         given = [word for word in shlex.split(arguments) if word.startswith("--config")]
         if not any(word.startswith("--config=") for word in given) or "$" in "".join(given):
             continue  # loops over all files: see the test of the reproduction
+        if verb == "sweep":
+            load_study(given[0].removeprefix("--config="))
+            continue
         values, words = flags.FlagValues(), ["verb", *given]
         config = config_flags.DEFINE_config_file(
             "config", flag_values=values, lock_config=True, sys_argv=words
