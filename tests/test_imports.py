@@ -19,7 +19,7 @@ CORE = ("types", "config", "data_config", "training_config", "study_config", "co
 # Commands: nothing imports them. `cli` and `inference` are what they share.
 VERBS = {
     *("train", "evaluate", "predict", "benchmark", "plan", "export", "prepare", "report"),
-    *("check_vectors", "cost", "spread", "sweep"),
+    *("check_vectors", "cost", "diagram", "spread", "sweep"),
 }
 ANYTHING = {"", *CORE, "version", "cli", "inference", "data", "models", "training"} | {
     *("efficiency", "interop", "analysis"),
