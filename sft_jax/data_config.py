@@ -190,8 +190,67 @@ class VggsoundHdf5Options:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultipleFeaturesOptions:
+    """Handwritten digits in six views (UCI Multiple Features); docs/data.md.
+
+    Attributes:
+        path: the folder with `mfeat-fac.csv` and its five siblings, or the archive with them.
+        folds: of a cross-validation, stratified by class.
+        fold: which of them is the test split.
+        valid_fraction: share of what is left of every class that is held out for validation.
+        split_seed: draws both.
+    """
+
+    path: str = ""
+    folds: int = 5
+    fold: int = 0
+    valid_fraction: float = 0.2
+    split_seed: int = 0
+
+    def __post_init__(self):
+        check_at_least("data.options", self, 2, "folds")
+        check_at_least("data.options", self, 0, "fold", "split_seed")
+        _check_share("valid_fraction", self.valid_fraction)
+        if self.fold >= self.folds:
+            raise ConfigError(
+                f"data.options.fold: given {self.fold} of {self.folds} folds, expected below "
+                f"{self.folds}; folds count from 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JapaneseVowelsOptions:
+    """Nine speakers told by twelve cepstrum coefficients (UCI Japanese Vowels); docs/data.md.
+
+    Attributes:
+        path: the folder with `JapaneseVowels_TRAIN.ts` and `JapaneseVowels_TEST.ts`, or the archive
+            with them.
+        valid_fraction: share of every speaker's training utterances that is held out.
+        split_seed: draws that share.
+    """
+
+    path: str = ""
+    valid_fraction: float = 0.2
+    split_seed: int = 0
+
+    def __post_init__(self):
+        check_at_least("data.options", self, 0, "split_seed")
+        _check_share("valid_fraction", self.valid_fraction)
+
+
+def _check_share(name: str, value: float):
+    if not 0 <= value < 1:
+        raise ConfigError(
+            f"data.options.{name}: given {value}, expected from 0 to below 1, so that something is "
+            "left to train on"
+        )
+
+
 OPTIONS = {
     "smartwatch_exercises": SmartwatchOptions,
+    "multiple_features": MultipleFeaturesOptions,
+    "japanese_vowels": JapaneseVowelsOptions,
     "synthetic": SyntheticOptions,
     "arrays": ArraysOptions,
     "mult_pickle": MultPickleOptions,
@@ -216,6 +275,8 @@ class DataConfig:
     source: str = "synthetic"
     options: (
         SmartwatchOptions
+        | MultipleFeaturesOptions
+        | JapaneseVowelsOptions
         | SyntheticOptions
         | ArraysOptions
         | MultPickleOptions
