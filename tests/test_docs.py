@@ -146,7 +146,8 @@ def test_the_page_of_commands_names_every_verb_with_its_flags():
         is_verb = "cli.run(" in path.read_text() and path.stem != "cli"
         assert (f"\n## {path.stem}\n" in text) == is_verb
     section = text.split("\n## evaluate\n")[1].split("\n## ")[0]
-    own = ["workdir", "split", "data_dir", "checkpoint", "cpu_devices", "compilation_cache"]
+    own = ["workdir", "split", "data_dir", "checkpoint", "ablation"]
+    own += ["cpu_devices", "compilation_cache"]
     joining = ["coordinator", "num_processes", "process_index", "distributed"]
     timeouts = ["heartbeat_timeout", "startup_timeout"]
     assert re.findall(r"`--(\w+)`", section) == [*own, *joining, *timeouts]
