@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-# In front of a block that no test can run; what follows says why.
+# Comments in front of a block that is not run with its page: why, or the test module that does.
 NOT_RUN = "not run by tests:"
+RUN_BY = "run by "
 
 
 class Block(NamedTuple):
@@ -25,6 +26,11 @@ def blocks_of(page: Path) -> list[Block]:
     pattern = r"(?:<!-- (.*?) -->\n)?^```(\w+)\n(.*?)^```"
     found = re.findall(pattern, page.read_text(), flags=re.DOTALL | re.MULTILINE)
     return [Block(language, text, note) for note, language, text in found]
+
+
+def is_apart(block: Block) -> bool:
+    """Whether a block is not run with its page."""
+    return block.note.startswith((NOT_RUN, RUN_BY))
 
 
 def prose_of(page: Path) -> str:

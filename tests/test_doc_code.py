@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from doc_pages import NOT_RUN, PAGES, ROOT, blocks_of
+from doc_pages import PAGES, ROOT, blocks_of, is_apart
 
 from sft_jax import types
 from sft_jax.config import Config, ModelConfig
@@ -22,7 +22,7 @@ def python_of(page):
     return [
         block.text
         for block in blocks_of(page)
-        if block.language == "python" and not block.note.startswith(NOT_RUN)
+        if block.language == "python" and not is_apart(block)
     ]
 
 
