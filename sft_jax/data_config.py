@@ -7,9 +7,16 @@ from sft_jax.types import ConfigError, check_at_least, check_choice, check_fract
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmartwatchOptions:
-    """Shoulder exercises seen by a smartwatch (arXiv 1802.01489); window and step in 50 Hz samples.
+    """Shoulder exercises seen by a smartwatch (arXiv 1802.01489).
 
-    `test_subjects` and `valid_subjects` of the ten are drawn by `split_seed`, before windowing.
+    Attributes:
+        window, step: of a sample, at 50 Hz.
+        test_subjects, valid_subjects: of the ten, drawn by `split_seed`, before windowing.
+        split_seed: of that draw, or of the order in which folds take subjects.
+        folds: of a cross-validation; 0 draws subjects once.
+        fold: which of them is the test split. Validation has `valid_subjects` of the next one on.
+        held_out: what a fold is: `subjects`, or `time`, a stretch of every recording. With `time`
+            the next stretch is for validation, unless `valid_subjects` is 0.
     """
 
     window: int = 250
@@ -17,14 +24,43 @@ class SmartwatchOptions:
     test_subjects: int = 2
     valid_subjects: int = 2
     split_seed: int = 0
+    folds: int = 0
+    fold: int = 0
+    held_out: str = "subjects"
 
     def __post_init__(self):
         check_at_least("data.options", self, 1, "window", "step", "test_subjects")
-        check_at_least("data.options", self, 0, "valid_subjects", "split_seed")
+        check_at_least("data.options", self, 0, "valid_subjects", "split_seed", "folds", "fold")
+        check_choice("data.options.held_out", self.held_out, ("subjects", "time"))
         if self.test_subjects + self.valid_subjects > 9:
             raise ConfigError(
                 f"data.options: given {self.test_subjects} test and {self.valid_subjects} "
                 "validation subjects, expected at most 9 together, since one of 10 must train"
+            )
+        self._check_folds()
+
+    def _check_folds(self):
+        most = 10 if self.held_out == "subjects" else 100
+        least = 2 if not self.valid_subjects else 3
+        if self.folds and not least <= self.folds <= most:
+            raise ConfigError(
+                f"data.options.folds: given {self.folds} of {self.held_out}, expected {least} to "
+                f"{most}, so that something is left to train on, or 0 for one draw of subjects"
+            )
+        if self.fold >= max(1, self.folds):
+            raise ConfigError(
+                f"data.options.fold: given {self.fold} of {self.folds} folds, expected below "
+                f"{max(1, self.folds)}; set data.options.folds to the number of folds"
+            )
+        if self.held_out == "time" and not self.folds:
+            raise ConfigError(
+                "data.options.held_out: given 'time' without folds, expected the number of "
+                "stretches a recording is cut into; set data.options.folds"
+            )
+        if self.folds and self.test_subjects != SmartwatchOptions.test_subjects:
+            raise ConfigError(
+                f"data.options.test_subjects: given {self.test_subjects} with {self.folds} folds, "
+                "which decide it; leave it out"
             )
 
 
@@ -154,8 +190,67 @@ class VggsoundHdf5Options:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultipleFeaturesOptions:
+    """Handwritten digits in six views (UCI Multiple Features); docs/data.md.
+
+    Attributes:
+        path: the folder with `mfeat-fac.csv` and its five siblings, or the archive with them.
+        folds: of a cross-validation, stratified by class.
+        fold: which of them is the test split.
+        valid_fraction: share of what is left of every class that is held out for validation.
+        split_seed: draws both.
+    """
+
+    path: str = ""
+    folds: int = 5
+    fold: int = 0
+    valid_fraction: float = 0.2
+    split_seed: int = 0
+
+    def __post_init__(self):
+        check_at_least("data.options", self, 2, "folds")
+        check_at_least("data.options", self, 0, "fold", "split_seed")
+        _check_share("valid_fraction", self.valid_fraction)
+        if self.fold >= self.folds:
+            raise ConfigError(
+                f"data.options.fold: given {self.fold} of {self.folds} folds, expected below "
+                f"{self.folds}; folds count from 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JapaneseVowelsOptions:
+    """Nine speakers told by twelve cepstrum coefficients (UCI Japanese Vowels); docs/data.md.
+
+    Attributes:
+        path: the folder with `JapaneseVowels_TRAIN.ts` and `JapaneseVowels_TEST.ts`, or the archive
+            with them.
+        valid_fraction: share of every speaker's training utterances that is held out.
+        split_seed: draws that share.
+    """
+
+    path: str = ""
+    valid_fraction: float = 0.2
+    split_seed: int = 0
+
+    def __post_init__(self):
+        check_at_least("data.options", self, 0, "split_seed")
+        _check_share("valid_fraction", self.valid_fraction)
+
+
+def _check_share(name: str, value: float):
+    if not 0 <= value < 1:
+        raise ConfigError(
+            f"data.options.{name}: given {value}, expected from 0 to below 1, so that something is "
+            "left to train on"
+        )
+
+
 OPTIONS = {
     "smartwatch_exercises": SmartwatchOptions,
+    "multiple_features": MultipleFeaturesOptions,
+    "japanese_vowels": JapaneseVowelsOptions,
     "synthetic": SyntheticOptions,
     "arrays": ArraysOptions,
     "mult_pickle": MultPickleOptions,
@@ -180,6 +275,8 @@ class DataConfig:
     source: str = "synthetic"
     options: (
         SmartwatchOptions
+        | MultipleFeaturesOptions
+        | JapaneseVowelsOptions
         | SyntheticOptions
         | ArraysOptions
         | MultPickleOptions

@@ -97,6 +97,15 @@ def test_modality_errors(changes, words):
         ("DataConfig", {"normalization": "l2"}, ["data.normalization", "'l2'", "rms"]),
         ("DataConfig", {"source": "arrays"}, ["SyntheticOptions", "'arrays'", "ArraysOptions"]),
         ("DataConfig", {"prefetch": 0}, ["data.prefetch", "at least 1"]),
+        ("SmartwatchOptions", {"folds": 2}, ["data.options.folds", "2 of subjects", "3 to 10"]),
+        ("SmartwatchOptions", {"folds": 11}, ["11 of subjects", "3 to 10"]),
+        ("SmartwatchOptions", {"fold": 1}, ["data.options.fold", "1 of 0 folds", "below 1"]),
+        ("SmartwatchOptions", {"folds": 5, "fold": 5}, ["5 of 5 folds", "below 5"]),
+        ("SmartwatchOptions", {"held_out": "time"}, ["'time' without folds", "stretches"]),
+        ("SmartwatchOptions", {"held_out": "arm"}, ["'arm'", "subjects, time"]),
+        ("SmartwatchOptions", {"folds": 5, "test_subjects": 3}, ["3 with 5 folds", "leave it"]),
+        ("AugmentConfig", {"hide": 1.5}, ["augment.hide", "1.5", "between 0 and 1"]),
+        ("AugmentConfig", {"mirror_polar": ("a",), "mirror_axial": ("a",)}, ["a in both", "one"]),
         ("AugmentConfig", {"jitter": -0.1}, ["augment.jitter", "-0.1", "at least 0"]),
         ("OptimizerConfig", {"schedule": "step"}, ["optimizer.schedule", "'step'", "plateau"]),
         ("OptimizerConfig", {"learning_rate": -1.0}, ["optimizer.learning_rate", "-1.0"]),
@@ -116,16 +125,18 @@ def test_setting_errors(name, changes, words):
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize(
-    "rotated", [spec(), spec(feature_dim=3, tokenizer="token"), spec(name="b")]
-)
-def test_only_three_axis_modalities_rotate(rotated):
+@pytest.mark.parametrize("setting", ["rotate", "mirror_polar", "mirror_axial"])
+@pytest.mark.parametrize("turned", [spec(), spec(feature_dim=3, tokenizer="token"), spec(name="b")])
+def test_only_three_axis_modalities_turn(turned, setting):
     other = spec(name="x", feature_dim=3)
     data = data_config.DataConfig(normalization="rms")
-    turn = {name: settings.AugmentConfig(rotate=(name,), rotation_degrees=9.0) for name in "ax"}
-    with pytest.raises(ConfigError, match=r"augment.rotate: given 'a', .*'x'"):
-        Config(modalities=(rotated, other), data=data, augment=turn["a"])
-    Config(modalities=(rotated, other), data=data, augment=turn["x"])
+    degrees = {"rotation_degrees": 9.0} if setting == "rotate" else {}
+    turn = {name: settings.AugmentConfig(**{setting: (name,)}, **degrees) for name in "ax"}
+    with pytest.raises(ConfigError, match=rf"augment.{setting}: given 'a', .*'x'"):
+        Config(modalities=(turned, other), data=data, augment=turn["a"])
+    with pytest.raises(ConfigError, match=f"augment.{setting}: given with data.normalization"):
+        Config(modalities=(other,), augment=turn["x"])
+    Config(modalities=(turned, other), data=data, augment=turn["x"])
 
 
 # --- derived sizes --------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ OPTIONAL = {
     for module in ("interop.state_dict", "interop.torch_pools", "interop.torch_sft")
 }
 
-CORE = ("types", "config", "data_config", "config_io")
+CORE = ("types", "config", "data_config", "training_config", "study_config", "config_io")
 # Commands: nothing imports them. `cli` and `inference` are what they share.
 VERBS = {
     *("train", "evaluate", "predict", "benchmark", "plan", "export", "prepare", "report"),
-    *("check_vectors", "cost", "spread"),
+    *("check_vectors", "cost", "diagram", "spread", "sweep"),
 }
 ANYTHING = {"", *CORE, "version", "cli", "inference", "data", "models", "training"} | {
     *("efficiency", "interop", "analysis"),
@@ -34,7 +34,10 @@ ALLOWED = {
     "version": set(),
     "types": set(),
     "data_config": {"types"},
-    "config": {"types", "data_config"},
+    "training_config": {"types"},
+    "config": {"types", "data_config", "training_config"},
+    "study_config": {"types", "config", "config_io"},
+    "studies": {"types", "config", "data_config", "study_config"},
     "config_io": {"types", "config", "data_config"},
     "paper": {"types", "config", "data_config"},
     "data": {"types", "config", "data_config", "data"},

@@ -223,11 +223,19 @@ def train_batches(
         records = [source_split[position] for position in mine]
         return collate(records, mine, modalities, normalizer, rows)
 
+    batches = batch_order(len(source_split), batch_size, seed)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    return iter(batches.map(load).to_iter_dataset(options))
+
+
+def batch_order(num_records: int, batch_size: int, seed: int) -> grain.MapDataset:
+    """Positions of the records of every global training batch, by step, without an end.
+
+    The last batch of an epoch is short where `batch_size` does not divide `num_records`.
+    """
     # Grain shuffles epoch e of seed s as epoch e - 1 of seed s + 1; spread seeds share no epoch.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    batches = grain.MapDataset.range(len(source_split)).shuffle(seed=spread).batch(batch_size)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
-    return iter(batches.repeat().map(load).to_iter_dataset(options))
+    return grain.MapDataset.range(num_records).shuffle(seed=spread).batch(batch_size).repeat()
 
 
 def _rows(batch_size: int, process_count: int) -> int:

@@ -44,6 +44,25 @@ def train_gflop(config: Config) -> float:
     return matmul_flops(jax.grad(logits), shapes) / 1e9
 
 
+def study_cost(config: Config) -> dict[str, str | int | float]:
+    """What a setting of a study costs: model, parameters, GFLOP of one sample, and its tokens.
+
+    `tokens_in` and `tokens_kept` are sums over modalities, without CLS, in front of and behind the
+    pools; the latter are as many as the former for models without pools.
+    """
+    alone = config.model.name == "unimodal" and config.model.baseline.modality
+    seen = [spec for spec in config.modalities if not alone or spec.name == alone]
+    tokens = sum(spec.num_tokens for spec in seen)
+    pools = config.model.name == "sft"
+    return {
+        "model": config.model.name,
+        "num_parameters": num_parameters(config),
+        "forward_gflop": forward_gflop(config),
+        "tokens_in": tokens,
+        "tokens_kept": sum(spec.num_pooled for spec in seen) if pools else tokens,
+    }
+
+
 def written_out(config: Config) -> Config:
     """The configuration with dense attention as two plain products, and nothing recomputed."""
     model = dataclasses.replace(config.model, implementation="xla", remat="none")

@@ -6,6 +6,9 @@ from jaxtyping import Array, Bool, Float, Key, Num
 
 from sft_jax.config import AugmentConfig
 
+# Streams of keys beside those of rotation (0) and of the modalities (1 on).
+_MIRROR, _HIDE = 1000, 1001
+
 
 def random_rotation(key: Key[Array, ""], degrees: float) -> Float[Array, "3 3"]:
     """A rotation about a uniform axis by a uniform angle in `[-degrees, degrees]`."""
@@ -24,7 +27,9 @@ def augment(
     keys: Key[Array, " b"],
     config: AugmentConfig,
 ) -> dict[str, Num[Array, "b ..."]]:
-    """Random rotation of the sensor frame, scaling and jitter; integer inputs pass unchanged.
+    """Random reflection and rotation of the sensor frame, scaling and jitter.
+
+    Integer inputs pass unchanged.
 
     Args:
         inputs: `{m: [b, t, f]}`, normalised without turning or moving the axes.
@@ -32,8 +37,12 @@ def augment(
         keys: one a sample.
         config: strengths; at zero the inputs come back as they are.
     """
+    axes = jnp.array([-1.0, 1.0, 1.0])
+    signs = dict.fromkeys(config.mirror_polar, axes)
+    signs |= dict.fromkeys(config.mirror_axial, -axes)
 
     def one_sample(sample, sample_mask, key):
+        mirrored = jax.random.bernoulli(jax.random.fold_in(key, _MIRROR)) if signs else False
         rotation = random_rotation(jax.random.fold_in(key, 0), config.rotation_degrees)
         result = {}
         for i, name in enumerate(sorted(sample)):
@@ -41,6 +50,8 @@ def augment(
             if not jnp.issubdtype(x.dtype, jnp.floating):
                 result[name] = x
                 continue
+            if name in signs:
+                x = jnp.where(mirrored, signs[name] * x, x)
             if name in config.rotate:
                 x = x @ rotation.T
             scale_key, jitter_key = jax.random.split(jax.random.fold_in(key, i + 1))
@@ -51,6 +62,53 @@ def augment(
             result[name] = jnp.where(sample_mask[name][:, None], x, 0)
         return result
 
-    if not (config.rotate or config.scale or config.jitter):
+    if not (config.rotate or config.scale or config.jitter or signs):
         return inputs
     return jax.vmap(one_sample)(inputs, mask, keys)
+
+
+def hide(
+    inputs: dict[str, Num[Array, "b ..."]],
+    mask: dict[str, Bool[Array, "b _"]],
+    keys: Key[Array, " b"],
+    config: AugmentConfig,
+) -> tuple[dict[str, Num[Array, "b ..."]], dict[str, Bool[Array, "b _"]]]:
+    """Masks whole modalities, and stretches of those that are left, at random.
+
+    Arguments are those of `augment`. A sample keeps at least one modality that it has, and of each
+    that it keeps at least one step.
+
+    Returns:
+        Inputs, zero where masked, and masks.
+    """
+    names = sorted(inputs)
+
+    def one_sample(sample, sample_mask, key):
+        chance_key, place_key = jax.random.split(jax.random.fold_in(key, _HIDE))
+        there = jnp.stack([sample_mask[name].any() for name in names])
+        draws = jnp.where(there, jax.random.uniform(chance_key, (len(names),)), -1.0)
+        stays = (draws >= config.hide) | (jnp.arange(len(names)) == draws.argmax())
+        inputs, mask = {}, {}
+        for i, name in enumerate(names):
+            place = jax.random.uniform(jax.random.fold_in(place_key, i), (2,))
+            kept = sample_mask[name] & stays[i] & ~_stretch(sample_mask[name], config.gap, place)
+            x = sample[name]
+            blank = jnp.zeros((), x.dtype)
+            inputs[name] = jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, blank)
+            mask[name] = kept
+        return inputs, mask
+
+    if not (config.hide or config.gap):
+        return inputs, mask
+    return jax.vmap(one_sample)(inputs, mask, keys)
+
+
+def _stretch(
+    real: Bool[Array, " t"], longest: float, place: Float[Array, " 2"]
+) -> Bool[Array, " t"]:
+    """A stretch of a uniform share of the real steps, at most `longest` of them and never all."""
+    count = real.sum()
+    size = jnp.minimum(jnp.floor(longest * place[0] * (count + 1)), jnp.maximum(count - 1, 0))
+    start = jnp.floor(place[1] * (count - size + 1))
+    order = jnp.cumsum(real) - 1  # position among the real steps
+    return real & (order >= start) & (order < start + size)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from sft_jax.config import Config
 from sft_jax.models.mixup import Mixup, draw_depth, draw_lam, draw_partners
-from sft_jax.training.randomness import sample_keys, step_key
+from sft_jax.training.randomness import Seed, sample_keys, step_key
 from sft_jax.types import ConfigError
 
 
@@ -63,7 +63,7 @@ class MixupPlan:
 
 def draw_mixup(
     plan: MixupPlan,
-    seed: int,
+    seed: Seed,
     step: jax.Array,
     positions: Int[Array, " b"],
     weight: Float[Array, " b"],

@@ -45,7 +45,11 @@ class Session:
 
     @classmethod
     def open(
-        cls, config: Config, normalizer: Normalizer | None = None, fingerprint: str | None = None
+        cls,
+        config: Config,
+        normalizer: Normalizer | None = None,
+        fingerprint: str | None = None,
+        source: Source | None = None,
     ) -> "Session":
         """Prepares the data if need be and resolves `config` against it.
 
@@ -53,6 +57,7 @@ class Session:
             config: as given, or as stored in a run.
             normalizer: stored in a run; from the training split's statistics otherwise.
             fingerprint: of the data a run was trained on, where it must be the same.
+            source: of `config.data`, where it is open already.
 
         Raises:
             ConfigError: settings that do not fit data or devices.
@@ -60,7 +65,7 @@ class Session:
             CheckpointError: other data than the run's.
         """
         mesh = make_mesh(config.train)
-        source = open_source(config.data)
+        source = open_source(config.data) if source is None else source
         info = source.info
         if fingerprint not in (None, info.fingerprint):
             raise CheckpointError(
@@ -180,7 +185,7 @@ def evaluate(
     """
     record = run.read_data(workdir)
     normalizer = Normalizer.from_json(record["normalizer"])
-    config = _for_these_devices(run.read_config(workdir), data_dir)
+    config = for_these_devices(run.read_config(workdir), data_dir)
     session = Session.open(config, normalizer, record["fingerprint"])
     state = restore(session.config, session.model, session.mesh, workdir, checkpoint)
     eval_step = compile_eval_step(run.apply_function(session.model), session.mesh)
@@ -244,7 +249,7 @@ def restore(
         checkpoints.close()
 
 
-def _for_these_devices(config: Config, data_dir: str | None) -> Config:
+def for_these_devices(config: Config, data_dir: str | None) -> Config:
     """A stored configuration with a mesh of the devices that are here, and their batch size.
 
     Without mixup, which evaluation has no use for, and whose groups need not divide that batch.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from sft_jax.training.randomness import Seed
 from sft_jax.training.sharding import parameter_shardings
 from sft_jax.types import Leaf, ModalitySpec
 
@@ -44,7 +45,7 @@ def example_inputs(specs: tuple[ModalitySpec, ...]) -> tuple[dict, dict]:
 
 
 def state_initializer(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: Seed
 ) -> Callable[[], TrainState]:
     """A function of nothing that draws the first state; to be traced, not called eagerly."""
 

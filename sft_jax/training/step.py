@@ -19,11 +19,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from sft_jax.config import AugmentConfig
-from sft_jax.training.augment import augment
+from sft_jax.training.augment import augment, hide
 from sft_jax.training.losses import cross_entropy, mixed_cross_entropy
 from sft_jax.training.mixing import MixupPlan, draw_mixup
 from sft_jax.training.optimizer import Schedule
-from sft_jax.training.randomness import sample_keys, stream_keys
+from sft_jax.training.randomness import Seed, sample_keys, stream_keys
 from sft_jax.training.sharding import AXES, BATCH, parameter_shardings, path_name, split_axes
 from sft_jax.training.state import TrainState
 from sft_jax.types import Batch
@@ -64,7 +64,7 @@ class StepConfig:
     augmentation: AugmentConfig
     label_smoothing: float
     accumulate: int
-    seed: int
+    seed: Seed
     mixup: MixupPlan | None = None
     gathering: Callable[[Any, Gather], contextlib.AbstractContextManager] = gather_before
 
@@ -89,16 +89,16 @@ def loss_and_sums(
             return loss_and_sums(whole, batch, positions, step, config=config)
     weight, label = batch["weight"], batch["label"]
     keys = sample_keys(config.seed, step, "train", positions)
-    inputs = augment(
-        batch["inputs"], batch["mask"], stream_keys(keys, "augment"), config.augmentation
-    )
+    changes = (stream_keys(keys, "augment"), config.augmentation)
+    inputs = augment(batch["inputs"], batch["mask"], *changes)
+    inputs, mask = hide(inputs, batch["mask"], *changes)
     model_keys, smoothing = stream_keys(keys, "dropout"), config.label_smoothing
     if config.mixup is None:
-        logits = config.apply(params, inputs, batch["mask"], model_keys).logits
+        logits = config.apply(params, inputs, mask, model_keys).logits
         losses = cross_entropy(logits, label, smoothing)
     else:
         mixup = draw_mixup(config.mixup, config.seed, step, positions, weight)
-        logits = config.apply(params, inputs, batch["mask"], model_keys, mixup).logits
+        logits = config.apply(params, inputs, mask, model_keys, mixup).logits
         losses = mixed_cross_entropy(
             logits, label, label[mixup.partner], mixup.label_share, smoothing
         )

@@ -3,7 +3,12 @@ import sys
 import numpy as np
 import pytest
 
-from sft_jax.data.builders.smartwatch_exercises import split_subjects, window_starts
+from sft_jax.data.builders.smartwatch_exercises import (
+    SmartwatchExercises,
+    split_subjects,
+    split_time,
+    window_starts,
+)
 from sft_jax.data.sources import open_source, prepare
 from sft_jax.data_config import DataConfig, SmartwatchOptions
 from sft_jax.types import DataError
@@ -67,6 +72,73 @@ def test_splits_depend_on_the_seed_alone():
     assert splits[0] == splits[1] != splits[2]
     assert sorted(sum(splits[0].values(), ())) == list(range(1, 11))
     assert [len(splits[0][name]) for name in ("train", "valid", "test")] == [6, 2, 2]
+
+
+@pytest.mark.parametrize(("folds", "valid"), [(5, 2), (5, 0), (3, 1), (4, 3)])
+def test_every_subject_is_tested_in_one_fold(folds, valid):
+    subjects, tested, before = list(range(1, 11)), [], None
+    for fold in range(folds):
+        options = SmartwatchOptions(folds=folds, fold=fold, valid_subjects=valid, split_seed=4)
+        parts = split_subjects(subjects, options, "x")
+        assert sorted(sum(parts.values(), ())) == subjects  # disjoint, and all of them
+        assert len(parts["valid"]) == valid
+        tested.append(parts["test"])
+        if fold and valid == len(parts["test"]):
+            assert before == parts["test"]  # the next fold's subjects were for validation
+        before = parts["valid"]
+    assert sorted(sum(tested, ())) == subjects
+    assert max(map(len, tested)) - min(map(len, tested)) <= 1
+
+
+def test_stretches_of_time_by_hand():
+    def stretches(fold, valid_subjects=2, length=103):
+        options = SmartwatchOptions(
+            folds=5, fold=fold, held_out="time", valid_subjects=valid_subjects
+        )
+        return split_time(length, options)
+
+    # Edges at 0, 20, 41, 61, 82, 103.
+    assert stretches(1) == {"train": [(0, 20), (61, 103)], "valid": [(41, 61)], "test": [(20, 41)]}
+    assert stretches(4) == {"train": [(20, 82)], "valid": [(0, 20)], "test": [(82, 103)]}
+    assert stretches(4, 0) == {"train": [(0, 82)], "valid": [], "test": [(82, 103)]}
+
+
+def test_windows_stay_in_their_stretch_of_time(tmp_path, install_seglearn, watch):
+    install_seglearn(watch)
+    options = SmartwatchOptions(window=20, step=7, folds=5, fold=2, held_out="time")
+    source = open_source(config(tmp_path, options))
+    lengths = {i: len(samples) for i, samples in enumerate(watch["X"])}
+    seen = {split: set() for split in ("train", "valid", "test")}
+    for split, places in seen.items():
+        for record in source.split(split):
+            group, start = record["id"].rsplit("_t", 1)
+            number = int(group.rsplit("rec", 1)[1])
+            real = int(record["mask"]["gyroscope"].sum())
+            stretches = split_time(lengths[number], options)[split]
+            stop = int(start) + real
+            assert any(low <= int(start) and stop <= high for low, high in stretches)
+            places |= {(number, t) for t in range(int(start), stop)}
+    assert not seen["train"] & seen["test"]
+    assert not seen["valid"] & seen["test"]
+    assert not seen["train"] & seen["valid"]
+    assert {number for number, _ in seen["test"]} == set(lengths)  # every recording is tested
+    assert len(source.info.split_units["test"]) == 6
+
+
+def test_folds_are_prepared_apart_and_one_draw_as_ever(tmp_path, install_seglearn, watch):
+    install_seglearn(watch)
+    found = [
+        prepare(config(tmp_path, SmartwatchOptions(folds=6, fold=fold, valid_subjects=1)))
+        for fold in (0, 1)
+    ]
+    assert found[0].fingerprint != found[1].fingerprint
+    assert "subjects0of6" in found[0].directory
+    assert "subjects1of6" in found[1].directory
+    assert found[0].split_units["valid"] == found[1].split_units["test"]
+    # Folders that were prepared before there were folds stay valid.
+    assert set(SmartwatchOptions().__dict__) - set(
+        SmartwatchExercises(SmartwatchOptions(), tmp_path).identity()
+    ) == {"folds", "fold", "held_out"}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,7 @@
-from collections import Counter
-
 import h5py
 import numpy as np
 import pytest
 
-from sft_jax.data.builders.vggsound_hdf5 import stratified
 from sft_jax.data.sources import open_source, prepare
 from sft_jax.data_config import DataConfig, VggsoundHdf5Options
 from sft_jax.types import ConfigError
@@ -103,29 +100,6 @@ def test_names_of_any_length_and_of_older_files(tmp_path):
     found = opened(tmp_path, content)
     assert found.info.class_names == expected.info.class_names
     assert found.info.class_counts == expected.info.class_counts
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.2, 0.5, 0.99])
-def test_every_class_gives_its_share(fraction):
-    label = np.repeat([0, 1, 2, 3], [1, 2, 10, 37])
-    held_out = stratified(label, fraction, 0)
-    counts = Counter(label[held_out].tolist())
-    for c, size in ((0, 1), (1, 2), (2, 10), (3, 37)):
-        share = round(fraction * size)
-        expected = min(max(share, 1), size - 1) if fraction else 0
-        assert counts[c] == expected
-    np.testing.assert_array_equal(held_out, stratified(label, fraction, 0))
-
-
-def test_the_seed_draws_and_classes_do_not_depend_on_each_other():
-    label = np.repeat([0, 1], [40, 40])
-    first = stratified(label, 0.3, 0)
-    assert (first != stratified(label, 0.3, 1)).any()
-    # One more sample of class 1 leaves class 0 as it was.
-    np.testing.assert_array_equal(stratified(np.append(label, 1), 0.3, 0)[:40], first[:40])
-    # Not the first samples, nor the same of every class.
-    assert not first[:12].all()
-    assert (first[:40] != first[40:]).any()
 
 
 def test_contents_and_options_decide_and_not_the_path(tmp_path):

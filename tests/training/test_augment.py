@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config import AugmentConfig
-from sft_jax.training.augment import augment, random_rotation
+from sft_jax.training.augment import augment, hide, random_rotation
 
 
 def make_inputs(rows=6, steps=30, seed=0):
@@ -130,3 +130,65 @@ def test_without_strength_the_very_inputs_come_back():
     inputs, mask = make_inputs()
     result = augment(inputs, mask, keys_of(6), AugmentConfig())
     assert all(result[name] is inputs[name] for name in inputs)
+    assert hide(inputs, mask, keys_of(6), AugmentConfig()) == (inputs, mask)
+
+
+def test_a_mirror_turns_polar_and_axial_vectors_of_half_of_the_samples():
+    rows = 200
+    inputs = {name: jnp.ones((rows, 4, 3)) for name in ("acc", "gyro", "ecg")}
+    mask = {name: jnp.ones((rows, 4), bool) for name in inputs}
+    config = AugmentConfig(mirror_polar=("acc",), mirror_axial=("gyro",))
+    result = jax.tree.map(np.asarray, augment(inputs, mask, keys_of(rows), config))
+    mirrored = result["acc"][:, 0, 0] < 0
+    assert 70 < mirrored.sum() < 130
+    for name, signs in (("acc", [-1, 1, 1]), ("gyro", [1, -1, -1]), ("ecg", [1, 1, 1])):
+        expected = np.where(mirrored[:, None], signs, 1)[:, None] * np.ones((1, 4, 1))
+        np.testing.assert_array_equal(result[name], expected)
+
+
+def test_a_mirrored_motion_is_that_of_the_mirrored_body():
+    """What a rotation does to a vector, its mirror image does to the mirrored vector."""
+    rate, vector = np.array([0.3, -0.7, 0.2]), np.array([1.0, 2.0, -1.0])
+    inputs = {"v": jnp.asarray(vector)[None, None], "w": jnp.asarray(rate)[None, None]}
+    inputs["wv"] = jnp.asarray(np.cross(rate, vector))[None, None]  # a polar vector, too
+    mask = {name: jnp.ones((1, 1), bool) for name in inputs}
+    config = AugmentConfig(mirror_polar=("v", "wv"), mirror_axial=("w",))
+    for key in range(5):
+        out = augment(inputs, mask, keys_of(1, key), config)
+        turned = np.cross(out["w"][0, 0], out["v"][0, 0])
+        np.testing.assert_allclose(turned, out["wv"][0, 0], rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_hiding_leaves_something_to_see(seed):
+    inputs, mask = make_inputs(seed=seed % 1000)
+    mask["acc"] = mask["acc"].at[0].set(False)
+    config = AugmentConfig(hide=0.7, gap=1.0)
+    hidden, left = jax.tree.map(np.asarray, hide(inputs, mask, keys_of(6, seed), config))
+    for row in range(6):
+        had = [name for name in mask if np.asarray(mask[name])[row].any()]
+        assert not had or any(left[name][row].any() for name in had)
+        for name in mask:
+            before, after = np.asarray(mask[name])[row], left[name][row]
+            assert not (after & ~before).any()
+            taken = np.flatnonzero((before & ~after)[before])
+            if after.any() and taken.size:  # one stretch
+                assert taken[-1] - taken[0] + 1 == taken.size
+            values = np.asarray(inputs[name])[row]
+            np.testing.assert_array_equal(hidden[name][row][after], values[after])
+            assert not hidden[name][row][~after].any()
+
+
+def test_hiding_is_as_frequent_and_as_long_as_asked():
+    rows, steps = 2000, 40
+    inputs = {name: jnp.ones((rows, steps, 1)) for name in ("x", "y")}
+    mask = {name: jnp.ones((rows, steps), bool) for name in inputs}
+    _, left = hide(inputs, mask, keys_of(rows), AugmentConfig(hide=0.3))
+    gone = {name: 1 - np.asarray(real.any(axis=1)).mean() for name, real in left.items()}
+    # Each with 0.3, but never both: of the 0.09 where both would go, one stays.
+    assert gone == pytest.approx({"x": 0.3 - 0.045, "y": 0.3 - 0.045}, abs=0.035)
+    _, left = hide(inputs, mask, keys_of(rows), AugmentConfig(gap=0.5))
+    lengths = steps - np.asarray(left["x"].sum(axis=1))
+    assert 18 <= lengths.max() <= 20
+    assert lengths.mean() == pytest.approx(9.75, abs=0.5)  # uniform on 0 to 20, rounded down

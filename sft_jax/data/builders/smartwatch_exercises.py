@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
 from sft_jax.data.records import (
+    SPLITS,
     Contents,
     LazyRecords,
     ModalityInfo,
     Record,
+    Records,
     fixed_length,
 )
 from sft_jax.data.safe_pickle import load_npy_object
@@ -53,34 +56,42 @@ class SmartwatchExercises(SourceBuilder, skip_registration=True):
         """SHA-256 of the file inside the installed package."""
         return file_sha256(find_file())
 
+    def identity(self) -> dict[str, Any]:
+        """The options, without those of a cross-validation where there is none."""
+        options = super().identity()
+        if not self.options.folds:
+            for name in ("folds", "fold", "held_out"):
+                del options[name]
+        return options
+
     def readable(self) -> str:
-        """Window, step, and how subjects are held out."""
+        """Window, step, and what is held out."""
         o = self.options
-        return (
-            f"window{o.window}-step{o.step}-test{o.test_subjects}-valid{o.valid_subjects}"
-            f"-split{o.split_seed}"
-        )
+        test = f"{o.held_out}{o.fold}of{o.folds}" if o.folds else f"test{o.test_subjects}"
+        return f"window{o.window}-step{o.step}-{test}-valid{o.valid_subjects}-split{o.split_seed}"
 
     def contents(self) -> Contents:
-        """Reads the file, holds subjects out, then cuts windows."""
+        """Reads the file, holds subjects or stretches of time out, then cuts windows."""
         path = find_file()
         recordings, class_names = read_recordings(path)
-        subjects = split_subjects(sorted({r.subject for r in recordings}), self.options, str(path))
-        window = self.options.window
-        splits = {}
-        for name, members in subjects.items():
-            kept = [recording for recording in recordings if recording.subject in members]
-            cuts = [
-                (recording, start)
-                for recording in kept
-                for start in window_starts(len(recording.samples), window, self.options.step)
-            ]
-            splits[name] = LazyRecords(len(cuts), functools.partial(_window, cuts, window))
+        options = self.options
+        subjects = sorted({r.subject for r in recordings})
+        members = dict.fromkeys(SPLITS, tuple(subjects))
+        if options.held_out == "subjects":
+            members = split_subjects(subjects, options, str(path))
+        stretches: dict[str, list] = {name: [] for name in SPLITS}
+        for recording in recordings:
+            length = len(recording.samples)
+            whole = {key: [(0, length)] for key in SPLITS}
+            own = split_time(length, options) if options.held_out == "time" else whole
+            for name in SPLITS:
+                if recording.subject in members[name]:
+                    stretches[name] += [(recording, *stretch) for stretch in own[name]]
         return Contents(
             modalities=tuple(
                 ModalityInfo(
                     name=name,
-                    length=window,
+                    length=options.window,
                     feature_dim=3,
                     kind="feature",
                     sampling_rate=SAMPLING_RATE,
@@ -88,10 +99,10 @@ class SmartwatchExercises(SourceBuilder, skip_registration=True):
                 for name in ("accelerometer", "gyroscope")
             ),
             class_names=class_names,
-            splits=splits,
+            splits={name: _windows(found, options) for name, found in stretches.items()},
             split_units={
-                name: tuple(f"subject{subject:02d}" for subject in members)
-                for name, members in subjects.items()
+                name: tuple(f"subject{subject:02d}" for subject in found)
+                for name, found in members.items()
             },
         )
 
@@ -150,23 +161,50 @@ def read_recordings(path: Path) -> tuple[list[Recording], tuple[str, ...]]:
 def split_subjects(
     subjects: list[int], options: SmartwatchOptions, where: str
 ) -> dict[str, tuple[int, ...]]:
-    """Holds subjects out, drawn by `options.split_seed`; each split is sorted.
+    """Holds subjects out, in an order drawn by `options.split_seed`; each split is sorted.
 
     Raises:
-        DataError: fewer subjects than are to be held out, and one to train on.
+        DataError: fewer subjects than are to be held out, and one to train on, or than folds.
     """
-    held_out = options.test_subjects + options.valid_subjects
-    if len(subjects) <= held_out:
+    order = np.random.default_rng(options.split_seed).permutation(sorted(subjects)).tolist()
+    num_test = options.test_subjects
+    if options.folds:
+        sizes = [len(part) for part in np.array_split(order, options.folds)]
+        first, num_test = sum(sizes[: options.fold]), sizes[options.fold]
+        # The fold goes to the front, and those that follow it come next.
+        order = order[first:] + order[:first]
+    held_out = num_test + options.valid_subjects
+    if len(subjects) <= held_out or not num_test:
         raise _error(
             where,
             "subject",
             f"{len(subjects)} subjects",
-            f"more than the {held_out} that test_subjects and valid_subjects hold out",
+            f"more than the {held_out} that are held out, and at least one a fold",
         )
-    order = np.random.default_rng(options.split_seed).permutation(sorted(subjects)).tolist()
-    test, valid = order[: options.test_subjects], order[options.test_subjects : held_out]
-    parts = {"train": order[held_out:], "valid": valid, "test": test}
+    parts = {
+        "train": order[held_out:],
+        "valid": order[num_test:held_out],
+        "test": order[:num_test],
+    }
     return {name: tuple(sorted(part)) for name, part in parts.items()}
+
+
+def split_time(length: int, options: SmartwatchOptions) -> dict[str, list[tuple[int, int]]]:
+    """The stretches `(start, stop)` of each split in a recording of `length` samples.
+
+    It is cut into `options.folds` of them; those of a split that lie side by side are one.
+    """
+    splits = ["train"] * options.folds
+    splits[options.fold] = "test"
+    if options.valid_subjects:
+        splits[(options.fold + 1) % options.folds] = "valid"
+    edges = [length * fold // options.folds for fold in range(options.folds + 1)]
+    found: dict[str, list[tuple[int, int]]] = {name: [] for name in SPLITS}
+    for split, (start, stop) in zip(splits, itertools.pairwise(edges), strict=True):
+        if found[split] and found[split][-1][1] == start:
+            start = found[split].pop()[0]
+        found[split].append((start, stop))
+    return found
 
 
 def window_starts(length: int, window: int, step: int) -> range:
@@ -174,9 +212,19 @@ def window_starts(length: int, window: int, step: int) -> range:
     return range(0, max(length - window, 0) + 1, step)
 
 
-def _window(cuts: list[tuple[Recording, int]], window: int, index: int) -> Record:
-    recording, start = cuts[index]
-    samples = recording.samples[start : start + window]
+def _windows(stretches: list[tuple[Recording, int, int]], options: SmartwatchOptions) -> Records:
+    """The windows of every stretch `(recording, start, stop)`, none of which leaves it."""
+    cuts = [
+        (recording, start + offset, min(start + offset + options.window, stop))
+        for recording, start, stop in stretches
+        for offset in window_starts(stop - start, options.window, options.step)
+    ]
+    return LazyRecords(len(cuts), functools.partial(_window, cuts, options.window))
+
+
+def _window(cuts: list[tuple[Recording, int, int]], window: int, index: int) -> Record:
+    recording, start, stop = cuts[index]
+    samples = recording.samples[start:stop]
     samples, mask = fixed_length(samples, np.ones(len(samples), bool), window)
     return Record(
         inputs={"accelerometer": samples[:, :3], "gyroscope": samples[:, 3:]},

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from jaxtyping import Int
 
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
 from sft_jax.data.checks import existing_file, explained, layout_error
 from sft_jax.data.records import Contents, LazyRecords, Record
 from sft_jax.data.rows import clean, describe, text
 from sft_jax.data.sequence_table import modality_info
+from sft_jax.data.splits import stratified
 from sft_jax.data_config import VggsoundHdf5Options
 
 
@@ -95,24 +95,6 @@ class VggsoundHdf5(SourceBuilder, skip_registration=True):
             },
             repairs=functools.partial(_count, repaired),
         )
-
-
-def stratified(label: Int[np.ndarray, "n"], fraction: float, seed: int) -> np.ndarray:
-    """Draws `fraction` of every class, `[n]` bool, true where a sample is held out.
-
-    Counts are rounded half to even, but a fraction above zero takes at least one sample of a class
-    and below one leaves at least one; a class of one sample is left alone. Every class has a
-    stream of its own, so that one more sample changes no other class.
-    """
-    held_out = np.zeros(len(label), bool)
-    for c in np.unique(label):
-        rows = np.flatnonzero(label == c)
-        size = round(fraction * len(rows))
-        if 0 < fraction < 1:
-            size = min(max(size, 1), len(rows) - 1)
-        order = np.random.default_rng([seed, int(c)]).permutation(len(rows))
-        held_out[rows[order[:size]]] = True
-    return held_out
 
 
 def read_names(path: Path, datasets: dict[str, h5py.Dataset]) -> list[str]:

@@ -1,0 +1,32 @@
+"""How to fuse: SFT beside the models it is compared with, at equal width, on unseen subjects.
+
+    python -m sft_jax.sweep --config=configs/studies/fusion.py --workdir=docs/results/fusion
+
+Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. What came out:
+docs/results.md.
+"""
+
+from sft_jax.studies import DENSE, MISSING, study
+from sft_jax.study_config import Setting
+
+
+def get_study():
+    fixed = {"model.attention": "fixed", "model.stride": 5, "model.expressivity": 1}
+    alone = {"model.name": "unimodal", "model.baseline.window": 8}
+    return study(
+        "fusion",
+        "Fusion models at equal width",
+        (
+            Setting("sft"),
+            Setting("dense", DENSE),
+            Setting("mbt", {"model.name": "mbt", **DENSE}),
+            Setting("late", {"model.name": "late", **DENSE}),
+            Setting("concat", {"model.name": "concat", "model.baseline.window": 8, **DENSE}),
+            Setting("attn_topk", {"modalities.*.pool": "attn_topk"}),
+            Setting("fixed", fixed),
+            Setting("accelerometer", {"model.baseline.modality": "accelerometer", **alone}),
+            Setting("gyroscope", {"model.baseline.modality": "gyroscope", **alone}),
+            Setting("mult", {"model.name": "mult", **DENSE}),
+        ),
+        conditions=MISSING,
+    )

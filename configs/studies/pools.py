@@ -1,0 +1,22 @@
+"""How to sparsify: every pool at an eighth of the tokens, and from one token a modality to all.
+
+    python -m sft_jax.sweep --config=configs/studies/pools.py --workdir=docs/results/pools
+
+Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. What came out:
+docs/results.md.
+"""
+
+from sft_jax.studies import DENSE, study
+from sft_jax.study_config import Setting
+from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS
+
+
+def get_study():
+    counting = (
+        Setting(pool, {"modalities.*.pool": pool}) for pool in COUNTING_POOLS if pool != "cls_topk"
+    )
+    window = {"modalities.*.k": 0, "modalities.*.window": 8}
+    windows = (Setting(pool, {"modalities.*.pool": pool, **window}) for pool in WINDOW_POOLS)
+    kept = (Setting(f"cls_topk {k}", {"modalities.*.k": k}) for k in (1, 2, 5, 10))
+    settings = (Setting("cls_topk 3"), *kept, Setting("none", DENSE), *counting, *windows)
+    return study("pools", "Pools, and how many tokens they keep", settings)

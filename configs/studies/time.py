@@ -1,0 +1,19 @@
+"""The same subjects at another time: the temporal folds of the study that published the recordings.
+
+    python -m sft_jax.sweep --config=configs/studies/time.py --workdir=docs/results/time
+
+Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. What came out:
+docs/results.md.
+"""
+
+from sft_jax.studies import DENSE, study
+from sft_jax.study_config import Setting
+
+
+def get_study():
+    return study(
+        "time",
+        "Known subjects, unseen time",
+        (Setting("sft"), Setting("dense", DENSE)),
+        held_out="time",
+    )

@@ -1,0 +1,186 @@
+"""What a study is: one configuration, varied over settings, folds of the data, and seeds."""
+
+import dataclasses
+import runpy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_jax.config import Config
+from sft_jax.config_io import from_dict, to_dict
+from sft_jax.types import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A named change of a configuration.
+
+    Attributes:
+        name: letters, digits, spaces, `._+-`; it names files, too.
+        overrides: value by dotted path, as in `--config.<path>=<value>`. A path to modalities may
+            say `*` for all of them: `modalities.*.pool`.
+    """
+
+    name: str
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.name or not set(self.name) <= _NAME_CHARACTERS:
+            raise ConfigError(
+                f"study: given the name {self.name!r}, expected letters, digits, spaces and ._+-"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What is taken away from the test split.
+
+    Attributes:
+        name: of the condition.
+        missing: modalities that are absent from every sample.
+        gap: share of the time steps of each modality that is masked in one stretch, somewhere.
+    """
+
+    name: str
+    missing: tuple[str, ...] = ()
+    gap: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.gap < 1:
+            raise ConfigError(f"condition {self.name!r}: given gap {self.gap}, expected 0 to < 1")
+
+
+COMPLETE = Condition("complete")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """A grid of runs: every setting, on every fold, with every seed.
+
+    Attributes:
+        name: of its files.
+        title: one line.
+        protocol: what is held out and how models are chosen, in a sentence, for every table.
+        base: what is varied. Durations are in steps, so that folds of other sizes train alike.
+        settings: the first one is what the others are compared with.
+        folds: changes of `data`.
+        seeds: values of `train.seed`.
+        conditions: of the test split, beside the complete one.
+    """
+
+    name: str
+    title: str
+    protocol: str
+    base: Config
+    settings: tuple[Setting, ...]
+    folds: tuple[Setting, ...]
+    seeds: tuple[int, ...]
+    conditions: tuple[Condition, ...] = ()
+
+    def __post_init__(self):
+        for what in ("settings", "folds", "seeds"):
+            given = [getattr(entry, "name", entry) for entry in getattr(self, what)]
+            if not given or len(set(given)) != len(given):
+                raise ConfigError(
+                    f"study {self.name!r}: given {what} {given}, expected at least one, all "
+                    "different"
+                )
+
+    def config(self, setting: Setting, fold: Setting, seed: int) -> Config:
+        """The configuration of one run.
+
+        Raises:
+            ConfigError: an override that fits nothing, or a duration in epochs.
+        """
+        overrides = {**setting.overrides, **fold.overrides, "train.seed": seed}
+        config = override(self.base, overrides)
+        _check_steps(config, f"study {self.name!r}, setting {setting.name!r}")
+        return config
+
+    def only(
+        self,
+        settings: Iterable[str] = (),
+        folds: Iterable[str] = (),
+        seeds: Iterable[int] = (),
+    ) -> "Study":
+        """A part of the study; what is left empty stays whole.
+
+        Raises:
+            ConfigError: a name that the study has not.
+        """
+        chosen = {
+            "settings": _chosen(self.settings, settings, f"study {self.name!r}: setting"),
+            "folds": _chosen(self.folds, folds, f"study {self.name!r}: fold"),
+            "seeds": tuple(seeds) or self.seeds,
+        }
+        return dataclasses.replace(self, **chosen)
+
+
+def load_study(path: str | Path) -> Study:
+    """The study that a file of `configs/studies/` describes.
+
+    Raises:
+        ConfigError: there is no such file, or it has no `get_study`.
+    """
+    path = Path(path).expanduser()
+    found = runpy.run_path(str(path)) if path.is_file() else {}
+    if "get_study" not in found:
+        raise ConfigError(
+            f"{path}: {'no get_study in it' if found else 'not found'}, expected a Python file "
+            "with a function get_study, as those of configs/studies/ are; check the path"
+        )
+    return found["get_study"]()
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """`config` with the values at dotted paths exchanged.
+
+    Raises:
+        ConfigError: a path that leads nowhere, or a value that cannot be used.
+    """
+    tree = to_dict(config)
+    for path, value in overrides.items():
+        _set(tree, path.split("."), value, path)
+    return from_dict(tree)
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str):
+    first, *rest = keys
+    names = list(tree) if first == "*" else [first]
+    for name in names:
+        if name not in tree or (rest and not isinstance(tree[name], dict)):
+            raise ConfigError(
+                f"{path}: given, but there is no {name!r}; expected one of {', '.join(tree)}"
+            )
+        if rest:
+            _set(tree[name], rest, value, path)
+        else:
+            tree[name] = value
+
+
+def _check_steps(config: Config, where: str):
+    durations = {
+        "train.duration": config.train.duration,
+        "train.eval_every": config.train.eval_every,
+        "train.best_after": config.train.best_after,
+        "optimizer.warmup": config.optimizer.warmup,
+        "mixup.warmup": config.mixup.warmup,
+    }
+    for name, duration in durations.items():
+        if duration.unit != "steps" and duration.value:
+            raise ConfigError(
+                f"{where}: given {name} in {duration.unit}, expected steps, so that folds of "
+                "other sizes train alike"
+            )
+
+
+def _chosen(entries: tuple[Setting, ...], names: Iterable[str], where: str) -> tuple[Setting, ...]:
+    by_name = {entry.name: entry for entry in entries}
+    names = list(names)
+    for name in names:
+        if name not in by_name:
+            raise ConfigError(f"{where} {name!r}: given, expected one of {', '.join(by_name)}")
+    return tuple(by_name[name] for name in names) or entries
+
+
+_NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ._+-")

@@ -1,0 +1,145 @@
+"""The splits of a fold in memory, for runs that are trained together."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from sft_jax.config import Config
+from sft_jax.data.pipeline import collate
+from sft_jax.data.sources import Source
+from sft_jax.study_config import Condition
+from sft_jax.training.session import Session
+from sft_jax.types import Batch, ConfigError
+
+# Folds lie side by side in the memory of every device.
+LARGEST_BYTES = 4 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """The data of a fold.
+
+    Attributes:
+        name: of the fold.
+        splits: every record of `train`, `valid` and `test` as one batch; none of an empty split.
+        group: of each test record.
+        ids: of each test record.
+        class_names: of the data.
+        test_units: what is held out for testing, such as subjects.
+    """
+
+    name: str
+    splits: dict[str, Batch]
+    group: np.ndarray
+    ids: np.ndarray
+    class_names: tuple[str, ...]
+    test_units: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, session: Session) -> "Fold":
+        """Reads a prepared source whole.
+
+        Raises:
+            ConfigError: it is too large for that.
+        """
+        info = session.source.info
+        size = sum(info.num_records.values()) * info.record_bytes
+        if size > LARGEST_BYTES:
+            raise ConfigError(
+                f"{info.directory}: found {size >> 20} MiB, expected at most "
+                f"{LARGEST_BYTES >> 20} MiB, since a sweep holds its data in memory; run "
+                "`python -m sft_jax.train` for each setting instead"
+            )
+        splits = {}
+        for split, count in info.num_records.items():
+            if count:
+                splits[split] = collate(
+                    session.source.split(split),
+                    range(count),
+                    session.config.modalities,
+                    session.normalizer,
+                    count,
+                )
+        return cls(
+            name=name,
+            splits=splits,
+            group=np.asarray(session.source.groups("test")),
+            ids=np.asarray(session.source.ids("test")),
+            class_names=info.class_names,
+            test_units=info.split_units.get("test", ()),
+        )
+
+
+class FoldReader:
+    """Opens and reads each fold once, however many settings see it."""
+
+    def __init__(self):
+        self._sources: dict[Any, Source] = {}
+        self._folds: dict[Any, Fold] = {}
+
+    def __call__(self, name: str, config: Config) -> tuple[Session, Fold]:
+        """The session of a configuration, and its data as fold `name`.
+
+        Raises:
+            ConfigError: settings that do not fit the data, or data too large.
+            DataError: data that cannot be used.
+        """
+        session = Session.open(config, source=self._sources.get(config.data))
+        self._sources[config.data] = session.source
+        shapes = tuple((spec.name, spec.length) for spec in session.config.modalities)
+        key = (name, config.data, shapes)
+        if key not in self._folds:
+            self._folds[key] = Fold.of(name, session)
+        return session, self._folds[key]
+
+
+def under(condition: Condition, batch: Batch, seed: int = 0) -> Batch:
+    """A split with what the condition takes away masked, the same for every caller.
+
+    Args:
+        condition: what to take away.
+        batch: `[n, ...]`.
+        seed: of the places of gaps.
+
+    Raises:
+        ConfigError: the batch has no such modality.
+    """
+    unknown = set(condition.missing) - set(batch["mask"])
+    if unknown:
+        raise ConfigError(
+            f"condition {condition.name!r}: given {', '.join(sorted(unknown))}, expected "
+            f"modalities of the data, {', '.join(batch['mask'])}"
+        )
+    mask = {}
+    for i, (name, real) in enumerate(sorted(batch["mask"].items())):
+        if name in condition.missing:
+            mask[name] = np.zeros_like(real)
+        else:
+            mask[name] = real & ~_gaps(real, condition.gap, np.random.default_rng([seed, i]))
+    inputs = {
+        name: np.where(mask[name].reshape(mask[name].shape + (1,) * (x.ndim - 2)), x, 0).astype(
+            x.dtype
+        )
+        for name, x in batch["inputs"].items()
+    }
+    return {**batch, "inputs": inputs, "mask": mask}
+
+
+def _gaps(real: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    """One stretch of each row, of that share of its real time steps."""
+    lengths = real.sum(axis=1)
+    sizes = np.round(share * lengths).astype(int)
+    starts = np.floor(random.random(len(real)) * (lengths - sizes + 1)).astype(int)
+    order = np.cumsum(real, axis=1) - 1  # position among the real steps
+    return (order >= starts[:, None]) & (order < (starts + sizes)[:, None]) & real
+
+
+def rows_of(batches: Sequence[Int[np.ndarray, " _"]], batch_size: int) -> np.ndarray:
+    """Positions of several runs' batches as `[r, b]`, -1 where a batch is short."""
+    rows = np.full((len(batches), batch_size), -1, np.int32)
+    for row, positions in zip(rows, batches, strict=True):
+        row[: len(positions)] = positions
+    return rows

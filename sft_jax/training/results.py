@@ -1,0 +1,168 @@
+"""The folder of a study: what was asked for, and the numbers that came out, setting by setting.
+
+study.json                       settings, folds, seeds, costs
+results.csv                      one score a row
+curves.csv                       one value of a training curve a row
+predictions/<setting>-<fold>.npz probabilities on the test split
+"""
+
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_jax.config import Config
+from sft_jax.config_io import to_dict
+from sft_jax.study_config import COMPLETE, Setting, Study
+from sft_jax.training.run import write_json
+from sft_jax.training.sweep import Trained, scores
+from sft_jax.types import CheckpointError
+
+SCORES = ("setting", "fold", "seed", "split", "condition", "level", "metric", "value")
+CURVES = ("setting", "fold", "seed", "step", "metric", "value")
+
+
+class Results:
+    """Reads and extends the folder of a study; each file is there whole or not at all."""
+
+    def __init__(self, workdir: Path, study: Study):
+        """Opens a folder, or begins one.
+
+        Raises:
+            CheckpointError: it belongs to another study, or to another state of this one.
+        """
+        self.workdir, self._study = workdir, study
+        self._record = _description(study)
+        path = workdir / "study.json"
+        if path.is_file():
+            self._join(json.loads(path.read_text()))
+        self._scores, self._curves = (
+            _read_csv(workdir / name) for name in ("results.csv", "curves.csv")
+        )
+
+    def missing(self, setting: Setting) -> list[Setting]:
+        """Folds of the study on which a setting has not run with every seed."""
+        done = {
+            (row["fold"], int(row["seed"]))
+            for row in self._scores
+            if row["setting"] == setting.name
+        }
+        wanted = self._study
+        return [
+            fold
+            for fold in wanted.folds
+            if any((fold.name, seed) not in done for seed in wanted.seeds)
+        ]
+
+    def add(self, setting: Setting, trained: Trained, cost: Callable[[Config], dict[str, Any]]):
+        """Adds what a setting came to, in place of what was there of the same runs.
+
+        Args:
+            setting: of the study.
+            trained: what it came to.
+            cost: what the resolved configuration costs, for `study.json`.
+        """
+        (self.workdir / "predictions").mkdir(parents=True, exist_ok=True)
+        for fold, data in enumerate(trained.folds):
+            self._save_predictions(setting, trained, fold)
+            units = list(data.test_units)
+            _named(self._record["folds"], data.name)["test"] = units
+            self._record["class_names"] = list(data.class_names)
+        _named(self._record["settings"], setting.name).update(cost(trained.config))
+        runs = {(trained.folds[fold].name, seed) for fold, seed in trained.runs}
+
+        def others(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+            def replaced(row):
+                return row["setting"] == setting.name and (row["fold"], int(row["seed"])) in runs
+
+            return [row for row in rows if not replaced(row)]
+
+        name = {"setting": setting.name}
+        self._curves = others(self._curves) + [name | row for row in _curve_rows(trained)]
+        self._scores = others(self._scores) + [name | row for row in scores(trained)]
+        write_json(self.workdir / "study.json", self._record)
+        _write_csv(self.workdir / "curves.csv", CURVES, self._curves)
+        _write_csv(self.workdir / "results.csv", SCORES, self._scores)  # last: it says what is done
+
+    def _save_predictions(self, setting: Setting, trained: Trained, fold: int):
+        data = trained.folds[fold]
+        own = [i for i, (f, _) in enumerate(trained.runs) if f == fold]
+        found = trained.probabilities["test", COMPLETE.name]
+        np.savez_compressed(
+            self.workdir / "predictions" / f"{setting.name}-{data.name}.npz",
+            seed=np.array([trained.runs[i][1] for i in own]),
+            label=data.splits["test"]["label"],
+            group=data.group,
+            id=data.ids,
+            probabilities=np.stack([found[i] for i in own]).astype(np.float32),
+        )
+
+    def _join(self, before: dict[str, Any]):
+        """Takes over what is known already; what is said of runs that are there must not change."""
+        now = self._record
+        changed = [key for key in ("name", "base", "conditions") if before[key] != now[key]]
+        for part in ("settings", "folds"):
+            own = {entry["name"]: entry for entry in now[part]}
+            for entry in before[part]:
+                name = entry["name"]
+                if name in own and own[name]["overrides"] != entry["overrides"]:
+                    changed.append(f"{part} {name!r}")
+            known = {entry["name"] for entry in before[part]}
+            now[part] = before[part] + [entry for entry in now[part] if entry["name"] not in known]
+        if changed:
+            raise CheckpointError(
+                f"{self.workdir}: holds another state of the study, which differs in "
+                f"{', '.join(changed)}; give a new --workdir"
+            )
+        now["seeds"] = sorted({*before["seeds"], *now["seeds"]})
+
+
+def _description(study: Study) -> dict[str, Any]:
+    plain = {
+        "name": study.name,
+        "title": study.title,
+        "protocol": study.protocol,
+        "metric": "top1",
+        "class_names": [],
+        "base": to_dict(study.base),
+        "settings": list(map(dataclasses.asdict, study.settings)),
+        "folds": list(map(dataclasses.asdict, study.folds)),
+        "seeds": list(study.seeds),
+        "conditions": [dataclasses.asdict(condition) for condition in study.conditions],
+    }
+    return json.loads(json.dumps(plain))
+
+
+def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(entry for entry in entries if entry["name"] == name)
+
+
+def _curve_rows(trained: Trained) -> Iterable[dict[str, Any]]:
+    for curve in trained.curves:
+        for metric, values in curve.values.items():
+            for (fold, seed), value in zip(trained.runs, values, strict=True):
+                where = {"fold": trained.folds[fold].name, "seed": seed, "step": curve.step}
+                yield {**where, "metric": metric, "value": float(value)}
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[dict[str, Any]]):
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            value = row["value"]
+            writer.writerow({**row, "value": f"{value:.6g}" if isinstance(value, float) else value})
+    os.replace(partial, path)

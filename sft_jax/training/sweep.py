@@ -1,0 +1,276 @@
+"""Runs a study: all folds and seeds of a setting are trained together, setting after setting."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from sft_jax.config import Config
+from sft_jax.data.pipeline import batch_order
+from sft_jax.study_config import COMPLETE, Setting, Study
+from sft_jax.training import run
+from sft_jax.training.folds import Fold, FoldReader, rows_of, under
+from sft_jax.training.loop import Schedule
+from sft_jax.training.metrics import confusion_matrix, cross_entropy, macro_f1, top_k, vote
+from sft_jax.training.mixing import MixupPlan
+from sft_jax.training.optimizer import Plateau, build_optimizer, learning_rate
+from sft_jax.training.population import Members, Population, stack_folds
+from sft_jax.training.session import Session
+from sft_jax.training.state import state_initializer
+from sft_jax.types import Batch, ConfigError, NonFiniteError
+
+
+class Curve(NamedTuple):
+    """Metrics of every run at one validation: step, and `{name: [r]}`."""
+
+    step: int
+    values: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What the runs of a setting came to.
+
+    Attributes:
+        config: of all of them but for fold and seed, resolved against the data.
+        folds: their data, in order.
+        runs: `(position of the fold, seed)` of each.
+        curves: over training.
+        probabilities: `{(split, condition): [n, c] of each run}`.
+        chosen_step: step of the parameters that were judged, `[r]`.
+    """
+
+    config: Config
+    folds: Sequence[Fold]
+    runs: Sequence[tuple[int, int]]
+    curves: list[Curve]
+    probabilities: dict[tuple[str, str], list[np.ndarray]]
+    chosen_step: np.ndarray
+
+
+def train_setting(
+    study: Study,
+    setting: Setting,
+    folds: Sequence[Setting],
+    progress: Callable[[int], Any] = lambda steps: None,
+    read: FoldReader | None = None,
+) -> Trained:
+    """Trains one setting on every fold with every seed, and judges it.
+
+    The parameters that are judged are those of the best validation, as in a single run, and the
+    last ones where there is no validation split.
+
+    Args:
+        study: what to run.
+        setting: of the study.
+        folds: of the study.
+        progress: called with the number of steps that have just been taken.
+        read: what reads folds; shared by the settings of a study, it reads each fold once.
+
+    Raises:
+        ConfigError: folds that differ in more than their data.
+        DataError: data that cannot be used.
+        NonFiniteError: a run diverged.
+    """
+    read = FoldReader() if read is None else read
+    opened = [read(fold.name, study.config(setting, fold, study.seeds[0])) for fold in folds]
+    sessions, data = zip(*opened, strict=True)
+    config = _shared_config(sessions, setting.name)
+    runs = [(i, seed) for i in range(len(folds)) for seed in study.seeds]
+    trainer = _Trainer(config, sessions[0], data, runs)
+    curves = trainer.train(progress)
+    probabilities = {}
+    for split in ("valid", "test"):
+        for condition in (COMPLETE, *study.conditions) if split == "test" else (COMPLETE,):
+            if all(split in fold.splits for fold in data):
+                batches = [under(condition, fold.splits[split]) for fold in data]
+                probabilities[split, condition.name] = trainer.probabilities(trainer.kept, batches)
+    return Trained(config, data, runs, curves, probabilities, trainer.chosen_step[: len(runs)])
+
+
+def scores(trained: Trained) -> Iterator[dict[str, Any]]:
+    """One number a row: `fold, seed, split, condition, level, metric, value`."""
+    for (split, condition), runs in trained.probabilities.items():
+        for (fold, seed), probabilities in zip(trained.runs, runs, strict=True):
+            data = trained.folds[fold]
+            label = data.splits[split]["label"]
+            group = data.group if split == "test" else None
+            where = {"fold": data.name, "seed": seed, "split": split, "condition": condition}
+            for level, metrics in judge(probabilities, label, group).items():
+                for metric, value in metrics.items():
+                    yield {**where, "level": level, "metric": metric, "value": value}
+
+
+def judge(
+    probabilities: np.ndarray, label: np.ndarray, group: np.ndarray | None
+) -> dict[str, dict[str, float]]:
+    """`{level: {metric: value}}` of one run: every sample, and every group by its samples' vote."""
+    num_classes = probabilities.shape[1]
+
+    def both(probabilities: np.ndarray, label: np.ndarray) -> dict[str, float]:
+        confusion = confusion_matrix(label, probabilities.argmax(axis=1), num_classes)
+        return {
+            "top1": top_k(probabilities, label, 1),
+            "macro_f1": macro_f1(confusion),
+            "loss": cross_entropy(probabilities, label),
+        }
+
+    found = {"sample": both(probabilities, label)}
+    if group is not None and len(np.unique(group)) < len(group):
+        votes = vote(probabilities, label, group)
+        found["group"] = both(votes.probabilities, votes.label)
+    return found
+
+
+def _shared_config(sessions: Sequence[Session], name: str) -> Config:
+    """The configuration that folds share, but for what they hold out."""
+    first = sessions[0].config
+    for session in sessions[1:]:
+        other = dataclasses.replace(session.config, data=first.data)
+        if other != first:
+            raise ConfigError(
+                f"setting {name!r}: given folds that differ in more than their data, expected the "
+                "same model, lengths and training for all; leave such settings out of folds"
+            )
+    return first
+
+
+class _Trainer:
+    """The runs of one setting while they train; arrays of runs are padded to the devices."""
+
+    def __init__(
+        self,
+        config: Config,
+        session: Session,
+        folds: Sequence[Fold],
+        runs: Sequence[tuple[int, int]],
+    ):
+        sizes = [len(fold.splits["train"]["label"]) for fold in folds]
+        self.config, self.num_runs = config, len(runs)
+        per_epoch = -(-min(sizes) // config.train.batch_size)
+        self.schedule = Schedule.of(config, per_epoch)
+        warmup = config.optimizer.warmup.to_steps(per_epoch)
+        rate = learning_rate(config.optimizer, self.schedule.total, warmup)
+        optimizer = build_optimizer(config.optimizer, rate)
+        mixup = MixupPlan.of(config, per_epoch, 1)
+        step = run.step_config(config, session.model, optimizer, rate, mixup)
+        self.population = Population.of(
+            step, lambda seed: state_initializer(session.model, optimizer, seed)()
+        )
+        # Devices take equal shares of the runs: the last run is repeated to fill up.
+        padded = [*runs, *[runs[-1]] * (-len(runs) % self.population.mesh.size)]
+        fold, seed = (np.array(column, np.int32) for column in zip(*padded, strict=True))
+        self.fold = fold
+        self.members = self.population.put(Members(seed=seed, fold=fold), runs=True)
+        size = config.train.batch_size
+        self.orders = [batch_order(sizes[f], size, s) for f, s in padded]
+        self.train_split = self._put_split([fold.splits["train"] for fold in folds])
+        self.valid = [fold.splits.get("valid") for fold in folds]
+        self.states = self.population.create(self.members)
+        self.kept = jax.tree.map(lambda x: x + 0, self.states.params)  # states are donated
+        self.chosen_step = np.zeros(len(padded), int)
+        self.best = np.full(len(padded), -np.inf)
+        self.plateaus = [Plateau()] * len(padded)
+
+    def train(self, progress: Callable[[int], Any]) -> list[Curve]:
+        curves, pending = [], []
+        for step in range(1, self.schedule.total + 1):
+            rows = self._rows([order[step - 1] for order in self.orders])
+            self.states, metrics = self.population.step(
+                self.states, self.members, self.train_split, rows
+            )
+            pending.append(metrics)
+            if step % self.schedule.eval_every == 0 or step == self.schedule.total:
+                values = self._sums(step, pending)
+                progress(len(pending))
+                pending = []
+                if all(split is not None for split in self.valid):
+                    values |= self._validate(step)
+                curves.append(Curve(step, {k: v[: self.num_runs] for k, v in values.items()}))
+        if any(split is None for split in self.valid):
+            self.kept = self.states.params
+            self.chosen_step[:] = self.schedule.total
+        return curves
+
+    def probabilities(self, params: Any, batches: Sequence[Batch]) -> list[np.ndarray]:
+        """`[n, c]` of each run, on its fold's batch."""
+        return [_softmax(logits) for logits in self._logits(params, batches)[: self.num_runs]]
+
+    def _logits(self, params: Any, batches: Sequence[Batch]) -> list[np.ndarray]:
+        size = self.config.train.batch_size
+        counts = [len(batch["label"]) for batch in batches]
+        num_steps = -(-max(counts) // size)
+        rows = np.full((len(batches), num_steps * size), -1, np.int32)
+        for row, count in zip(rows, counts, strict=True):
+            row[:count] = np.arange(count)
+        rows = rows.reshape(len(batches), num_steps, size)[self.fold]
+        split = self._put_split(batches)
+        logits = self.population.logits(
+            params, self.members, split, self.population.put(rows, runs=True)
+        )
+        logits = np.asarray(logits).reshape(len(rows), num_steps * size, -1)
+        return [x[: counts[fold]] for x, fold in zip(logits, self.fold, strict=True)]
+
+    def _validate(self, step: int) -> dict[str, np.ndarray]:
+        """Metrics of every run; keeps the parameters of those that are better than before."""
+        found = self._logits(self.states.params, self.valid)
+        labels = [self.valid[fold]["label"] for fold in self.fold]
+        probabilities = [_softmax(logits) for logits in found]
+        values = {
+            "loss": np.array(list(map(cross_entropy, probabilities, labels))),
+            "top1": np.array([top_k(p, y, 1) for p, y in zip(probabilities, labels, strict=True)]),
+        }
+        _check_finite(step, {"validation loss": values["loss"]})
+        train = self.config.train
+        score = values[train.best_metric] * (-1.0 if train.best_metric == "loss" else 1.0)
+        better = (score > self.best) & (step >= self.schedule.best_after)
+        self.best = np.where(better, score, self.best)
+        self.chosen_step[better] = step
+        flags = self.population.put(better, runs=True)
+        self.kept = self.population.keep(self.kept, self.states.params, flags)
+        if self.config.optimizer.schedule == "plateau":
+            self.plateaus = [
+                plateau.update(float(loss), self.config.optimizer)
+                for plateau, loss in zip(self.plateaus, values["loss"], strict=True)
+            ]
+            scale = np.array([plateau.scale for plateau in self.plateaus], np.float32)
+            self.states = self.states.replace(lr_scale=self.population.put(scale, runs=True))
+        return {f"valid {name}": value for name, value in values.items()}
+
+    def _sums(self, step: int, pending: list[Any]) -> dict[str, np.ndarray]:
+        """Training metrics since the last time, as the log of a single run has them."""
+        fetched = jax.device_get(pending)
+        total = {k: np.sum([m[k] for m in fetched], axis=0) for k in ("loss", "top1", "count")}
+        values = {f"train {k}": total[k] / np.maximum(total["count"], 1) for k in ("loss", "top1")}
+        _check_finite(step, values)
+        return values
+
+    def _rows(self, batches: Sequence[Any]) -> jax.Array:
+        rows = rows_of(batches, self.config.train.batch_size)
+        return self.population.put(rows, runs=True)
+
+    def _put_split(self, batches: Sequence[Batch]) -> Batch:
+        return self.population.put(stack_folds(batches), runs=False)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _check_finite(step: int, values: dict[str, np.ndarray]):
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise NonFiniteError(
+                f"step {step}: {name} of run {int(np.flatnonzero(~np.isfinite(value))[0])} is not "
+                "finite; lower optimizer.learning_rate, or look at the data"
+            )
+
+
+def progress_bar(total: int, description: str) -> tqdm:
+    """A bar of steps, for `train_setting`."""
+    return tqdm(total=total, desc=description, unit="step", dynamic_ncols=True)
