@@ -59,6 +59,68 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes: float) -> Figure:
+    """Operations a second against operations a byte, below what the machine can do.
+
+    Args:
+        points: `model`, `kind` (`train` or `infer`), `flops_per_byte` and `flops_per_second`, as
+            `efficiency.measure.intensities` lists them.
+        peak_flops: operations a second of a large product here.
+        peak_bytes: bytes a second of the memory here.
+
+    Raises:
+        DataError: there is no point.
+    """
+    if not points:
+        raise DataError("points: found none, expected at least one; time a model first")
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    axes = figure.subplots()
+    ridge = peak_flops / peak_bytes
+    xs = [point["flops_per_byte"] for point in points]
+    ends = np.array([min(*xs, ridge) / 3, max(*xs, ridge) * 3])
+    roof = np.array([ends[0], ridge, ends[1]])
+    axes.plot(roof, np.minimum(roof * peak_bytes, peak_flops) / 1e9, color=BLACK, linewidth=1.8)
+    axes.annotate(
+        f"memory: {peak_bytes / 1e9:.0f} GB/s",
+        (ends[0], ends[0] * peak_bytes / 1e9),
+        xytext=(6, 14),
+        textcoords="offset points",
+        ha="left",
+    )
+    axes.annotate(
+        f"products: {peak_flops / 1e9:.0f} GFLOP/s",
+        (ends[1], peak_flops / 1e9),
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha="right",
+    )
+    names = list(dict.fromkeys(point["model"] for point in points))
+    for point in points:
+        color = CHANNEL_COLORS[names.index(point["model"]) % len(CHANNEL_COLORS)]
+        filled = color if point["kind"] == "train" else "white"
+        axes.plot(
+            point["flops_per_byte"],
+            point["flops_per_second"] / 1e9,
+            "o",
+            markersize=9,
+            markeredgewidth=2,
+            color=color,
+            markerfacecolor=filled,
+            label=f"{point['model']}, {'training' if point['kind'] == 'train' else 'inference'}",
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(top=peak_flops / 1e9 * 2.5)
+    axes.set_xlabel("operations in products a byte read or written (FLOP/B)")
+    axes.set_ylabel("GFLOP/s")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.grid(True, which="major", color=BLACK, alpha=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside center right", frameon=False)
+    return figure
+
+
 def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
     """Cost of a sample against a setting, a line a model; scales are logarithmic for numbers.
 
