@@ -35,8 +35,8 @@ def saliency_shades(example: Example) -> Figure:
     """
     names = list(example.signals)
     shares = {name: _relative_saliency(example, name) for name in names}
-    largest = max(2.0, *(np.nanpercentile(share, 99.5) for share in shares.values()))
-    shade = ScalarMappable(Normalize(0, largest), _HEAT)
+    low, high = np.percentile(np.concatenate(list(shares.values())), (0.5, 99.5))
+    shade = ScalarMappable(Normalize(low, high), _HEAT)
     figure = Figure(figsize=(9.6, 2.2 * len(names) + 0.7), layout="constrained")
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
@@ -45,7 +45,7 @@ def saliency_shades(example: Example) -> Figure:
         _draw_channels(axes, example, name)
         axes.set_title(name, loc="left")
     panels[-1].set_xlabel("time (s)")
-    bar = figure.colorbar(shade, ax=list(panels), aspect=30, extend="max")
+    bar = figure.colorbar(shade, ax=list(panels), aspect=30, extend="both")
     bar.set_label("saliency (1 = mean of the tokens)")
     bar.outline.set_visible(False)
     figure.suptitle(example.title, x=0.01, ha="left", weight="bold")
