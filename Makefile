@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 DEMO := runs/demo
 
-.PHONY: install test lint demo benchmark docs clean
+.PHONY: install test lint demo benchmark notebooks docs clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,9 @@ demo: install
 
 benchmark: install
 	$(RUN) sft_jax.benchmark
+
+notebooks: install
+	$(VENV)/bin/python notebooks/execute.py
 
 # The theme, maintained until May 2027, says so at every build unless told not to.
 docs: install

@@ -89,6 +89,31 @@ def load(path: str | Path) -> Config:
     return from_dict(found["get_config"]())
 
 
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with other values, as `--config.<path>=<value>` sets them on a command line.
+
+    Args:
+        config: to change.
+        changes: values by dotted path, such as `{"train.duration": "12 epochs"}`.
+
+    Raises:
+        ConfigError: a path that leads to no setting, or a value that cannot be used.
+    """
+    tree = to_dict(config)
+    for path, value in changes.items():
+        branch = tree
+        *parents, last = path.split(".")
+        for parent in parents:
+            branch = branch.get(parent) if isinstance(branch, dict) else None
+        if not isinstance(branch, dict) or last not in branch:
+            raise ConfigError(
+                f"{path}: given, but there is no such setting; expected a path as in --config."
+                "train.batch_size, the modalities by their names"
+            )
+        branch[last] = value
+    return from_dict(tree)
+
+
 def _modality(name: str, given: Any) -> ModalitySpec:
     where = f"modalities.{name}"
     if not isinstance(given, Mapping) or "name" in given:

@@ -31,16 +31,7 @@ def main():
     print(f"{split} split, {result['num_samples']} samples, step {result['step']}\n")
     print(format_table(metric_rows(result)), end="\n\n")
     print(format_table(result["per_class"]), end="\n\n")
-    info = opened.source.info
-    groups = opened.source.groups(split)
-    shown = example.recording(
-        opened.source.split(split),
-        predictions,
-        opened.config.modalities,
-        rows=example.first_recording(groups, info.options),
-        sampling_rate=info.modalities[0].sampling_rate,
-        title=f"{groups[0]} ({split} split)",
-    )
+    shown = example.of_split(opened.source, split, predictions, opened.config.modalities)
     if shown is not None:
         save_example(workdir / "example.npz", shown)
     print(f"written: {workdir / f'evaluation_{split}.json'}, predictions and example beside it")

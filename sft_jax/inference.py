@@ -18,7 +18,7 @@ from sft_jax.models import registry
 from sft_jax.training import run, session
 from sft_jax.training.sharding import make_mesh
 from sft_jax.training.step import eval_outputs
-from sft_jax.types import DataError, ModalitySpec
+from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS, ConfigError, DataError, ModalitySpec
 
 LARGEST_BATCH = 256
 
@@ -55,22 +55,25 @@ class Prediction:
     class_names: tuple[str, ...]
     kept: dict[str, Kept]
 
-    def save(self, path: Path):
-        """Writes `.npz`: `id`, `probabilities`, `predicted`, `class_names`, `kept/<m>/...`."""
-        entries = {
+    def entries(self) -> dict[str, np.ndarray]:
+        """By name: `id`, `probabilities`, `predicted`, `class_names`, `kept/<m>/...`."""
+        kept = {
             f"kept/{name}/{part}": getattr(kept, part)
             for name, kept in self.kept.items()
             for part in ("indices", "saliency")
             if getattr(kept, part) is not None
         }
-        np.savez_compressed(
-            path,
-            id=self.id,
-            probabilities=self.probabilities,
-            predicted=self.predicted,
-            class_names=np.asarray(self.class_names),
-            **entries,
-        )
+        return {
+            "id": self.id,
+            "probabilities": self.probabilities,
+            "predicted": self.predicted,
+            "class_names": np.asarray(self.class_names),
+            **kept,
+        }
+
+    def save(self, path: Path):
+        """Writes `entries` as `.npz`."""
+        np.savez_compressed(path, **self.entries())
 
 
 class Predictor:
@@ -94,6 +97,26 @@ class Predictor:
         self.params, self.normalizer = params, normalizer
         apply = run.apply_function(registry.build(config))
         self._outputs = jax.jit(functools.partial(eval_outputs, apply=apply))
+
+    def with_pools(self, pool: str, k: int | None = None) -> "Predictor":
+        """The same parameters with another pool in every modality; no pool has any of its own.
+
+        Args:
+            pool: one of `types.POOLS`.
+            k: tokens that every modality hands on, or all it has where they are fewer; a pool over
+                windows hands on at least as many. Not used by `none`.
+
+        Raises:
+            ConfigError: an unknown pool, no `k` where one is needed, or a model without pools.
+        """
+        if self.config.model.name != "sft":
+            raise ConfigError(
+                f"with_pools: given a run of model {self.config.model.name!r}, expected 'sft', the "
+                "one that has pools; open another run"
+            )
+        specs = tuple(_pooled(spec, pool, k) for spec in self.config.modalities)
+        config = dataclasses.replace(self.config, modalities=specs)
+        return Predictor(config, self._params, self._normalizer, self.class_names)
 
     def predict(self, arrays: Mapping[str, np.ndarray]) -> Prediction:
         """Classifies samples.
@@ -153,6 +176,15 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
     state = session.restore(config, registry.build(config), mesh, workdir, checkpoint)
     normalizer = Normalizer.from_json(data["normalizer"])
     return Predictor(config, state.params, normalizer, data["class_names"])
+
+
+def _pooled(spec: ModalitySpec, pool: str, k: int | None) -> ModalitySpec:
+    """`spec` with a pool that hands on `k` tokens, or as few more as its windows allow."""
+    count = None if k is None else min(k, spec.num_tokens)
+    sizes = {"k": count if pool in COUNTING_POOLS else None, "window": None}
+    if pool in WINDOW_POOLS and count:
+        sizes["window"] = spec.num_tokens // count
+    return dataclasses.replace(spec, pool=pool, **sizes)
 
 
 def _with_absent(record: Record, absent: Sequence[ModalitySpec]) -> Record:

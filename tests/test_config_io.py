@@ -20,7 +20,7 @@ from sft_jax.config import (
     MixupConfig,
     ModelConfig,
 )
-from sft_jax.config_io import config_dict, from_dict, to_dict
+from sft_jax.config_io import config_dict, from_dict, override, to_dict
 from sft_jax.types import COUNTING_POOLS, POOLS, TOKENIZERS, ConfigError, ModalitySpec
 
 
@@ -341,3 +341,34 @@ def test_defaults_come_from_the_dataclasses_alone():
 
 def test_source_without_options_takes_the_options_of_that_source():
     assert from_dict({"data": {"source": "arrays"}}).data.options == data_config.ArraysOptions()
+
+
+def test_overrides_are_those_of_a_command_line():
+    given = Config(modalities=(spec(), spec(name="b")))
+    changed = override(
+        given,
+        {
+            "train.duration": "12 epochs",
+            "modalities.b.pool": "max",
+            "modalities.b.k": 0,
+            "modalities.b.window": 4,
+            "model": {"embed_dim": 80},
+        },
+    )
+    assert changed.train == dataclasses.replace(given.train, duration=Duration(12.0, "epochs"))
+    assert changed.modalities == (spec(), spec(name="b", pool="max", k=None, window=4))
+    assert changed.model == ModelConfig(embed_dim=80)
+    assert override(given, {}) == given
+
+
+@pytest.mark.parametrize(
+    "path", ["train.epochs", "modalities.c.k", "train.duration.value", "", "train.seed."]
+)
+def test_an_override_that_leads_nowhere_is_an_error(path):
+    with pytest.raises(ConfigError, match=f"^{path}: given, but there is no such setting"):
+        override(Config(modalities=(spec(),)), {path: 1})
+
+
+def test_an_override_of_the_wrong_type_names_its_path():
+    with pytest.raises(ConfigError, match=r"train\.seed: given 'x' \(str\), expected int"):
+        override(Config(), {"train.seed": "x"})

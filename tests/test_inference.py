@@ -284,3 +284,44 @@ def test_resolved_configuration_is_kept(trained, predictor):
     assert [spec.name for spec in predictor.config.modalities] == list(SHAPES)
     assert predictor.config.model.num_classes == 3
     assert dataclasses.asdict(predictor.config.modalities[2])["tokenizer"] == "token"
+
+
+def test_another_pool_is_that_of_the_configuration_with_the_same_parameters(trained, predictor):
+    arrays, _ = make_arrays(4, seed=9)
+    same = predictor.with_pools("attn_topk", 3).predict(arrays)
+    before = predictor.predict(arrays)
+    np.testing.assert_array_equal(same.kept["audio"].indices, before.kept["audio"].indices)
+    # Most salient first: fewer tokens are the first of more, and all of them a permutation.
+    all_of_them = predictor.with_pools("attn_topk", 100).predict(arrays).kept
+    np.testing.assert_array_equal(all_of_them["audio"].indices[:, :3], before.kept["audio"].indices)
+    for name, shape in SHAPES.items():
+        tokens = np.sort(all_of_them[name].indices, axis=1)
+        np.testing.assert_array_equal(tokens, np.tile(np.arange(shape[0]), (4, 1)))
+
+
+@pytest.mark.parametrize(
+    ("pool", "k", "handed_on"),
+    [
+        ("max", 4, {"audio": 4, "video": 4, "words": 7}),
+        ("random", 8, {"audio": 8, "video": 8, "words": 7}),
+        ("none", None, {"audio": 20, "video": 9, "words": 7}),
+    ],
+)
+def test_a_pool_hands_on_what_is_asked_for(predictor, pool, k, handed_on):
+    opened = predictor.with_pools(pool, k)
+    assert {s.name: s.num_pooled for s in opened.config.modalities} == handed_on
+    assert {s.pool for s in opened.config.modalities} == {pool}
+    total = opened.predict(make_arrays(2, seed=10)[0]).probabilities.sum(axis=1)
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+def test_a_pool_without_its_count_and_a_model_without_pools_are_errors(predictor):
+    with pytest.raises(ConfigError, match="given k=None for pool 'cls_topk', expected 1"):
+        predictor.with_pools("cls_topk")
+    with pytest.raises(ConfigError, match="pool: given 'best', expected one of"):
+        predictor.with_pools("best", 3)
+    model = dataclasses.replace(predictor.config.model, name="mbt")
+    config = dataclasses.replace(predictor.config, model=model)
+    other = Predictor(config, {}, Normalizer("none", {}, {}), ())
+    with pytest.raises(ConfigError, match="given a run of model 'mbt', expected 'sft'"):
+        other.with_pools("attn_topk", 3)

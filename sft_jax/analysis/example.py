@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from matplotlib.figure import Figure
 
+from sft_jax.analysis import plots
 from sft_jax.analysis.run_folder import Example
-from sft_jax.types import ModalitySpec
+from sft_jax.types import DataError, ModalitySpec
 
 
 def token_spans(spec: ModalitySpec) -> Int[np.ndarray, "tokens 2"]:
@@ -59,17 +61,71 @@ def recording(
     return Example(signals, kept, saliency or None, spans, sampling_rate, title)
 
 
-def first_recording(groups: Sequence[str], options: Mapping[str, Any], most: int = 4) -> list[int]:
-    """Positions of the records that cover the first group, without overlap.
+def recording_rows(
+    groups: Sequence[str], options: Mapping[str, Any], group: str = "", most: int = 4
+) -> list[int]:
+    """Positions of the records that cover a group from its start, without overlap.
 
     Args:
         groups: of every record of a split, in order.
         options: of the source; with a `window` that `step` divides, every `window / step`-th
             record follows on the one before it, else only one record is taken.
+        group: which; the first where empty.
         most: records at most.
+
+    Raises:
+        DataError: the split has no such group.
     """
-    rows = [row for row, group in enumerate(groups) if group == groups[0]]
+    group = group or groups[0]
+    rows = [row for row, name in enumerate(groups) if name == group]
+    if not rows:
+        raise DataError(
+            f"group: given {group!r}, expected one of {', '.join(dict.fromkeys(groups))}"
+        )
     window, step = options.get("window"), options.get("step")
     if not window or window % step:
         return rows[:1]
     return rows[:: window // step][:most]
+
+
+def of_split(
+    source: Any,
+    split: str,
+    predictions: Mapping[str, np.ndarray],
+    specs: Sequence[ModalitySpec],
+    group: str = "",
+) -> Example | None:
+    """A recording of an evaluated split; None where `recording` has nothing to draw.
+
+    Args:
+        source: opened, a `data.sources.Source`.
+        split: which was evaluated.
+        predictions: of all its records, see `recording`.
+        specs: modalities of the run.
+        group: which recording; the first where empty.
+
+    Raises:
+        DataError: the split has no such group.
+    """
+    groups, info = source.groups(split), source.info
+    rows = recording_rows(groups, info.options, group)
+    return recording(
+        source.split(split),
+        predictions,
+        specs,
+        rows=rows,
+        sampling_rate=info.modalities[0].sampling_rate,
+        title=f"{groups[rows[0]]} ({split} split)",
+    )
+
+
+def draw(example: Example) -> Figure:
+    """Signals over time with what was kept of them (see `plots.kept_tokens`)."""
+    return plots.kept_tokens(
+        example.signals,
+        example.kept,
+        {name: spans.tolist() for name, spans in example.spans.items()},
+        example.sampling_rate,
+        example.title,
+        example.saliency,
+    )

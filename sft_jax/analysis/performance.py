@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -57,6 +58,75 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
     return figure
+
+
+def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes: float) -> Figure:
+    """Operations a second against operations a byte, below what the machine can do.
+
+    Args:
+        points: `model`, `kind` (`train` or `infer`), `flops_per_byte` and `flops_per_second`, as
+            `efficiency.measure.intensities` lists them.
+        peak_flops: operations a second of a large product here.
+        peak_bytes: bytes a second of the memory here.
+
+    Raises:
+        DataError: there is no point.
+    """
+    if not points:
+        raise DataError("points: found none, expected at least one; time a model first")
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    axes = figure.subplots()
+    ridge = peak_flops / peak_bytes
+    xs = [point["flops_per_byte"] for point in points]
+    ends = np.array([min(*xs, ridge) / 3, max(*xs, ridge) * 3])
+    roof = np.array([ends[0], ridge, ends[1]])
+    axes.plot(roof, np.minimum(roof * peak_bytes, peak_flops) / 1e9, color=BLACK, linewidth=1.8)
+    axes.annotate(
+        f"memory: {peak_bytes / 1e9:.3g} GB/s",
+        (ends[0] * 1.2, ends[0] * 1.2 * peak_bytes / 1e9),
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="top",
+    )
+    axes.annotate(
+        f"products: {peak_flops / 1e9:.3g} GFLOP/s",
+        (ends[1], peak_flops / 1e9),
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha="right",
+    )
+    _draw_rates(axes, points)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(top=peak_flops / 1e9 * 2.5)
+    axes.set_xlabel("operations in products a byte read or written (FLOP/B)")
+    axes.set_ylabel("GFLOP/s")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(True, which="major", color=BLACK, alpha=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside center right", frameon=False)
+    return figure
+
+
+def _draw_rates(axes: Axes, points: Sequence[Mapping[str, Any]]):
+    """A colour a model, filled for training."""
+    names = list(dict.fromkeys(point["model"] for point in points))
+    kinds = {kind: title.lower() for kind, title in _PANELS}
+    for point in points:
+        color = CHANNEL_COLORS[names.index(point["model"]) % len(CHANNEL_COLORS)]
+        axes.plot(
+            point["flops_per_byte"],
+            point["flops_per_second"] / 1e9,
+            "o",
+            markersize=9,
+            markeredgewidth=2,
+            color=color,
+            markerfacecolor=color if point["kind"] == "train" else "white",
+            label=f"{point['model']}, {kinds[point['kind']]}",
+        )
 
 
 def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:

@@ -208,6 +208,23 @@ def fixed_length(
     return values, real
 
 
+def to_arrays(records: Records) -> dict[str, np.ndarray]:
+    """Records as the entries of an `.npz` file, as `data.arrays.read_arrays` takes them.
+
+    Args:
+        records: `n` of them, at least one.
+
+    Returns:
+        `<m> [n, t, f]` (or `[n, t]`) and `mask/<m> [n, t]` for every modality, `label`, `id` and
+        `group`, each `[n]`.
+    """
+    rows = list(records)
+    arrays = {name: np.stack([row["inputs"][name] for row in rows]) for name in rows[0]["inputs"]}
+    masks = {f"mask/{name}": np.stack([row["mask"][name] for row in rows]) for name in arrays}
+    columns = {key: np.asarray([row[key] for row in rows]) for key in ("label", "id", "group")}
+    return {**arrays, **masks, **columns}
+
+
 def describe(info: DataInfo) -> str:
     """What was found, split by split, in a few lines."""
     lines = [f"source       {info.source}"]

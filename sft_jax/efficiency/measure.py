@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sft_jax.config import Config
+from sft_jax.efficiency.hlo_cost import program_cost
 from sft_jax.efficiency.models import (
     check_complete,
     forward_gflop,
@@ -38,6 +39,8 @@ class Candidate(NamedTuple):
         compile_seconds: by kind; 0 where nothing is compiled ahead.
         temporary_bytes: by kind, what the compiler says a step holds beside its arguments, on all
             devices together; None where it does not say.
+        moved_bytes: takes a kind and counts what the instructions of a step read and write, on all
+            devices together (see `hlo_cost.program_cost`); None where no program can be read.
     """
 
     train: Callable[[], Any]
@@ -45,6 +48,7 @@ class Candidate(NamedTuple):
     batch_size: int
     compile_seconds: dict[str, float]
     temporary_bytes: dict[str, int | None]
+    moved_bytes: Callable[[str], int] | None = None
 
 
 def candidate(config: Config) -> Candidate:
@@ -85,6 +89,7 @@ def candidate(config: Config) -> Candidate:
             kind: mesh.size * program.memory_analysis().temp_size_in_bytes
             for kind, program in programs.items()
         },
+        moved_bytes=lambda kind: mesh.size * program_cost(programs[kind].as_text()).nbytes,
     )
 
 
@@ -228,3 +233,32 @@ def to_json(measurement: Measurement) -> dict[str, Any]:
             for kind in KINDS
         },
     }
+
+
+def intensities(
+    candidates: Mapping[str, Candidate], measured: Mapping[str, Measurement]
+) -> list[dict[str, Any]]:
+    """Points of a roofline (Williams et al., 2009, https://doi.org/10.1145/1498765.1498785).
+
+    Args:
+        candidates: by name, each with a program to read.
+        measured: of the same names.
+
+    Returns:
+        For every name and kind `model`, `kind`, `flops_per_byte` of its products and of the bytes
+        that its instructions read and write, and `flops_per_second` as measured.
+    """
+    points = []
+    for name, entry in measured.items():
+        for kind in KINDS:
+            flops = entry.gflop[kind] * 1e9
+            moved = candidates[name].moved_bytes(kind) / candidates[name].batch_size
+            points.append(
+                {
+                    "model": name,
+                    "kind": kind,
+                    "flops_per_byte": flops / moved,
+                    "flops_per_second": flops * entry.rate[kind].median,
+                }
+            )
+    return points

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 _PEAK_SIZE = 1024
+# Numbers of an array that no cache holds.
+_STREAM_SIZE = 2**24
 
 
 class Timing(NamedTuple):
@@ -83,6 +85,30 @@ def matmul_peak(dtype: str = "float32", repeats: int = 5) -> float:
     product = jax.jit(jnp.matmul, out_shardings=placed)
     timing = time_interleaved({"product": lambda: product(a, a)}, repeats)["product"]
     return 2 * shape[0] * _PEAK_SIZE**3 / timing.low
+
+
+def memory_bandwidth(repeats: int = 5) -> float:
+    """Bytes a second read and written by a sum of large arrays on all devices, the best of a few.
+
+    The sum of STREAM (McCalpin, 1995, https://www.cs.virginia.edu/stream/), in place, so that no
+    memory is asked for while it is timed.
+
+    Args:
+        repeats: timed rounds.
+    """
+    shape = (jax.local_device_count(), _STREAM_SIZE)
+    mesh = jax.make_mesh(shape[:1], ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    total, step = (jax.device_put(jnp.full(shape, x, "float32"), placed) for x in (0, 1))
+    add = jax.jit(jnp.add, donate_argnums=0, out_shardings=placed)
+    holder = [total]
+
+    def once():
+        holder[0] = add(holder[0], step)
+        return holder[0]
+
+    timing = time_interleaved({"sum": once}, repeats)["sum"]
+    return 3 * step.nbytes / timing.low
 
 
 def peak_memory() -> int:

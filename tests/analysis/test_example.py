@@ -1,7 +1,10 @@
+import types
+
 import numpy as np
+import pytest
 
 from sft_jax.analysis import example, plots, run_folder
-from sft_jax.types import ModalitySpec
+from sft_jax.types import DataError, ModalitySpec
 
 PATCHES = ModalitySpec(name="p", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=2)
 BOXES = ModalitySpec(
@@ -30,15 +33,15 @@ def test_spans_of_time_steps_are_one_step_long():
     assert example.token_spans(STEPS).tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
 
 
-def test_first_recording_takes_windows_that_do_not_overlap():
+def test_a_recording_is_windows_that_do_not_overlap():
     groups = ["a"] * 7 + ["b"] * 2
-    assert example.first_recording(groups, {"window": 6, "step": 2}) == [0, 3, 6]
-    assert example.first_recording(groups, {"window": 6, "step": 2}, most=2) == [0, 3]
+    assert example.recording_rows(groups, {"window": 6, "step": 2}) == [0, 3, 6]
+    assert example.recording_rows(groups, {"window": 6, "step": 2}, most=2) == [0, 3]
 
 
-def test_first_recording_is_one_record_where_windows_are_unknown_or_do_not_meet():
-    assert example.first_recording(["a", "a"], {}) == [0]
-    assert example.first_recording(["a", "a"], {"window": 5, "step": 2}) == [0]
+def test_a_recording_is_one_record_where_windows_are_unknown_or_do_not_meet():
+    assert example.recording_rows(["a", "a"], {}) == [0]
+    assert example.recording_rows(["a", "a"], {"window": 5, "step": 2}) == [0]
 
 
 def test_recording_joins_windows_in_time():
@@ -80,3 +83,32 @@ def test_a_pool_that_draws_has_tokens_to_show_and_no_saliency(tmp_path):
 def test_recording_is_none_without_a_pool_that_selects():
     shown = example.recording([], {}, (STEPS,), rows=[0], sampling_rate=1.0, title="x")
     assert shown is None
+
+
+def test_a_recording_is_found_by_its_name():
+    groups = ["a"] * 4 + ["b"] * 3
+    assert example.recording_rows(groups, {"window": 4, "step": 2}, "b") == [4, 6]
+    with pytest.raises(DataError, match="group: given 'c', expected one of a, b"):
+        example.recording_rows(groups, {}, "c")
+
+
+def source_of(groups, sampling_rate):
+    """As little of an opened source as a recording is taken from."""
+    records = [{"inputs": {"s": np.full((4, 1), i, np.float32)}} for i in range(len(groups))]
+    modality = types.SimpleNamespace(sampling_rate=sampling_rate)
+    info = types.SimpleNamespace(options={"window": 4, "step": 4}, modalities=(modality,))
+    return types.SimpleNamespace(
+        split={"test": records}.__getitem__, groups={"test": groups}.__getitem__, info=info
+    )
+
+
+def test_a_recording_of_a_split_is_its_windows_and_what_was_kept_of_them():
+    predictions = {"kept/s/indices": np.array([[0, 1], [1, 2], [2, 3]])}
+    source = source_of(["a", "b", "b"], sampling_rate=2.0)
+    shown = example.of_split(source, "test", predictions, (STEPS,), "b")
+    assert shown.signals["s"][:, 0].tolist() == [1] * 4 + [2] * 4
+    assert shown.kept["s"].tolist() == [1, 2, 6, 7]
+    assert (shown.title, shown.sampling_rate) == ("b (test split)", 2.0)
+    assert example.of_split(source, "test", predictions, (STEPS,)).title == "a (test split)"
+    drawn = example.draw(shown)
+    assert drawn.axes[0].get_title(loc="left") == "s: 4 of 8 tokens kept"

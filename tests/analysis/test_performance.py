@@ -100,3 +100,29 @@ def test_nothing_measured_is_an_error():
         performance.throughput_bars({})
     with pytest.raises(DataError, match="points: found none"):
         performance.sweep_lines([], "length")
+
+
+def test_a_roofline_is_the_lower_of_slope_and_peak_with_the_points_below():
+    points = [
+        {"model": "sft", "kind": "train", "flops_per_byte": 2.0, "flops_per_second": 10e9},
+        {"model": "sft", "kind": "infer", "flops_per_byte": 40.0, "flops_per_second": 60e9},
+        {"model": "mbt", "kind": "train", "flops_per_byte": 1.0, "flops_per_second": 5e9},
+    ]
+    figure = performance.roofline(points, peak_flops=100e9, peak_bytes=10e9)
+    (axes,) = figure.axes
+    roof, *drawn = axes.lines
+    for x, y in roof.get_xydata():
+        assert y == pytest.approx(min(10 * x, 100))
+    assert 10.0 in roof.get_xdata()  # the ridge
+    np.testing.assert_allclose(
+        [line.get_xydata()[0] for line in drawn], [(2, 10), (40, 60), (1, 5)]
+    )
+    assert drawn[0].get_color() == drawn[1].get_color() != drawn[2].get_color()
+    assert drawn[0].get_markerfacecolor() != drawn[1].get_markerfacecolor()
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    texts = texts_of(figure)
+    assert {"sft, training", "sft, inference", "mbt, training", "GFLOP/s"} <= set(texts)
+    assert {"memory: 10 GB/s", "products: 100 GFLOP/s"} <= set(texts)
+    assert min(font_sizes(figure)) >= 9
+    with pytest.raises(DataError, match="points: found none"):
+        performance.roofline([], 1.0, 1.0)

@@ -3,6 +3,7 @@ import pytest
 
 from sft_jax.data.arrays import read_arrays
 from sft_jax.data.builders.arrays import split_groups
+from sft_jax.data.records import to_arrays
 from sft_jax.data.sources import open_source, prepare
 from sft_jax.data_config import ArraysOptions, DataConfig
 from sft_jax.types import DataError
@@ -261,3 +262,20 @@ def test_statistics_and_class_counts_by_a_slow_oracle(tmp_path):
     for split, counts in source.info.class_counts.items():
         labels = [record["label"] for record in source.split(split)]
         assert counts == tuple(labels.count(c) for c in range(3))
+
+
+def test_records_become_the_arrays_that_they_are_read_from(tmp_path):
+    table = read_arrays(save(tmp_path / "x.npz", entries()), require_label=True)
+    arrays = to_arrays(table)
+    assert set(arrays) == {"video", "words", "mask/video", "mask/words", "label", "id", "group"}
+    again = read_arrays(save(tmp_path / "again.npz", arrays), require_label=True)
+    assert again.modalities == table.modalities
+    assert (again.id, again.group, again.label.tolist()) == (
+        table.id,
+        table.group,
+        table.label.tolist(),
+    )
+    for one, other in zip(again, table, strict=True):
+        for name in ("video", "words"):
+            np.testing.assert_array_equal(one["inputs"][name], other["inputs"][name])
+            np.testing.assert_array_equal(one["mask"][name], other["mask"][name])

@@ -123,3 +123,38 @@ def test_memory_of_a_process_is_its_own_and_sees_what_was_held():
     little = memory.peak_alone(hold, 1)
     assert memory.peak_alone(hold, 200_000_000) - little > 150e6
     assert little < throughput.peak_memory()
+
+
+def test_the_bandwidth_counts_two_arrays_read_and_one_written(monkeypatch):
+    seen = []
+
+    def timed(calls, repeats):
+        (call,) = calls.values()
+        seen.extend(np.unique(call()).tolist() for _ in range(2))
+        return dict.fromkeys(calls, Timing(median=4.0, low=2.0, high=9.0))
+
+    monkeypatch.setattr(throughput, "time_interleaved", timed)
+    monkeypatch.setattr(throughput, "_STREAM_SIZE", 1000)
+    assert throughput.memory_bandwidth() == 3 * jax.device_count() * 1000 * 4 / 2.0
+    assert seen == [[1.0], [2.0]]
+
+
+def test_intensities_are_operations_over_bytes_of_a_sample():
+    entry = fake({"train": 0.0, "infer": 0.0})
+    moved = {"train": 4 * 50_000, "infer": 4 * 20_000}  # of a batch of four
+    candidates = {"a": entry._replace(moved_bytes=moved.__getitem__)}
+    measured = measure.measure(candidates, {"a": config()}, peak=1e9, repeats=1, window=1)
+    train, infer = measure.intensities(candidates, measured)
+    assert (train["model"], train["kind"], infer["kind"]) == ("a", "train", "infer")
+    flops = models.train_gflop(config()) * 1e9
+    assert train["flops_per_byte"] == pytest.approx(flops / 50_000)
+    assert train["flops_per_second"] == pytest.approx(flops * measured["a"].rate["train"].median)
+    assert infer["flops_per_byte"] == pytest.approx(models.forward_gflop(config()) * 1e9 / 20_000)
+
+
+def test_bytes_of_a_candidate_are_those_of_all_its_devices():
+    entry = measure.candidate(config())
+    # Every device reads its parameters, so that the whole is more than once through the batch.
+    parameters = 4 * models.num_parameters(config())
+    assert entry.moved_bytes("infer") > jax.device_count() * parameters
+    assert entry.moved_bytes("train") > entry.moved_bytes("infer")
