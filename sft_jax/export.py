@@ -39,13 +39,12 @@ def main():
         found = artefact_table.measure(models, _ROUNDS.value)
         return _show(found, artefact_table.cost_rows)
     run, workdir = load(cli.path(_WORKDIR)), cli.path(_WORKDIR)
-    normal = (run.normalizer.shift, run.normalizer.scale)
-    model = Exportable(run.config, run.params, *normal, run.class_names)
+    model = Exportable.of(run)
     if _SCORE.value is not None:
         found = artefact_table.score(model, workdir, _SCORE.value, _DATA_DIR.value)
         return _show(found, artefact_table.score_rows)
     kind = _FORMAT.value + "_int8" * _INT8.value
-    path = artefacts.write(model, kind, Path(_OUTPUT.value or workdir / "export"))
+    path = artefacts.write(model, [kind], Path(_OUTPUT.value or workdir / "export"))[kind]
     found = artefacts.compared(model, path, kind)
     return print(f"{path}: {path.stat().st_size / 1e3:.0f} kB, logits differ by {found.logits:.1g}")
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from sft_jax.analysis.plots import BLACK, CHANNEL_COLORS, FRAME, merged
-from sft_jax.analysis.report import Example
+from sft_jax.analysis.run_folder import Example
 from sft_jax.types import DataError
 
 _HEAT = "YlOrBr"

@@ -40,8 +40,8 @@ def measure(models: Mapping[str, Exportable], rounds: int, calls: int = 5) -> li
         for name, model in models.items():
             arrays = artefacts.example(model, _ROWS)
             expected = artefacts.reference(model, arrays)
-            for kind in artefacts.FORMATS:
-                path = artefacts.write(model, kind, folder / name)
+            paths = artefacts.write(model, artefacts.FORMATS, folder / name)
+            for kind, path in paths.items():
                 run = stack.enter_context(artefacts.running(path, kind, arrays))
                 found = artefacts.Differences.between(run.outputs, expected)
                 found.check(kind)
@@ -111,8 +111,7 @@ def score(
     arrays, label = _raw(opened, split)
     expected = artefacts.reference(model, arrays)
     rows = [{"artefact": "the model itself", **_top1(expected, label)}]
-    for kind in artefacts.FORMATS:
-        path = artefacts.write(model, kind, workdir / "export")
+    for kind, path in artefacts.write(model, artefacts.FORMATS, workdir / "export").items():
         with artefacts.running(path, kind, arrays, rows=64) as run:
             found = artefacts.Differences.between(run.outputs, expected)
             top1 = _top1(run.outputs, label)

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -30,56 +31,58 @@ FORMATS = ("stablehlo", "onnx", "onnx_int8")
 # The largest difference that two programs' float32 sums may show in a logit.
 TOLERANCE = 1e-4
 _SUFFIXES = {"stablehlo": ".stablehlo", "onnx": ".onnx", "onnx_int8": ".int8.onnx"}
-_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-    "OMP_NUM_THREADS": "1",
-}
+_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
-def write(model: Exportable, kind: str, path: Path) -> Path:
-    """Writes one artefact, with `<path>.json` beside it, which says what goes in and comes out.
+def write(model: Exportable, kinds: Sequence[str], path: Path) -> dict[str, Path]:
+    """Writes artefacts, each with `<file>.json` beside it, which says what goes in and comes out.
 
     Args:
         model: what is exported.
-        kind: of `FORMATS`.
-        path: of the file; the usual suffix of the format is added to a folder's `model`.
+        kinds: of `FORMATS`.
+        path: a folder, where they are called `model` with the suffix of their format; or, of one
+            kind, the file.
 
     Returns:
-        The path of the file.
+        The path of each.
 
     Raises:
         ConfigError: an unknown format, or one whose libraries are not installed.
     """
-    check_choice("format", kind, FORMATS)
-    if path.suffix not in (".stablehlo", ".onnx"):
-        path = path / f"model{_SUFFIXES[kind]}"
-    if kind == "stablehlo":
-        content, about = to_stablehlo(model), {"platforms": list(PLATFORMS)}
-    else:
-        content, about = _onnx(model, kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    made = {"format": kind, "jax": jax.__version__, **about}
-    Path(f"{path}.json").write_text(json.dumps({**made, **describe(model)}, indent=1) + "\n")
-    return path
+    for kind in kinds:
+        check_choice("format", kind, FORMATS)
+    contents, abouts = {}, {"stablehlo": {"platforms": list(PLATFORMS)}}
+    if "stablehlo" in kinds:
+        contents["stablehlo"] = to_stablehlo(model)
+    if set(kinds) - {"stablehlo"}:
+        onnx_format = _import_onnx_format()
+        contents["onnx"] = onnx_format.to_onnx(model)
+        abouts |= {kind: {"opset": onnx_format.OPSET} for kind in ("onnx", "onnx_int8")}
+        if "onnx_int8" in kinds:
+            contents["onnx_int8"] = onnx_format.quantized(contents["onnx"])
+    about, paths = describe(model), {}
+    for kind in kinds:
+        alone = len(kinds) == 1 and path.suffix in (".stablehlo", ".onnx")
+        paths[kind] = path if alone else path / f"model{_SUFFIXES[kind]}"
+        paths[kind].parent.mkdir(parents=True, exist_ok=True)
+        paths[kind].write_bytes(contents[kind])
+        made = {"format": kind, "jax": jax.__version__, **abouts[kind], **about}
+        Path(f"{paths[kind]}.json").write_text(json.dumps(made, indent=1) + "\n")
+    return paths
 
 
-def _onnx(model: Exportable, kind: str) -> tuple[bytes, dict[str, Any]]:
+def _import_onnx_format() -> ModuleType:
     missing = [
         n for n in ("jax2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(n) is None
     ]
     if missing:
         raise ConfigError(
-            f"format: given {kind!r}, for which {', '.join(missing)} is not installed; install the "
+            f"format: given 'onnx', for which {', '.join(missing)} is not installed; install the "
             "extra: pip install 'sft_jax[export]'"
         )
     from sft_jax.interop import onnx_format
 
-    content = onnx_format.to_onnx(model)
-    return onnx_format.quantized(content) if kind == "onnx_int8" else content, {
-        "opset": onnx_format.OPSET
-    }
+    return onnx_format
 
 
 def example(model: Exportable, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -196,6 +199,7 @@ def running(
         ConfigError: it cannot be run.
     """
     runtime = "stablehlo" if kind == "stablehlo" else "onnx"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
         np.savez(inputs, **arrays)
@@ -205,7 +209,7 @@ def running(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags},
         )
         with process:
             try:

@@ -43,14 +43,28 @@ class Exportable:
     class_names: tuple[str, ...]
 
     @classmethod
+    def of(cls, run: Any) -> "Exportable":
+        """The model of a run, as `inference.load` opens it."""
+        normal = run.normalizer
+        return cls(run.config, run.params, normal.shift, normal.scale, run.class_names)
+
+    @classmethod
     def untrained(cls, config: Config, seed: int = 0) -> "Exportable":
         """A model of drawn parameters, for what does not depend on training; values as they are."""
-        inputs = example_inputs(config.modalities)
-        params = jax.jit(registry.build(config).init)(jax.random.key(seed), *inputs)["params"]
+        rng, inputs = np.random.default_rng(seed), example_inputs(config.modalities)
+        shapes = jax.eval_shape(registry.build(config).init, jax.random.key(0), *inputs)["params"]
+
+        def draw(path, x):
+            if path[-1].key == "scale":
+                return np.ones(x.shape, np.float32)
+            return rng.standard_normal(x.shape, np.float32) / np.float32(
+                np.sqrt(max(8, *x.shape[-2:]))
+            )
+
         widths = {spec.name: spec.feature_dim for spec in config.modalities}
         names = tuple(f"class {i}" for i in range(config.model.num_classes))
         zeros, ones = ({m: [x] * f for m, f in widths.items()} for x in (0.0, 1.0))
-        return cls(config, params, zeros, ones, names)
+        return cls(config, jax.tree_util.tree_map_with_path(draw, shapes), zeros, ones, names)
 
 
 def signature(config: Config, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:

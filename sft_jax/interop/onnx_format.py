@@ -3,8 +3,10 @@
 Needs the extra `export`.
 """
 
+import contextlib
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -35,9 +37,7 @@ def to_onnx(model: Exportable) -> bytes:
 
     flat = unrolled(positional, *arrays.values())
     returned = jax.eval_shape(function, arrays)
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of types that are not known before they are inferred
-    try:
+    with _quietly():
         proto = jax2onnx.to_onnx(
             flat,
             list(arrays.values()),
@@ -46,8 +46,6 @@ def to_onnx(model: Exportable) -> bytes:
             input_names=list(arrays),
             output_names=list(returned),
         )
-    finally:
-        logging.disable(before)
     return tidied(proto).SerializeToString()
 
 
@@ -56,8 +54,20 @@ def quantized(content: bytes) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         before.write_bytes(content)
-        quantize_dynamic(
-            before, after, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"]
-        )
+        with _quietly():
+            quantize_dynamic(
+                before, after, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"]
+            )
         onnx.checker.check_model(after)
         return after.read_bytes()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without warnings in the log, of shapes that are not known and steps that are not needed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

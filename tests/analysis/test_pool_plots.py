@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sft_jax.analysis import pool_plots
-from sft_jax.analysis.report import Example
+from sft_jax.analysis.run_folder import Example
 from sft_jax.types import DataError
 
 
