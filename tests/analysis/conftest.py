@@ -146,7 +146,9 @@ def workdir(tmp_path):
     folder.mkdir()
     config = Config(
         modalities=(ModalitySpec(name="m0", length=48, feature_dim=6, k=6),),
-        model=ModelConfig(preset="modern", embed_dim=32, num_heads=4, num_classes=4),
+        model=ModelConfig(
+            preset="modern", embed_dim=32, num_heads=4, num_classes=4, num_post_layers=1
+        ),
         data=DataConfig(source="synthetic", options=SyntheticOptions()),
     )
     data = {
