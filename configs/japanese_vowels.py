@@ -32,13 +32,12 @@ def get_config():
                 num_heads=4,
                 num_pre_layers=1,
                 num_post_layers=2,
-                dropout=0.1,
             ),
             data=DataConfig(
                 source="japanese_vowels",
                 options=JapaneseVowelsOptions(path="data/aeon-1.6.0-py3-none-any.whl"),
             ),
-            augment=AugmentConfig(jitter=0.1, scale=0.1),
+            augment=AugmentConfig(jitter=0.05, scale=0.1),
             optimizer=OptimizerConfig(
                 learning_rate=2e-3,
                 weight_decay=0.05,

@@ -32,7 +32,6 @@ def get_config():
                 num_heads=4,
                 num_pre_layers=1,
                 num_post_layers=2,
-                dropout=0.1,
             ),
             data=DataConfig(
                 source="multiple_features",
