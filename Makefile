@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 DEMO := runs/demo
 
-.PHONY: install test lint demo benchmark clean
+.PHONY: install test lint demo benchmark docs clean
 
 install: $(VENV)/installed
 
@@ -20,7 +20,7 @@ lint: install
 	$(RUN) ruff format --check .
 
 test: lint
-	$(RUN) pytest --numprocesses=auto --dist=loadgroup
+	$(RUN) pytest --numprocesses=auto --dist=loadfile
 
 demo: install
 	$(RUN) sft_jax.prepare --config=configs/smartwatch.py
@@ -30,6 +30,11 @@ demo: install
 
 benchmark: install
 	$(RUN) sft_jax.benchmark
+
+# The theme, maintained until May 2027, says so at every build unless told not to.
+docs: install
+	$(RUN) pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --config-file=docs/site/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -13,7 +13,7 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.analysis import performance, plots
-from sft_jax.analysis.report import format_table
+from sft_jax.analysis.tables import format_table
 from sft_jax.config_io import from_dict, load
 from sft_jax.efficiency import attention, benchmarks, measure, memory, sweep
 from sft_jax.efficiency.cost import CONVENTION

@@ -4,13 +4,19 @@ import jax
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis import example, report
+from sft_jax.analysis import example
+from sft_jax.analysis.run_folder import save_example
+from sft_jax.analysis.run_scores import metric_rows
+from sft_jax.analysis.tables import format_table
 from sft_jax.training import session
 
 _WORKDIR = cli.define_workdir()
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "What to score.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data are, if elsewhere by now.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
+_ABLATION = flags.DEFINE_boolean(
+    "ablation", True, "Score it without each modality, too, for the report."
+)
 _DEVICES = cli.define_devices(several_processes=True)
 
 
@@ -18,13 +24,13 @@ def main():
     """Prints the metrics with their intervals and a row a class; keeps a recording to draw."""
     workdir, split = cli.path(_WORKDIR), _SPLIT.value
     opened, result, predictions = session.evaluate(
-        workdir, split, _CHECKPOINT.value, _DATA_DIR.value
+        workdir, split, _CHECKPOINT.value, _DATA_DIR.value, _ABLATION.value
     )
     if jax.process_index():
         return  # one process speaks and writes for all
     print(f"{split} split, {result['num_samples']} samples, step {result['step']}\n")
-    print(report.format_table(report.metric_rows(result)), end="\n\n")
-    print(report.format_table(result["per_class"]), end="\n\n")
+    print(format_table(metric_rows(result)), end="\n\n")
+    print(format_table(result["per_class"]), end="\n\n")
     info = opened.source.info
     groups = opened.source.groups(split)
     shown = example.recording(
@@ -36,7 +42,7 @@ def main():
         title=f"{groups[0]} ({split} split)",
     )
     if shown is not None:
-        report.save_example(workdir / "example.npz", shown)
+        save_example(workdir / "example.npz", shown)
     print(f"written: {workdir / f'evaluation_{split}.json'}, predictions and example beside it")
 
 

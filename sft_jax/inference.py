@@ -81,6 +81,8 @@ class Predictor:
 
     Attributes:
         config: of the run.
+        params: the model's parameters.
+        normalizer: of the run; `predict` applies it.
         class_names: names of the classes.
     """
 
@@ -89,7 +91,7 @@ class Predictor:
     ):
         """Takes what `load` finds in a run folder."""
         self.config, self.class_names = config, tuple(class_names)
-        self._params, self._normalizer = params, normalizer
+        self.params, self.normalizer = params, normalizer
         apply = run.apply_function(registry.build(config))
         self._outputs = jax.jit(functools.partial(eval_outputs, apply=apply))
 
@@ -122,8 +124,8 @@ class Predictor:
             indices = range(start, min(start + LARGEST_BATCH, len(table)))
             records = [_with_absent(table[i], absent) for i in indices]
             size = 1 << (len(indices) - 1).bit_length()
-            batch = collate(records, indices, specs, self._normalizer, size)
-            outputs = jax.device_get(self._outputs(self._params, batch))
+            batch = collate(records, indices, specs, self.normalizer, size)
+            outputs = jax.device_get(self._outputs(self.params, batch))
             parts.append(jax.tree.map(operator.itemgetter(slice(len(indices))), outputs))
         joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
         return Prediction(

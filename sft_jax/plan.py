@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis.report import format_table
+from sft_jax.analysis.tables import format_table
 from sft_jax.config_io import from_dict
 from sft_jax.efficiency import plans
 from sft_jax.efficiency.topology import EXAMPLES, parse

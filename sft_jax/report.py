@@ -1,25 +1,31 @@
-"""Writes the report of a run: `python -m sft_jax.report --workdir=runs/x`.
+"""Writes a report: `python -m sft_jax.report --workdir=runs/x`.
 
-Reads the run folder, prints the metrics of every evaluated split, and leaves `report.md` and its
-figures there. An `example.npz` in the folder adds the figure of kept tokens.
+The folder is that of a run, of several (`--workdir=runs/x,runs/y`) or of a sweep. One page that
+needs nothing else, `report.html`, and its Markdown twin, `report.md`, are left there.
 """
+
+from pathlib import Path
+
+from absl import flags
 
 from sft_jax import cli
 from sft_jax.analysis import report
+from sft_jax.efficiency.totals import NOTE, beside_dense
 
-_WORKDIR = cli.define_workdir("Run folder to report on.")
+_WORKDIRS = flags.DEFINE_list("workdir", None, "A run, several with commas between, or a sweep.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder to write to; that of the run or sweep, or what holds several runs."
+)
+flags.mark_flag_as_required("workdir")
 
 
 def main():
     """Writes the report and prints its tables of metrics."""
-    workdir = cli.path(_WORKDIR)
-    recording = workdir / "example.npz"
-    example = report.load_example(recording) if recording.is_file() else None
-    path = report.write_report(workdir, example=example)
-    for evaluation in report.read_evaluations(workdir):
-        print(f"{evaluation['split']}, step {evaluation['step']}")
-        print(report.format_table(report.metric_rows(evaluation)), end="\n\n")
-    print(f"report: {path}")
+    workdirs = [Path(name).expanduser().absolute() for name in _WORKDIRS.value]
+    document = report.read_document(workdirs, report.CostModel(beside_dense, NOTE))
+    folder = cli.path(_OUTPUT) if _OUTPUT.value else report.folder_of(workdirs)
+    path = report.write(document, folder)
+    print(f"{report.results_text(document)}\n\nreport: {path}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ _PROTOCOLS = {
     ),
     "time": (
         "Smartwatch recordings, 5 folds: in each, a fifth of every recording, a stretch of 4 to "
-        "10 s, is for testing and the rest for training. Windows of at most 5 s within a stretch, a "
-        "new one every second."
+        "10 s, is for testing and the rest for training. Windows of at most 5 s within a stretch, "
+        "a new one every second."
     ),
 }
 _TRAINING = (
@@ -47,15 +47,21 @@ def smartwatch(steps: int = 600) -> Config:
         steps: of training.
     """
     return Config(
-        # A token is a fifth of a second; five of the 25 are kept.
+        # A token is a fifth of a second; three of the 25 are kept.
         modalities=tuple(
             ModalitySpec(
-                name=name, length=250, feature_dim=3, tokenizer="patch", patch=(10, 3), k=5
+                name=name,
+                length=250,
+                feature_dim=3,
+                tokenizer="patch",
+                patch=(10, 3),
+                pool="cls_topk",
+                k=3,
             )
             for name in SENSORS
         ),
         model=ModelConfig(
-            preset="modern", embed_dim=32, num_heads=4, num_pre_layers=1, num_post_layers=2
+            preset="modern", embed_dim=32, num_heads=4, num_pre_layers=0, num_post_layers=3
         ),
         data=DataConfig(
             source="smartwatch_exercises",

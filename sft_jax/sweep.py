@@ -6,10 +6,12 @@ The same command goes on where it was stopped. Folds and seeds of a setting are 
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis.report import format_table
-from sft_jax.analysis.study import read_study, setting_rows
+from sft_jax.analysis.study_folder import read_study_folder
+from sft_jax.analysis.study_scores import setting_rows
+from sft_jax.analysis.tables import format_table
 from sft_jax.efficiency.models import study_cost
 from sft_jax.study_config import load_study
+from sft_jax.training.folds import FoldReader
 from sft_jax.training.results import Results
 from sft_jax.training.sweep import progress_bar, train_setting
 
@@ -26,22 +28,26 @@ flags.mark_flag_as_required("config")
 
 
 def main():
-    """Runs what is missing, and prints the table."""
+    """Runs what is missing, and prints a table for windows and one for recordings."""
     study = load_study(_CONFIG.value)
     study = study.only(_SETTINGS.value, _FOLDS.value, map(int, _SEEDS.value))
     workdir = cli.path(_WORKDIR)
     results = Results(workdir, study)
+    read = FoldReader()
     together = max(1, _RUNS.value // len(study.seeds))
     for setting in study.settings:
         missing = results.missing(setting)
         for first in range(0, len(missing), together):
             folds = missing[first : first + together]
-            total = int(study.base.train.duration.value)
+            total = int(study.config(setting, folds[0], study.seeds[0]).train.duration.value)
             runs = len(folds) * len(study.seeds)
             with progress_bar(total, f"{setting.name}, {runs} runs") as bar:
-                trained = train_setting(study, setting, folds, bar.update)
+                trained = train_setting(study, setting, folds, bar.update, read)
             results.add(setting, trained, study_cost)
-    print(format_table(setting_rows(read_study(workdir))))
+    found = read_study_folder(workdir)
+    for level in found.levels:
+        rows = setting_rows(found, level, found.record["metric"])
+        print(f"{found.record['metric']} per {level}:\n\n{format_table(rows)}\n")
 
 
 if __name__ == "__main__":

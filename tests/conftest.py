@@ -1,3 +1,4 @@
+import gc
 import os
 
 import jax
@@ -6,29 +7,66 @@ import pytest
 from hypothesis import settings
 
 # Compiling takes most of the time here, so what only makes the result faster is left out.
-# Collectives and aliases of a compiled program are the same.
+# Collectives and aliases of a compiled program are the same. Programs are small, and splitting one
+# for several threads to compile takes a sixth more of all processors' time.
 QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false"
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+
+# The modules that take longest, about in that order.
+SLOW = (
+    "test_models",
+    "test_several_processes",
+    "test_step",
+    "test_remat",
+    "test_cost",
+    "test_resume",
+    "test_recorded",
+    "test_configurations",
+    "test_sparse_attention",
+    "test_tpu_attention",
+    "test_inference",
+    "test_benchmark",
+    "test_readme",
+)
 
 # Compilation makes the first example slow and says nothing about the code under test.
 settings.register_profile("sft_jax", deadline=None, max_examples=20)
 settings.load_profile("sft_jax")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    """Keeps a module in one process, with its fixtures; only `spread` ones fill the gaps.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deals out whole modules, with the fixtures they share, in the order they come in.
 
-    Read by `pytest --dist=loadgroup`.
+    For `loadgroup`, too: xdist 3.8 puts the group into the name of a test, from where pytest 9.2
+    no longer reads it, and modules fall apart (pytest-dev/pytest-xdist#1386).
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if item.get_closest_marker("spread") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if config.getvalue("dist") not in ("loadfile", "loadgroup"):
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Modules that take long come first, so that none is left for one process alone."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+
+
+def pytest_collection_finish():
+    """Spares the collector what lives to the end; tracing makes it look again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def quick_flags():
+    """Flags of XLA that compile quickly, for processes that a test starts."""
+    return QUICK
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,70 +1,167 @@
-"""Pages of docs/ name files, commands and settings that there are."""
+"""README and docs/ name files, commands, settings, links and figures that there are."""
 
 import re
-from pathlib import Path
+import shlex
+from urllib.parse import unquote
 
 import pytest
+import yaml
+from absl import flags
+from doc_pages import NOT_RUN, PAGES, ROOT, blocks_of, commands_of, load_pages, prose_of
+from ml_collections import config_flags
 
-from sft_jax.config_io import load, to_dict
+from sft_jax.config_io import from_dict, load, to_dict
 from sft_jax.efficiency.models import forward_gflop, num_parameters
 from sft_jax.efficiency.sweep import AXES
 from sft_jax.efficiency.variants import VARIANTS, variant
-from sft_jax.paper import mosei, vggsound
+from sft_jax.study_config import load_study
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+GENERATED = load_pages()
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_and_commands_exist(page):
+@each_page
+def test_files_exist(page):
     text = page.read_text()
-    for path in re.findall(r"\b((?:configs|sft_jax|tests)/[\w/]+(?:\.py)?)\b(?!\*)", text):
+    for path in re.findall(r"\b((?:configs|sft_jax|tests|docs)/[\w/]+(?:\.\w+)?)\b(?!\*)", text):
         assert (ROOT / path).exists() or list(ROOT.glob(f"{path}*")), path
-    for verb in re.findall(r"python -m sft_jax\.(\w+)", text):
-        assert (ROOT / "sft_jax" / f"{verb}.py").is_file(), verb
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_flags_of_commands_exist(page):
-    shared = flags_of("cli")
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    for line in "".join(blocks).replace("\\\n", " ").splitlines():
-        for verb, arguments in re.findall(r"python -m sft_jax\.(\w+)(.*)", line):
-            given = set(re.findall(r"--(?:no(?=distributed|largest))?(\w+)", arguments))
-            assert given <= flags_of(verb) | shared, line
+@each_page
+def test_links_and_their_anchors_resolve(page):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", prose_of(page)):
+        path, _, anchor = unquote(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        # The site knows nothing outside of docs/.
+        assert page.parent == ROOT or target.is_relative_to(DOCS), link
+        if anchor:
+            assert anchor in anchors_of(target), link
 
 
-def flags_of(module):
-    """Names in the `DEFINE_` calls of a module."""
-    text = (ROOT / "sft_jax" / f"{module}.py").read_text()
-    return set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", text))
+def anchors_of(page):
+    headings = re.findall(r"^#+ (.*)$", prose_of(page), flags=re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in headings}
 
 
-def test_settings_of_the_pages_exist():
-    """Every override in its commands leads to an entry of a configuration it is used with."""
-    text = (ROOT / "docs" / "reproduce.md").read_text() + (ROOT / "docs" / "pods.md").read_text()
-    configs = [to_dict(vggsound(num_classes=10)), to_dict(mosei())]
-    overrides = re.findall(r"--config\.([\w.<>]+)=(\S+?)[`\s)]", text)
-    assert len(overrides) > 10
-    for key, _ in overrides:
-        found = []
-        for tree in configs:
-            for part in key.split("."):
-                tree = next(iter(tree.values())) if part == "<m>" else tree.get(part, {})
-            found.append(tree != {})
-        assert any(found), key
+def test_every_figure_is_shown():
+    shown = "".join(page.read_text() for page in PAGES)
+    for figure in (DOCS / "figures").iterdir():
+        assert f"figures/{figure.name})" in shown, figure.name
+
+
+@each_page
+def test_commands_and_their_flags_exist(page):
+    verbs = GENERATED.verbs()
+    for verb, arguments in commands_of(page):
+        assert verb in verbs, verb
+        given = re.findall(r"--(no)?(\w+)", arguments)
+        known = set(GENERATED.flags_of(verbs[verb])) | {"help"}
+        for no, name in given:
+            assert f"{no}{name}" in known or name in known, (verb, name)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # how ml_collections reads a file
+@each_page
+def test_configurations_of_commands_can_be_used(page, tmp_path, monkeypatch):
+    """Every `--config=configs/...` with its overrides goes the way that a verb takes it."""
+    for block in blocks_of(page):
+        if "def get_config" in block.text:
+            (tmp_path / "mine.py").write_text(block.text)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for verb, arguments in commands_of(page):
+        given = [word for word in shlex.split(arguments) if word.startswith("--config")]
+        if not any(word.startswith("--config=") for word in given) or "$" in "".join(given):
+            continue  # loops over all files: see the test of the reproduction
+        if verb == "sweep":
+            load_study(given[0].removeprefix("--config="))
+            continue
+        values, words = flags.FlagValues(), ["verb", *given]
+        config = config_flags.DEFINE_config_file(
+            "config", flag_values=values, lock_config=True, sys_argv=words
+        )
+        values(words)
+        from_dict(config.value)
+
+
+def test_settings_exist():
+    """Every setting named in prose is an entry of a configuration."""
+    configs = [to_dict(load(path)) for path in (ROOT / "configs").glob("*.py")]
+    pattern = r"`[^`]*?\b((?:model|data|train|optimizer|mixup|augment|modalities)\.[\w.<>]+\w)"
+    found = set()
+    for page in PAGES:
+        found |= set(re.findall(pattern, prose_of(page)))
+    files = (".json", ".py", ".npz", ".md", ".sbatch", ".svg")
+    found = {key for key in found if not key.endswith(files)}
+    assert len(found) > 40
+    for key in found:
+        assert any(has(config, key.split(".")) for config in configs), key
+
+
+def has(tree, keys):
+    for key in keys:
+        if not isinstance(tree, dict):
+            return False
+        tree = next(iter(tree.values()), None) if key == "<m>" else tree.get(key, KeyError)
+    return tree is not KeyError
+
+
+@each_page
+def test_blocks_that_are_not_run_say_why(page):
+    for block in blocks_of(page):
+        assert not block.note or block.note.removeprefix(NOT_RUN).strip(), block.text
+
+
+def test_every_page_is_in_the_navigation():
+    config = yaml.safe_load((DOCS / "site" / "mkdocs.yml").read_text())
+    listed = list(paths_of(config["nav"]))
+    assert len(listed) == len(set(listed))
+    there = {page.relative_to(DOCS).as_posix() for page in PAGES if page.is_relative_to(DOCS)}
+    assert set(listed) == there | {"commands.md"}
+
+
+def paths_of(nav):
+    for item in nav:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            for value in item.values():
+                yield from paths_of([value] if isinstance(value, str) else value)
+
+
+def test_every_module_has_a_page():
+    pages = GENERATED.api_pages()
+    names = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sft_jax").rglob("*.py")}
+    assert sum(len(of_room) for of_room in pages.values()) == len(names)
+    assert pages["models"]["api/models/pools.md"] == "# models.pools\n\n::: sft_jax.models.pools\n"
+    assert "| [pools](pools.md) | Pools (" in pages["models"]["api/models/index.md"]
+    assert "| [types](types.md) | Words shared by" in pages[""]["api/index.md"]
+
+
+def test_the_page_of_commands_names_every_verb_with_its_flags():
+    text = GENERATED.commands_page()
+    for path in (ROOT / "sft_jax").glob("*.py"):
+        is_verb = "cli.run(" in path.read_text() and path.stem != "cli"
+        assert (f"\n## {path.stem}\n" in text) == is_verb
+    section = text.split("\n## evaluate\n")[1].split("\n## ")[0]
+    own = ["workdir", "split", "data_dir", "checkpoint", "ablation"]
+    own += ["cpu_devices", "compilation_cache"]
+    joining = ["coordinator", "num_processes", "process_index", "distributed"]
+    timeouts = ["heartbeat_timeout", "startup_timeout"]
+    assert re.findall(r"`--(\w+)`", section) == [*own, *joining, *timeouts]
+    assert "Flags: none." in text.split("\n## check_vectors\n")[1].split("\n## ")[0]
 
 
 def test_the_reproduction_lists_the_paper_s_configurations():
-    text = (ROOT / "docs" / "reproduce.md").read_text()
+    text = (DOCS / "reproduce.md").read_text()
     for path in (ROOT / "configs").glob("*.py"):
         if path.stem.startswith(("vggsound", "mosei")):
             assert path.stem in text
 
 
-PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
+PERFORMANCE = (DOCS / "performance.md").read_text()
 
 
 def test_the_performance_page_explains_every_variant_and_sweep():

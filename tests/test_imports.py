@@ -19,11 +19,13 @@ CORE = ("types", "config", "data_config", "training_config", "study_config", "co
 # Commands: nothing imports them. `cli` and `inference` are what they share.
 VERBS = {
     *("train", "evaluate", "predict", "benchmark", "plan", "export", "prepare", "report"),
-    *("check_vectors", "cost", "spread", "sweep"),
+    *("check_vectors", "cost", "diagram", "spread", "sweep"),
 }
 ANYTHING = {"", *CORE, "version", "cli", "inference", "data", "models", "training"} | {
     *("efficiency", "interop", "analysis"),
 }
+# Of training, what computes on arrays of outcomes alone.
+PURE = ("bootstrap", "calibration", "metrics")
 _LATE = {*CORE, "models", "training"}
 # Room or module -> what of the package it may import; a prefix stands for all below it. The most
 # specific entry holds.
@@ -35,13 +37,14 @@ ALLOWED = {
     "training_config": {"types"},
     "config": {"types", "data_config", "training_config"},
     "study_config": {"types", "config", "config_io"},
+    "studies": {"types", "config", "data_config", "study_config"},
     "config_io": {"types", "config", "data_config"},
     "paper": {"types", "config", "data_config"},
     "data": {"types", "config", "data_config", "data"},
     "models": {"types", "config", "models"},
     "training": {*CORE, "models", "data", "training"},
     "training.step": {*CORE, "training"},
-    "analysis": {*CORE, "training.metrics", "analysis"},
+    "analysis": {*CORE, *(f"training.{name}" for name in PURE), "version", "analysis"},
     "interop": _LATE | {"interop"},
     "efficiency": _LATE | {"efficiency"},
     "cli": ANYTHING,

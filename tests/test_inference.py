@@ -265,10 +265,15 @@ def test_verbs_predict_and_evaluate_and_report_from_the_command_line(trained, tm
     done = verb("evaluate", "--split=valid")
     assert done.returncode == 0, done.stderr
     assert re.search(r"top1 +\| sample +\| +\d", done.stdout)
+    ablation = json.loads((trained / "ablation_valid.json").read_text())
+    assert list(ablation["without"]) == list(SHAPES)
     done = verb("report")
     assert done.returncode == 0, done.stderr
     text = (trained / "report.md").read_text()
     assert "kept_tokens.png" in text
+    for modality in SHAPES:
+        assert f"| without {modality} " in text
+    assert (trained / "report.html").is_file()
     missing = verb("evaluate", "--split=valid", "--workdir=nowhere")
     assert missing.returncode != 0
     assert missing.stderr.strip().startswith("CheckpointError: ")

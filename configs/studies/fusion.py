@@ -11,9 +11,8 @@ from sft_jax.study_config import Setting
 
 
 def get_study():
-    cls_topk = {"modalities.*.pool": "cls_topk"}
     fixed = {"model.attention": "fixed", "model.stride": 5, "model.expressivity": 1}
-    alone = {"model.name": "unimodal", "model.baseline.window": 5}
+    alone = {"model.name": "unimodal", "model.baseline.window": 8}
     return study(
         "fusion",
         "Fusion models at equal width",
@@ -22,9 +21,9 @@ def get_study():
             Setting("dense", DENSE),
             Setting("mbt", {"model.name": "mbt", **DENSE}),
             Setting("late", {"model.name": "late", **DENSE}),
-            Setting("concat", {"model.name": "concat", "model.baseline.window": 5, **DENSE}),
-            Setting("cls_topk", cls_topk),
-            Setting("fixed cls_topk", {**cls_topk, **fixed}),
+            Setting("concat", {"model.name": "concat", "model.baseline.window": 8, **DENSE}),
+            Setting("attn_topk", {"modalities.*.pool": "attn_topk"}),
+            Setting("fixed", fixed),
             Setting("accelerometer", {"model.baseline.modality": "accelerometer", **alone}),
             Setting("gyroscope", {"model.baseline.modality": "gyroscope", **alone}),
             Setting("mult", {"model.name": "mult", **DENSE}),

@@ -1,4 +1,4 @@
-"""How to sparsify: every pool at a fifth of the tokens, and from one token a modality to all.
+"""How to sparsify: every pool at an eighth of the tokens, and from one token a modality to all.
 
     python -m sft_jax.sweep --config=configs/studies/pools.py --workdir=docs/results/pools
 
@@ -13,10 +13,10 @@ from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS
 
 def get_study():
     counting = (
-        Setting(pool, {"modalities.*.pool": pool}) for pool in COUNTING_POOLS if pool != "attn_topk"
+        Setting(pool, {"modalities.*.pool": pool}) for pool in COUNTING_POOLS if pool != "cls_topk"
     )
-    window = {"modalities.*.k": 0, "modalities.*.window": 5}
+    window = {"modalities.*.k": 0, "modalities.*.window": 8}
     windows = (Setting(pool, {"modalities.*.pool": pool, **window}) for pool in WINDOW_POOLS)
-    kept = (Setting(f"attn_topk {k}", {"modalities.*.k": k}) for k in (1, 2, 10, 15))
-    settings = (Setting("attn_topk 5"), *kept, Setting("none", DENSE), *counting, *windows)
+    kept = (Setting(f"cls_topk {k}", {"modalities.*.k": k}) for k in (1, 2, 5, 10))
+    settings = (Setting("cls_topk 3"), *kept, Setting("none", DENSE), *counting, *windows)
     return study("pools", "Pools, and how many tokens they keep", settings)

@@ -16,13 +16,13 @@ def get_study():
             f"layers {before}+{after}",
             {"model.num_pre_layers": before, "model.num_post_layers": after},
         )
-        for before, after in ((0, 3), (2, 1), (3, 0), (0, 1), (2, 2), (1, 4))
+        for before, after in ((1, 2), (2, 1), (3, 0), (0, 1), (0, 5), (1, 4))
     )
     return study(
         "training",
         "Mixup, hidden modalities, and layers before and after fusion",
         (
-            Setting("layers 1+2"),
+            Setting("layers 0+3"),
             Setting("mixup", {"mixup.mode": "any", "mixup.groups": 1}),
             Setting("hide", {"augment.hide": 0.2, "augment.gap": 0.5}),
             Setting("no mirror", {"augment.mirror_polar": (), "augment.mirror_axial": ()}),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from sft_jax.analysis.report import Example
+from sft_jax.analysis.run_folder import Example
 from sft_jax.types import ModalitySpec
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Int, Real
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -25,6 +25,8 @@ CHANNEL_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 KEPT, FRAME, ABSENT = "#F2DC9B", "#555555", "#E8E8E8"
 RUST = "#A34700"  # vermilion, dark enough for text
 DPI = 120
+NARROW = 4.6  # inches: a panel that can still be read on a phone
+_CURVES = {"loss": "Cross-entropy (nats)", "top1": "Top-1 accuracy"}
 # Past these a cell has no room for its text.
 CELLS_WITH_COUNTS, CELLS_WITH_SHARES = 25, 14
 
@@ -48,29 +50,24 @@ def learning_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         raise DataError("records: found none, expected at least one train or valid record")
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
-    styles = {
-        "train": {"label": "training", "color": SKY, "linewidth": 1.2},
-        "valid": {"label": "validation", "color": VERMILION, "linewidth": 1.8, "marker": "o"},
-    }
-    for axes, key, title in zip(
-        panels, ("loss", "top1"), ("Cross-entropy (nats)", "Top-1 accuracy"), strict=True
-    ):
-        for kind, style in styles.items():
-            chosen = sorted((r for r in records if r["kind"] == kind), key=lambda r: r["step"])
-            if chosen:
-                steps, values = [r["step"] for r in chosen], [r[key] for r in chosen]
-                axes.plot(steps, values, markersize=3.5, **style)
-                if kind == "valid":
-                    _mark_best(axes, steps, values, lowest=key == "loss")
-        axes.set_title(title, loc="left", y=1.07)
-        axes.set_xlabel("optimizer step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _open_frame(axes)
-    panels[0].set_ylim(bottom=0)
-    panels[1].set_ylim(0, 1.02)
-    panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes, metric in zip(panels, _CURVES, strict=True):
+        _draw_curve(axes, records, metric)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
+    return figure
+
+
+def learning_curve(records: Sequence[Mapping[str, Any]], metric: str) -> Figure:
+    """One panel of `learning_curves`, as wide as a phone.
+
+    Args:
+        records: see `learning_curves`.
+        metric: "loss" or "top1".
+    """
+    figure = Figure(figsize=(NARROW, 3.4), layout="constrained")
+    axes = figure.subplots()
+    _draw_curve(axes, records, metric)
+    axes.legend(loc="best", frameon=False)
     return figure
 
 
@@ -96,7 +93,7 @@ def confusion_matrix(matrix: Int[Array, "c c"], class_names: Sequence[str]) -> F
     support = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, support, out=np.full(counts.shape, np.nan), where=support > 0)
     small = num_classes > CELLS_WITH_COUNTS
-    cell = 0.14 if small else 0.36 if num_classes > CELLS_WITH_SHARES else 0.62
+    cell = 0.14 if small else 0.36 if num_classes > CELLS_WITH_SHARES else 0.56
     rows = list(class_names)
     if not small:
         rows = [f"{name}  (n={n})" for name, n in zip(rows, support[:, 0], strict=True)]
@@ -104,12 +101,17 @@ def confusion_matrix(matrix: Int[Array, "c c"], class_names: Sequence[str]) -> F
     side = max(num_classes * cell, 2.2)
     slanted = 0.095 * longest > cell
     below = 0.5 if small else 0.8 + 0.06 * longest * slanted
-    figure = Figure(figsize=(side + 0.085 * longest_row + 2.0, side + below), layout="constrained")
+    # Where shares stand in the cells, nobody needs a bar that explains their shades.
+    with_share = num_classes <= CELLS_WITH_SHARES
+    beside = 0.085 * longest_row + (0.5 if with_share else 2.0)
+    figure = Figure(figsize=(side + beside, side + below), layout="constrained")
     axes = figure.subplots()
-    cmap = matplotlib.colormaps["Blues"].with_extremes(bad=ABSENT)
+    # From nothing to blue, so that an empty cell has the colour of the page.
+    shades = LinearSegmentedColormap.from_list("share", [to_rgba(BLUE, 0), to_rgba(BLUE, 1)])
+    cmap = shades.with_extremes(bad=ABSENT)
     image = axes.imshow(share, cmap=cmap, vmin=0, vmax=1, aspect="equal")
     if not small:
-        _write_cells(axes, counts, share, with_share=num_classes <= CELLS_WITH_SHARES)
+        _write_cells(axes, counts, share, with_share)
     axes.set_yticks(range(num_classes), rows, fontsize=9 if small else 10)
     turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     axes.set_xticks([] if small else range(num_classes), [] if small else class_names, **turn)
@@ -117,9 +119,10 @@ def confusion_matrix(matrix: Int[Array, "c c"], class_names: Sequence[str]) -> F
     axes.set_xlabel("predicted class, in the same order" if small else "predicted class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, aspect=25, format=PercentFormatter(1.0))
-    bar.set_label("share of the true class")
-    bar.outline.set_visible(False)
+    if not with_share:
+        bar = figure.colorbar(image, ax=axes, aspect=25, format=PercentFormatter(1.0))
+        bar.set_label("share of the true class")
+        bar.outline.set_visible(False)
     return figure
 
 
@@ -171,7 +174,7 @@ def kept_tokens(
             axes.bar(chosen[:, 0], heights_of, width, align="edge", color=FRAME, linewidth=0)
             axes.set_ylabel("saliency", rotation=0, ha="right", va="center")
             axes.set_yticks([])
-        _open_frame(axes, grid=False)
+        open_frame(axes, grid=False)
     longest = max(len(signal) for signal in signals.values())
     panels[-1].set_xlim(-0.5 / sampling_rate, (longest - 0.5) / sampling_rate)
     panels[-1].set_xlabel("time (s)" if sampling_rate != 1 else "time step")
@@ -218,6 +221,29 @@ def _draw_signal(axes: Axes, signal: np.ndarray, sampling_rate: float) -> bool:
     return True
 
 
+def _draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], metric: str):
+    styles = {
+        "train": {"label": "training", "color": SKY, "linewidth": 1.2},
+        "valid": {"label": "validation", "color": VERMILION, "linewidth": 1.8, "marker": "o"},
+    }
+    for kind, style in styles.items():
+        chosen = sorted((r for r in records if r["kind"] == kind), key=lambda r: r["step"])
+        if chosen:
+            steps, values = [r["step"] for r in chosen], [r[metric] for r in chosen]
+            axes.plot(steps, values, markersize=3.5, **style)
+            if kind == "valid":
+                _mark_best(axes, steps, values, lowest=metric == "loss")
+    axes.set_title(_CURVES[metric], loc="left", y=1.09)
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    open_frame(axes)
+    if metric == "loss":
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
 def _write_cells(axes: Axes, counts: np.ndarray, share: np.ndarray, with_share: bool):
     for row, column in np.argwhere(counts > 0):
         text = f"{counts[row, column]}"
@@ -245,7 +271,8 @@ def _mark_best(axes: Axes, steps: list[int], values: list[float], lowest: bool):
     )
 
 
-def _open_frame(axes: Axes, grid: bool = True):
+def open_frame(axes: Axes, grid: bool = True):
+    """Leaves the two axes of a panel, and lines across it where they help."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FRAME)
     if grid:

@@ -7,8 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.analysis.report import read_evaluations
+from sft_jax.analysis.run_folder import read_evaluations
 from sft_jax.types import DataError
+
+_NAME = re.compile(r"(.+)-(\d+)")
+
+
+def says_seed(workdir: Path) -> bool:
+    """Whether a run folder is named after setting and seed, such as `max-0`."""
+    return _NAME.fullmatch(workdir.name) is not None
 
 
 def by_setting(workdirs: Sequence[Path]) -> dict[str, list[Path]]:
@@ -19,7 +26,7 @@ def by_setting(workdirs: Sequence[Path]) -> dict[str, list[Path]]:
     """
     settings: dict[str, list[Path]] = {}
     for workdir in workdirs:
-        match = re.fullmatch(r"(.+)-(\d+)", workdir.name)
+        match = _NAME.fullmatch(workdir.name)
         if match is None:
             raise DataError(
                 f"{workdir}: given as a run, expected a folder named after setting and seed, such "

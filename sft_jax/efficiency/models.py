@@ -50,14 +50,16 @@ def study_cost(config: Config) -> dict[str, str | int | float]:
     `tokens_in` and `tokens_kept` are sums over modalities, without CLS, in front of and behind the
     pools; the latter are as many as the former for models without pools.
     """
-    tokens = sum(spec.num_tokens for spec in config.modalities)
+    alone = config.model.name == "unimodal" and config.model.baseline.modality
+    seen = [spec for spec in config.modalities if not alone or spec.name == alone]
+    tokens = sum(spec.num_tokens for spec in seen)
     pools = config.model.name == "sft"
     return {
         "model": config.model.name,
         "num_parameters": num_parameters(config),
         "forward_gflop": forward_gflop(config),
         "tokens_in": tokens,
-        "tokens_kept": sum(spec.num_pooled for spec in config.modalities) if pools else tokens,
+        "tokens_kept": sum(spec.num_pooled for spec in seen) if pools else tokens,
     }
 
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from sft_jax.config import Config
 from sft_jax.data.pipeline import collate
+from sft_jax.data.sources import Source
 from sft_jax.study_config import Condition
 from sft_jax.training.session import Session
 from sft_jax.types import Batch, ConfigError
@@ -68,6 +71,29 @@ class Fold:
             class_names=info.class_names,
             test_units=info.split_units.get("test", ()),
         )
+
+
+class FoldReader:
+    """Opens and reads each fold once, however many settings see it."""
+
+    def __init__(self):
+        self._sources: dict[Any, Source] = {}
+        self._folds: dict[Any, Fold] = {}
+
+    def __call__(self, name: str, config: Config) -> tuple[Session, Fold]:
+        """The session of a configuration, and its data as fold `name`.
+
+        Raises:
+            ConfigError: settings that do not fit the data, or data too large.
+            DataError: data that cannot be used.
+        """
+        session = Session.open(config, source=self._sources.get(config.data))
+        self._sources[config.data] = session.source
+        shapes = tuple((spec.name, spec.length) for spec in session.config.modalities)
+        key = (name, config.data, shapes)
+        if key not in self._folds:
+            self._folds[key] = Fold.of(name, session)
+        return session, self._folds[key]
 
 
 def under(condition: Condition, batch: Batch, seed: int = 0) -> Batch:

@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from sft_jax.training.state import TrainState
@@ -92,6 +92,7 @@ class Population:
         config: StepConfig,
         init: Callable[[Any], TrainState],
         devices: Sequence[jax.Device] | None = None,
+        vectorized: bool | None = None,
     ) -> "Population":
         """Compiles, at the first call of each, what one run does.
 
@@ -99,9 +100,14 @@ class Population:
             config: of the step; its seed is that of each member instead.
             init: the first state of a seed, which may be traced.
             devices: to share the runs; all of them where left out.
+            vectorized: whether the runs of a device are one batched computation or follow each
+                other. Where left out they follow each other on CPUs, where products with an axis
+                of runs in front are slower than one after the other.
         """
         devices = jax.devices() if devices is None else list(devices)
-        mesh = jax.make_mesh((len(devices),), ("runs",), devices=devices)
+        mesh = jax.make_mesh(
+            (len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices
+        )
 
         def create(member):
             return init(member.seed)
@@ -120,7 +126,9 @@ class Population:
         def keep(kept, params, better):
             return jax.tree.map(lambda old, new: jnp.where(better, new, old), kept, params)
 
-        each = functools.partial(_over_runs, mesh)
+        if vectorized is None:
+            vectorized = devices[0].platform != "cpu"
+        each = functools.partial(_over_runs, mesh, vectorized)
         steps, all_logits = each(step, 3), each(logits, 3)
         return cls(
             mesh=mesh,
@@ -140,18 +148,14 @@ class Population:
         return jax.device_put(tree, NamedSharding(self.mesh, RUNS if runs else _EVERYWHERE))
 
 
-def _over_runs(mesh: Mesh, function: Callable, mapped: int) -> Callable:
-    """`function` of one run for all of them; its first `mapped` arguments have an axis of runs.
-
-    The runs of a device are vectorised, but on CPUs, where they follow each other: products with
-    an axis of runs in front are slower there than one after the other.
-    """
+def _over_runs(mesh: Mesh, vectorized: bool, function: Callable, mapped: int) -> Callable:
+    """`function` of one run for all of them; its first `mapped` arguments have an axis of runs."""
 
     def on_device(*arguments):
         own, shared = arguments[:mapped], arguments[mapped:]
-        if mesh.devices.flat[0].platform == "cpu":
-            return jax.lax.map(lambda run: function(*run, *shared), own)
-        return jax.vmap(lambda *run: function(*run, *shared))(*own)
+        if vectorized:
+            return jax.vmap(lambda *run: function(*run, *shared))(*own)
+        return jax.lax.map(lambda run: function(*run, *shared), own)
 
     def everywhere(*arguments):
         specs = tuple(RUNS if i < mapped else _EVERYWHERE for i in range(len(arguments)))

@@ -15,6 +15,7 @@ from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, tr
 from sft_jax.data.sources import Source, open_source
 from sft_jax.models import registry
 from sft_jax.training import loop, run
+from sft_jax.training.ablation import ablation, without
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.metrics import evaluate as score
@@ -44,7 +45,11 @@ class Session:
 
     @classmethod
     def open(
-        cls, config: Config, normalizer: Normalizer | None = None, fingerprint: str | None = None
+        cls,
+        config: Config,
+        normalizer: Normalizer | None = None,
+        fingerprint: str | None = None,
+        source: Source | None = None,
     ) -> "Session":
         """Prepares the data if need be and resolves `config` against it.
 
@@ -52,6 +57,7 @@ class Session:
             config: as given, or as stored in a run.
             normalizer: stored in a run; from the training split's statistics otherwise.
             fingerprint: of the data a run was trained on, where it must be the same.
+            source: of `config.data`, where it is open already.
 
         Raises:
             ConfigError: settings that do not fit data or devices.
@@ -59,7 +65,7 @@ class Session:
             CheckpointError: other data than the run's.
         """
         mesh = make_mesh(config.train)
-        source = open_source(config.data)
+        source = open_source(config.data) if source is None else source
         info = source.info
         if fingerprint not in (None, info.fingerprint):
             raise CheckpointError(
@@ -161,6 +167,7 @@ def evaluate(
     split: str = "test",
     checkpoint: str | None = None,
     data_dir: str | None = None,
+    ablate: bool = False,
 ) -> Evaluation:
     """Scores a run on a split and writes `evaluation_<split>.json`, `predictions_<split>.npz`.
 
@@ -169,6 +176,7 @@ def evaluate(
         split: `train`, `valid` or `test`.
         checkpoint: `best` or `last`; the best where there is one.
         data_dir: where prepared data are kept, if not where they were in training.
+        ablate: score it without each of several modalities, too, into `ablation_<split>.json`.
 
     The devices here need not be those of the training.
 
@@ -177,13 +185,14 @@ def evaluate(
     """
     record = run.read_data(workdir)
     normalizer = Normalizer.from_json(record["normalizer"])
-    config = _for_these_devices(run.read_config(workdir), data_dir)
+    config = for_these_devices(run.read_config(workdir), data_dir)
     session = Session.open(config, normalizer, record["fingerprint"])
     state = restore(session.config, session.model, session.mesh, workdir, checkpoint)
     eval_step = compile_eval_step(run.apply_function(session.model), session.mesh)
     outputs = collect(eval_step, state.params, session.batches(split), session.mesh)
     info = session.source.info
     groups = np.asarray(session.source.groups(split))
+    shared = groups if np.unique(groups).size < groups.size else None
     result = score(
         outputs["probabilities"],
         outputs["label"],
@@ -194,8 +203,9 @@ def evaluate(
         scores=outputs["logits"],
         class_values=info.class_values,
         value=np.asarray(session.source.values(split)) if info.class_values else None,
-        group=groups if np.unique(groups).size < groups.size else None,
+        group=shared,
     )
+    ablated = _without_each(session, eval_step, state.params, split) if ablate else {}
     predictions = {
         "id": np.asarray(session.source.ids(split)),
         "group": groups,
@@ -207,7 +217,21 @@ def evaluate(
     if jax.process_index() == 0:
         run.write_json(workdir / f"evaluation_{split}.json", result)
         np.savez_compressed(workdir / f"predictions_{split}.npz", **predictions)
+        if ablated:
+            lost = ablation(outputs, ablated, split=split, step=int(state.step), groups=shared)
+            run.write_json(workdir / f"ablation_{split}.json", lost)
     return Evaluation(session, result, predictions)
+
+
+def _without_each(
+    session: Session, eval_step: Any, params: Any, split: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """Outputs on a split by the modality that is taken away; nothing where there is only one."""
+    names = [spec.name for spec in session.config.modalities]
+    return {
+        name: collect(eval_step, params, without(session.batches(split), name), session.mesh)
+        for name in (names if len(names) > 1 else ())
+    }
 
 
 def restore(
@@ -225,7 +249,7 @@ def restore(
         checkpoints.close()
 
 
-def _for_these_devices(config: Config, data_dir: str | None) -> Config:
+def for_these_devices(config: Config, data_dir: str | None) -> Config:
     """A stored configuration with a mesh of the devices that are here, and their batch size.
 
     Without mixup, which evaluation has no use for, and whose groups need not divide that batch.

@@ -12,7 +12,7 @@ from sft_jax.config import Config
 from sft_jax.data.pipeline import batch_order
 from sft_jax.study_config import COMPLETE, Setting, Study
 from sft_jax.training import run
-from sft_jax.training.folds import Fold, rows_of, under
+from sft_jax.training.folds import Fold, FoldReader, rows_of, under
 from sft_jax.training.loop import Schedule
 from sft_jax.training.metrics import confusion_matrix, cross_entropy, macro_f1, top_k, vote
 from sft_jax.training.mixing import MixupPlan
@@ -56,6 +56,7 @@ def train_setting(
     setting: Setting,
     folds: Sequence[Setting],
     progress: Callable[[int], Any] = lambda steps: None,
+    read: FoldReader | None = None,
 ) -> Trained:
     """Trains one setting on every fold with every seed, and judges it.
 
@@ -67,15 +68,17 @@ def train_setting(
         setting: of the study.
         folds: of the study.
         progress: called with the number of steps that have just been taken.
+        read: what reads folds; shared by the settings of a study, it reads each fold once.
 
     Raises:
         ConfigError: folds that differ in more than their data.
         DataError: data that cannot be used.
         NonFiniteError: a run diverged.
     """
-    sessions = [Session.open(study.config(setting, fold, study.seeds[0])) for fold in folds]
+    read = FoldReader() if read is None else read
+    opened = [read(fold.name, study.config(setting, fold, study.seeds[0])) for fold in folds]
+    sessions, data = zip(*opened, strict=True)
     config = _shared_config(sessions, setting.name)
-    data = [Fold.of(fold.name, session) for fold, session in zip(folds, sessions, strict=True)]
     runs = [(i, seed) for i in range(len(folds)) for seed in study.seeds]
     trainer = _Trainer(config, sessions[0], data, runs)
     curves = trainer.train(progress)

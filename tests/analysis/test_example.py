@@ -1,6 +1,6 @@
 import numpy as np
 
-from sft_jax.analysis import example, plots, report
+from sft_jax.analysis import example, plots, run_folder
 from sft_jax.types import ModalitySpec
 
 PATCHES = ModalitySpec(name="p", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=2)
@@ -69,7 +69,7 @@ def test_a_pool_that_draws_has_tokens_to_show_and_no_saliency(tmp_path):
     )
     assert shown.kept["s"].tolist() == [2, 0]
     assert shown.saliency is None
-    loaded = report.load_example(report.save_example(tmp_path / "example.npz", shown))
+    loaded = run_folder.load_example(run_folder.save_example(tmp_path / "example.npz", shown))
     assert loaded.saliency is None
     figure = plots.kept_tokens(
         loaded.signals, loaded.kept, {"s": loaded.spans["s"].tolist()}, 1.0, "x", loaded.saliency

@@ -1,54 +1,196 @@
+"""Reports of studies: statistics by hand, tables, and what may be missing."""
+
 import json
+import re
 
 import numpy as np
 import pytest
 
-from sft_jax.analysis.study import read_study, setting_rows, spread
-from sft_jax.types import DataError
+from sft_jax.analysis import markdown, report
+from sft_jax.analysis.study_folder import read_study_folder, summarise
+from sft_jax.analysis.study_report import best_setting
+from sft_jax.types import CheckpointError, DataError
 
-COST = {"num_parameters": 10, "forward_gflop": 0.0123, "tokens_in": 8, "tokens_kept": 2}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two settings, two folds, two seeds; the third setting has not run."""
-    names = ["sft", "dense", "late"]
-    record = {"settings": [{"name": name, "overrides": {}, **COST} for name in names]}
-    (tmp_path / "study.json").write_text(json.dumps(record))
-    values = {"sft": [[0.8, 0.6], [0.9, 0.7]], "dense": [[0.7, 0.6], [0.9, 0.6]]}
-    lines = ["setting,fold,seed,split,condition,level,metric,value"]
-    for name, seeds in values.items():
-        for seed, folds in enumerate(seeds):
-            for fold, value in enumerate(folds):
-                lines.append(f"{name},f{fold},{seed},test,complete,sample,top1,{value}")
-    (tmp_path / "results.csv").write_text("\n".join(lines) + "\n")
-    return tmp_path
+# Scores of `sft`, [folds, seeds]; `dense` is 0.02 less but for one run, where it is 0.01 more.
+TABLE = np.array([[0.80, 0.82], [0.70, 0.74], [0.90, 0.84]])
 
 
-def test_means_over_folds_then_spread_over_seeds(folder):
-    study = read_study(folder)
-    values = study.by_seed("sft", "test", "complete", "sample", "top1")
-    np.testing.assert_allclose(values, [0.7, 0.8])
-    first, second = setting_rows(study)
-    assert first["top1 per sample"] == "75.0 ± 7.1"
-    assert first["difference per sample"] == "-"
-    assert second["top1 per sample"] == "70.0 ± 7.1"
-    assert second["difference per sample"] == "-5.0 ± 0.0"
-    assert first["MFLOP"] == 12.3
-    assert first["tokens kept"] == "2 of 8"
+def top1(setting, fold, seed):
+    value = TABLE[int(fold[-1]), seed]
+    if setting == "sft":
+        return value
+    return value + (0.01 if (fold, seed) == ("fold2", 1) else -0.02)
 
 
-def test_spread_of_one_seed_is_left_out():
-    assert spread(np.array([0.5])) == "50.0"
-    assert spread(np.array([0.01]), sign=True) == "+1.0"
+def text_of(folder):
+    return re.sub(r" +", " ", markdown.render(report.read_document([folder])))
 
 
-def test_what_is_missing_is_named(folder, tmp_path):
-    with pytest.raises(DataError, match="not found, expected the folder of a study"):
-        read_study(tmp_path / "nowhere")
-    study = read_study(folder)
-    with pytest.raises(DataError, match="found no score"):
-        study.by_seed("late", "test", "complete", "sample", "top1")
-    del study.scores["sft", "test", "complete", "sample", "top1"]["f1", 1]
-    with pytest.raises(DataError, match="found folds"):
-        study.by_seed("sft", "test", "complete", "sample", "top1")
+def section(text, title):
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_summary_by_hand():
+    found = summarise(TABLE)
+    assert found.mean == pytest.approx(0.8)
+    # Seeds' means 0.8 and 0.8; folds' means 0.81, 0.72, 0.87.
+    assert found.over_seeds == pytest.approx(0)
+    np.testing.assert_allclose(found.by_fold, [0.81, 0.72, 0.87])
+    assert found.over_folds == pytest.approx(np.sqrt((0.01**2 + 0.08**2 + 0.07**2) / 2))
+    assert found.runs == 6
+
+
+def test_summary_of_what_is_there():
+    nan = np.nan
+    one = summarise(np.array([[nan, nan], [nan, 0.5]]))
+    assert (one.mean, one.over_seeds, one.over_folds, one.runs) == (0.5, None, None, 1)
+    # Fold 1 has not run at all, and seed 1 lacks fold 2: only seed 0 has all there is.
+    part = summarise(np.array([[0.5, 0.7], [nan, nan], [0.6, nan]]))
+    assert part.mean == pytest.approx(0.6)
+    assert part.over_seeds is None
+    assert part.by_fold.tolist() == [0.6]
+    assert part.runs == 3
+    with pytest.raises(DataError, match="found no run"):
+        summarise(np.full((2, 2), nan))
+
+
+def test_tables_by_hand(study):
+    text = text_of(study(top1))
+    assert text.startswith("# A toy study\n\nThree folds by subject;")
+    results = section(text, "Results")
+    # Differences: five of -2 points and one of +1; seeds' means -2 and -1, folds' -2, -2, -0.5.
+    assert "| sft | 6 | 80.0% | 0.0 | 7.5 | - | - | - | - |" in results
+    assert "| dense | 6 | 78.5% | 0.7 | 8.3 | -1.5 | 0.7 | 0.9 | 1 of 6 |" in results
+    assert "| sft | 6 | 85.0% | 0.0 | 7.5 | - | - | - | - |" in results  # per group
+    assert "| sft | 0.2000 \u00b1 0.0000 | 0.1500 \u00b1 0.0000 |" in results  # other metrics
+    assert "| sft, top1 per sample | 80.0% \u00b1 0.0 | the first setting |" in text
+    assert "| Runs | 12 of 12 | 2 settings, 3 folds, 2 seeds |" in text
+    cost = section(text, "Accuracy against cost")
+    assert "| sft | sft | 1,000 | 4.00 | 100% | 100 | 20 | yes |" in cost
+    assert "| dense | sft | 1,001 | 8.00 | 200% | 100 | 40 | no |" in cost
+    assert "MFLOP counts matrix products alone" in cost
+    missing = section(text, "Something missing at test time")
+    assert "| setting | complete | without gyroscope |" in missing
+    assert "| sft | 80.0% \u00b1 0.0 | 70.0% \u00b1 0.0 |" in missing
+    # Five of six right, all with confidence 0.9: off by 1/6 in the one and 0.9 - 5/6 on the whole.
+    assert "| sft | 6.7 | 0.0 | 90.0% | 83.3% | +6.7 |" in section(text, "Calibration")
+    protocol = section(text, "Protocol")
+    assert "| sft | modalities.\\*.pool = sft |" in protocol
+    assert "| fold0 | subject fold0 |" in protocol
+    assert "Seeds: 0, 1." in protocol
+    assert "python -m sft_jax.sweep --config=configs/studies/toy.py" in protocol
+    images = re.findall(r"\]\((\w+)\.png\)", text)
+    assert images == [
+        *("settings_sample", "settings_group", "pareto_sample", "pareto_group"),
+        *("conditions_sample", "conditions_group", "confusion_sft", "reliability"),
+        *("curve_valid_top1", "curve_train_loss"),
+    ]
+
+
+def test_the_best_setting_stands_beside_the_first(study):
+    folder = study(lambda setting, fold, seed: 0.6 if setting == "sft" else 0.7)
+    assert best_setting(read_study_folder(folder)) == "dense"
+    text = text_of(folder)
+    assert "| sft, top1 per sample | 60.0% \u00b1 0.0 | best: dense, +10.0 |" in text
+    assert "(confusion_sft.png)\n![Confusion matrix of dense](confusion_dense.png)" in text
+
+
+def test_one_seed_and_one_fold_have_no_deviation(study):
+    text = text_of(study(top1, seeds=(0,), folds=("fold0",)))
+    assert "| sft | 1 | 80.0% | - | - | - | - | - | - |" in text
+    assert "| dense | 1 | 78.0% | - | - | -2.0 | - | - | 0 of 1 |" in text
+    assert "| sft, top1 per sample | 80.0% | the first setting |" in text
+
+
+def test_a_study_that_is_still_running(study):
+    def run(setting, fold, seed):
+        return setting == "sft" or (setting == "dense" and (fold, seed) == ("fold2", 1))
+
+    text = text_of(study(top1, settings=("sft", "dense", "late"), run=run))
+    results = section(text, "Results")
+    assert "| dense | 1 | 85.0% | - | - | +1.0 | - | - | 1 of 1 |" in results
+    assert "late" not in results
+    assert "| Runs | 7 of 18 |" in text
+
+
+def test_settings_without_a_run_in_common_have_no_difference(study):
+    def run(setting, fold, seed):
+        return (setting == "sft") == (seed == 0)
+
+    results = section(text_of(study(top1, run=run)), "Results")
+    # 0.80, 0.72 and 0.85.
+    assert "| dense | 3 | 79.0% | - | 6.6 |\n" in results
+
+
+def test_what_was_not_recorded_is_left_out(study):
+    text = text_of(
+        study(top1, levels=("sample",), conditions=("complete",), predictions=False, curves=False)
+    )
+    titles = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    assert titles == ["Results", "Accuracy against cost", "Protocol"]
+    assert "per group" not in text
+
+
+def test_a_study_writes_its_report_into_its_folder(study):
+    folder = study(top1)
+    assert report.write_report(folder) == folder / "report.html"
+    images = re.findall(r"\]\((\w+\.png)\)", (folder / "report.md").read_text())
+    assert all((folder / name).stat().st_size > 3000 for name in images)
+
+
+def test_curves_may_be_against_epochs(study):
+    folder = study(top1)
+    path = folder / "curves.csv"
+    path.write_text(path.read_text().replace("step", "epoch", 1))
+    found = read_study_folder(folder)
+    assert found.axis == "epoch"
+    curve = found.curves["sft", "valid top1"]
+    assert curve.steps.tolist() == [10, 20]
+    np.testing.assert_allclose(curve.values[1], TABLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error", "message"),
+    [
+        ("results.csv", lambda text: None, CheckpointError, "found no results.csv.*sft_jax.sweep"),
+        ("results.csv", lambda text: text.splitlines()[0], CheckpointError, "found no score"),
+        ("results.csv", lambda text: text.replace("level", "l", 1), DataError, r"also \['level'\]"),
+        (
+            "results.csv",
+            lambda text: text.replace("sft", "x", 1),
+            DataError,
+            "line 2: found setting",
+        ),
+        ("results.csv", lambda text: text.replace("fold0,0", "fold0,7", 1), DataError, "seed '7'"),
+        ("results.csv", lambda text: text.replace("0.8\n", "?\n", 1), DataError, r"value '\?'"),
+        ("curves.csv", lambda text: text.replace("fold0", "f", 1), DataError, "curves.csv, line 2"),
+        ("study.json", lambda text: "{}", CheckpointError, "expected also"),
+    ],
+)
+def test_broken_folders_are_named(study, name, change, error, message):
+    folder = study(top1)
+    path = folder / name
+    text = change(path.read_text())
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    with pytest.raises(error, match=message):
+        read_study_folder(folder)
+
+
+def test_a_study_stands_alone(study, workdir):
+    with pytest.raises(CheckpointError, match="given with 1 other folders, expected a study alone"):
+        report.read_document([study(top1), workdir])
+
+
+def test_costs_that_are_not_known_yet(study):
+    folder = study(top1)
+    record = json.loads((folder / "study.json").read_text())
+    for entry in record["settings"]:
+        for key in ("model", "num_parameters", "forward_gflop", "tokens_in", "tokens_kept"):
+            del entry[key]
+    (folder / "study.json").write_text(json.dumps(record))
+    text = text_of(folder)
+    assert "pareto" not in text
+    assert "| sft | - | - | - | - | - | - |" in section(text, "Accuracy against cost")

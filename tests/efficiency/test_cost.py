@@ -91,7 +91,6 @@ def wide(name="sft", pool="max", attention="dense", depth=1, **baseline):
     return Config(modalities=specs, model=model)
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize("train", [False, True], ids=["forward", "train"])
 @pytest.mark.parametrize(
     "config",

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from sft_jax.analysis.report import format_table
+from sft_jax.analysis.tables import format_table
 from sft_jax.config import Config, ModelConfig, TrainConfig
 from sft_jax.efficiency import plan as planning
 from sft_jax.efficiency import plans, roofline

@@ -77,6 +77,17 @@ def draw_params(model, specs, seed=1):
 
 
 @functools.cache
+def params_of(name, specs, **changes):
+    """In float32, whatever the model computes in."""
+    return draw_params(build(name, specs, **changes), specs)
+
+
+@functools.cache
+def apply_of(name, specs, **changes):
+    return jax.jit(build(name, specs, **changes).apply, compiler_options=QUICK)
+
+
+@functools.cache
 def compiled(name, count, dtype, **changes):
     """Model parameters, and a program for logits and gradients of parameters and inputs."""
     specs = specs_of(count)
@@ -87,7 +98,7 @@ def compiled(name, count, dtype, **changes):
         return (logits * jnp.arange(1.0, logits.size + 1).reshape(logits.shape)).sum(), logits
 
     step = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
-    return draw_params(model, specs), step
+    return params_of(name, specs, **changes), step
 
 
 @st.composite
@@ -186,8 +197,7 @@ def test_padding_changes_nothing_for_any_pool(pool, changes, side):
 
 def assert_padding_changes_nothing(name, short, long, side, **changes):
     rng = np.random.default_rng(2)
-    model, padded = build(name, short, **changes), build(name, long, **changes)
-    params = draw_params(model, short)
+    params = params_of(name, short, **changes)
 
     def lengthen(path, leaf):
         if getattr(path[-1], "key", "") != "positions":
@@ -203,8 +213,7 @@ def assert_padding_changes_nothing(name, short, long, side, **changes):
     width = (4, 0) if side == "left" else (0, 4)
     more = {m: jnp.pad(x, ((0, 0), width, (0, 0)), constant_values=7.0) for m, x in inputs.items()}
     more_mask = {m: jnp.pad(x, ((0, 0), width)) for m, x in mask.items()}
-    run = jax.jit(model.apply, compiler_options=QUICK)
-    run_padded = jax.jit(padded.apply, compiler_options=QUICK)
+    run, run_padded = (apply_of(name, specs, **changes) for specs in (short, long))
     expected = run(params, inputs, mask).logits
     np.testing.assert_allclose(run_padded(longer, more, more_mask).logits, expected, atol=1e-5)
 

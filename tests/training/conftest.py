@@ -217,7 +217,7 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def trainer(tmp_path_factory):
+def trainer(tmp_path_factory, quick_flags):
     """Starts training processes that share prepared data and compiled programs."""
     shared = tmp_path_factory.mktemp("trainer")
 
@@ -231,7 +231,8 @@ def trainer(tmp_path_factory):
     def run_module(command, devices=1, **environment):
         """`python -m` of a verb and its flags, in a process of its own."""
         environment = {
-            **{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
+            **os.environ,
+            "XLA_FLAGS": quick_flags,
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_COMPILATION_CACHE_DIR": str(shared / "programs"),
@@ -247,7 +248,7 @@ def trainer(tmp_path_factory):
             env=environment,
         )
 
-    def finish(process, code=0, timeout=200):
+    def finish(process, code=0, timeout=500):
         try:
             output, errors = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

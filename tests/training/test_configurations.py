@@ -58,7 +58,6 @@ def own_arrays(folder):
     return str(path)
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_configuration_trains(name, files, tmp_path, monkeypatch):
     # One device, for which compiling takes a third of what it takes for eight.

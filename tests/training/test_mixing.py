@@ -69,7 +69,7 @@ def test_a_run_with_mixup_can_be_evaluated_on_any_devices(tiny, monkeypatch, dev
     """Its batch is rounded up to them, and no group of rows need fit that one."""
     stored = tiny.config(mixup=ANY, batch_size=24, accumulate=2)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    config = session._for_these_devices(stored, None)
+    config = session.for_these_devices(stored, None)
     assert config.train.batch_size % devices == 0
     assert 24 <= config.train.batch_size < 24 + devices
     assert (config.mixup.mode, config.model) == ("none", stored.model)

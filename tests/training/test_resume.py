@@ -105,7 +105,7 @@ def test_a_run_goes_on_with_another_number_of_devices(
     stopped_run, straight_run, trainer, read_run, tmp_path
 ):
     workdir = shutil.copytree(stopped_run[0], tmp_path / "run")
-    process = trainer.start(workdir, devices=2, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    process = trainer.start(workdir, devices=2)
     output, _ = trainer.finish(process)
     assert "2 x cpu" in output
     expected, got = read_run(straight_run.workdir), read_run(workdir)

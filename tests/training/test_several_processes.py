@@ -26,25 +26,25 @@ def pod(trainer, free_port, tmp_path_factory):
             """`command` is a verb and its flags, or a folder to train in and overrides."""
             flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
             flags.append(f"--compilation_cache={programs}")
-            settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **environment}
             processes = []
             for index in range(count):
                 own = (*flags, f"--process_index={index}")
                 if isinstance(command[0], str):
-                    process = trainer.run_module([*command, *own], **settings)
+                    process = trainer.run_module([*command, *own], **environment)
                 else:
-                    process = trainer.start(*command, flags=own, **settings)
+                    process = trainer.start(*command, flags=own, **environment)
                 processes.append(process)
             started.extend(processes)
             return processes
 
         def finish(self, processes):
-            return [trainer.finish(process, timeout=500) for process in processes]
+            return [trainer.finish(process) for process in processes]
 
         def outlive(self, processes, victim):
             """Waits for those that are left of a run that lost one; none of them succeeds."""
             left = [process for process in processes if process is not victim]
-            errors = [process.communicate(timeout=100)[1] for process in left]
+            # Who waits for the lost one outside of a step learns of it from missed heartbeats.
+            errors = [process.communicate(timeout=500)[1] for process in left]
             assert all(process.returncode != 0 for process in left), errors
             return errors
 
@@ -54,13 +54,16 @@ def pod(trainer, free_port, tmp_path_factory):
         process.communicate()
 
 
+def logged_step(workdir):
+    """The newest step that training has written down, but for the line that it may be writing."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines()[:-1] if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
 def wait_for_step(processes, workdir, step):
     """Until training has written down a record of `step` or later."""
-    path = workdir / "metrics.jsonl"
-    while True:
-        lines = path.read_text().splitlines()[:-1] if path.exists() else []
-        if any(json.loads(line)["step"] >= step for line in lines):
-            return
+    while logged_step(workdir) < step:
         for process in processes:
             assert process.poll() is None, process.communicate()[1][-4000:]
         time.sleep(0.002)
@@ -124,9 +127,10 @@ def disturbed(pod, tmp_path_factory):
     processes[1].kill()
     lost = pod.outlive(processes, processes[1])
     compiled = {path.name for path in pod.compiled.iterdir()}
-    saved = saved_steps(workdir)
+    saved, reached = saved_steps(workdir), logged_step(workdir)
     processes = pod.start(2, workdir, JAX_DEBUG_LOG_MODULES="jax._src.compiler")
-    wait_for_step(processes, workdir, 14)
+    # What the killed one wrote down after its checkpoint stays there until the next one starts.
+    wait_for_step(processes, workdir, max(14, reached + 2))
     processes[1].send_signal(signal.SIGTERM)
     stopped = pod.finish(processes)
     stopped_at = shutil.copytree(workdir, workdir.parent / "stopped")
@@ -138,7 +142,7 @@ def test_the_others_end_when_one_is_killed(disturbed):
     _, (error,), saved, *_ = disturbed
     assert "process 0 of 2: Traceback" in error
     assert "another process is gone" in error
-    assert max(saved) in (3, 6, 9)
+    assert max(saved) in range(3, TOTAL, 3)  # wherever the signal reached it
 
 
 def test_a_signal_to_one_process_stops_all_at_a_boundary(disturbed):

@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 
 import jax
@@ -94,14 +95,19 @@ def test_rules_split_kernels_over_fsdp_and_moments_follow(abstract, devices):
         assert followed == params
 
 
+@functools.cache
+def shapes_at_the_width_of_vit_base(name):
+    config = variant(load(Path(__file__).parents[2] / "configs" / "av_base.py"), name)
+    model = registry.build(config)
+    inputs = state.example_inputs(config.modalities)
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+
+
 @pytest.mark.parametrize("parts", [2, 8, 16, 64, 256])
 @pytest.mark.parametrize("name", ["sft", "dense", "mbt", "late", "concat", "mult"])
 def test_at_the_width_of_vit_base_nothing_large_stays_whole(name, parts):
     """Biases and norms aside; stacks have an axis of layers in front of those of the rules."""
-    config = variant(load(Path(__file__).parents[2] / "configs" / "av_base.py"), name)
-    shapes = jax.eval_shape(
-        registry.build(config).init, jax.random.key(0), *state.example_inputs(config.modalities)
-    )["params"]
+    shapes = shapes_at_the_width_of_vit_base(name)
     whole = sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)

@@ -12,7 +12,7 @@ from sft_jax.config import Config, Duration, MixupConfig, ModelConfig, Optimizer
 from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.study_config import COMPLETE, Condition, Setting, Study
 from sft_jax.training import results, session, sweep
-from sft_jax.training.folds import under
+from sft_jax.training.folds import FoldReader, under
 from sft_jax.types import CheckpointError, ConfigError, ModalitySpec
 
 SPECS = (
@@ -194,6 +194,22 @@ def test_a_folder_of_another_study_is_refused(together, data_dir, tmp_path):
         results.Results(tmp_path, other)
     more = dataclasses.replace(made, settings=(*made.settings, Setting("late")))
     assert results.Results(tmp_path, more).missing(made.settings[0]) == []
+
+
+def test_a_fold_is_read_once(data_dir, monkeypatch):
+    made = study(data_dir)
+    opened = []
+    real = session.open_source
+    monkeypatch.setattr(session, "open_source", lambda data: opened.append(data) or real(data))
+    read = FoldReader()
+    config = made.config(made.settings[0], made.folds[0], 0)
+    first, again = read("a", config), read("a", dataclasses.replace(config, train=TrainConfig()))
+    assert len(opened) == 1
+    assert first[1] is again[1]
+    longer = (SPECS[0], dataclasses.replace(SPECS[1], length=24))
+    other = read("a", dataclasses.replace(config, modalities=longer))[1]
+    assert other.splits["test"]["inputs"]["m1"].shape == (6, 24, 3)
+    assert len(opened) == 1
 
 
 def test_folds_must_be_of_one_shape(data_dir):

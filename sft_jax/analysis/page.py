@@ -1,0 +1,180 @@
+"""Writes a report as one HTML page without scripts that loads nothing, from disk or network."""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from html import escape
+
+import matplotlib
+
+from sft_jax.analysis.document import (
+    Block,
+    Commands,
+    Document,
+    Headline,
+    Mono,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    Text,
+    slug,
+)
+from sft_jax.analysis.page_style import FIGURE_COLORS, FIGURE_FONT, STYLE, figure_style
+from sft_jax.analysis.tables import grid
+from sft_jax.version import __version__
+
+LONG = 48  # characters of a cell
+_NUMBER = r"[-+\u2212]?[\d.,]+(?:e[-+]?\d+)?%?"
+_NUMERIC = re.compile(rf"-|{_NUMBER}(?: (?:to|of|\u00b1) {_NUMBER})?")
+_KINDS = {"run": "Report of a run", "runs": "Report of several runs", "study": "Report of a study"}
+
+
+def render(document: Document) -> str:
+    """The report as HTML; light or dark as the reader has it."""
+    sections = "\n".join(_section(section) for section in document.sections)
+    links = "".join(
+        f'<li><a href="#{_anchor(section)}">{escape(section.title)}</a></li>'
+        for section in document.sections
+    )
+    headlines = "".join(map(_headline, document.headlines))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(document.title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<p class="kind">{_KINDS[document.kind]}</p>
+<h1>{escape(document.title)}</h1>
+<p class="lead">{_inline(document.lead)}</p>
+{f'<dl class="headlines">{headlines}</dl>' if headlines else ""}
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+</header>
+<main>
+{sections}
+</main>
+<footer>Written by <code>sft_jax.report</code>, version {escape(__version__)}. The same tables are
+in <code>report.md</code> beside this page.</footer>
+</body>
+</html>
+"""
+
+
+def _section(section: Section) -> str:
+    blocks = "\n".join(map(_block, section.blocks))
+    return (
+        f'<section id="{_anchor(section)}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>'
+    )
+
+
+def _anchor(section: Section) -> str:
+    return slug(section.title)
+
+
+def _headline(headline: Headline) -> str:
+    note = f'<dd class="note">{escape(headline.note)}</dd>' if headline.note else ""
+    return (
+        f"<div><dt>{escape(headline.label)}</dt>"
+        f'<dd class="value">{escape(headline.value)}</dd>{note}</div>'
+    )
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Text):
+        return f"<p>{_inline(block)}</p>"
+    if isinstance(block, Table):
+        return _table(block)
+    if isinstance(block, Commands):
+        return f'<pre tabindex="0"><code>{escape(block.text)}</code></pre>'
+    return _pictures(block)
+
+
+def _inline(text: Text) -> str:
+    return "".join(
+        f"<code>{escape(part.text)}</code>" if isinstance(part, Mono) else escape(part)
+        for part in text.parts
+    )
+
+
+def _table(table: Table) -> str:
+    """A table in a box of its own, which scrolls where the screen is narrow."""
+    columns, lines, _ = grid(table.rows)
+    look = [_look([line[i] for line in lines]) for i in range(len(columns))]
+    head = "".join(
+        f'<th scope="col"{kind}>{escape(name)}</th>'
+        for name, kind in zip(columns, look, strict=True)
+    )
+    body = "\n".join(
+        "<tr>"
+        + "".join(
+            f'<th scope="row"{kind}>{escape(text)}</th>'
+            if i == 0
+            else f"<td{kind}>{_or_dash(text)}</td>"
+            for i, (text, kind) in enumerate(zip(line, look, strict=True))
+        )
+        + "</tr>"
+        for line in lines
+    )
+    caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
+    name = escape(table.caption or "Table")
+    return (
+        f'{caption}<div class="scroll" role="region" tabindex="0" aria-label="{name}">'
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _look(texts: Sequence[str]) -> str:
+    """How a column is set: numbers to the right, long text broken into lines."""
+    if all(_NUMERIC.fullmatch(text) for text in texts):
+        return ' class="number"'
+    return ' class="long"' if max(map(len, texts)) > LONG else ""
+
+
+def _or_dash(text: str) -> str:
+    return '<span class="none">\u2013</span>' if text == "-" else escape(text)
+
+
+def _pictures(block: Pictures) -> str:
+    count = "one" if len(block.pictures) == 1 else "several"
+    images = "".join(map(_image, block.pictures))
+    return (
+        f'<figure><div class="pictures {count}">{images}</div>'
+        f"<figcaption>{escape(block.caption)}</figcaption></figure>"
+    )
+
+
+def _image(picture: Picture) -> str:
+    width, height = (round(96 * inches) for inches in picture.figure.get_size_inches())
+    data = base64.b64encode(svg(picture).encode()).decode()
+    image = (
+        f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(picture.alt)}" '
+        f'width="{width}" height="{height}">'
+    )
+    if picture.wide:
+        name = escape(picture.alt)
+        return (
+            f'<div class="scroll wide" role="region" tabindex="0" aria-label="{name}">{image}</div>'
+        )
+    return f"<div>{image}</div>"
+
+
+def svg(picture: Picture) -> str:
+    """A figure as SVG with real text, whose inks follow the reader's light or dark."""
+    buffer = io.StringIO()
+    settings = {"svg.fonttype": "none", "svg.hashsalt": picture.name}
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no metadata: no addresses
+    with matplotlib.rc_context(settings):
+        picture.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for color, name in FIGURE_COLORS.items():
+        text = re.sub(rf"(fill|stroke): {color}\b", rf"\1: var(--{name})", text, flags=re.I)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", FIGURE_FONT, text)
+    opened = text.index(">") + 1
+    return f"{text[:opened]}<style>{figure_style()}</style>{text[opened:]}"

@@ -1,0 +1,252 @@
+"""What the folder of a study holds for a report, and statistics over its folds and seeds.
+
+- `study.json`: `name`, `title`, `protocol`, `metric`, `class_names`; `settings`, a list of `{name,
+  overrides}` and, once it has run, `{model, num_parameters, forward_gflop, tokens_in,
+  tokens_kept}`; `folds`, a list of `{name}` and, once one has run, `{test}`, what is held out;
+  `seeds`.
+- `results.csv`: `setting,fold,seed,split,condition,level,metric,value`, one score a row.
+- `curves.csv`, which may be missing: `setting,fold,seed,metric,value` and `step` or `epoch`.
+- `predictions/<setting>-<fold>.npz`, which may be missing: `seed [s]`, `label [n]`, `group [n]`,
+  `id [n]`, `probabilities [s, n, c]` on the complete test split.
+
+A study may still be running: what has no score yet is left out.
+"""
+
+import csv
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from sft_jax.analysis.run_folder import read_json
+from sft_jax.types import CheckpointError, DataError
+
+_KEYS = ("name", "title", "protocol", "metric", "class_names", "settings", "folds", "seeds")
+_WHERE = ("setting", "fold", "seed")
+
+
+class Key(NamedTuple):
+    """Of a score: where it was measured, and what it is."""
+
+    setting: str
+    split: str
+    condition: str
+    level: str
+    metric: str
+
+
+class Curve(NamedTuple):
+    """A training curve of all runs of a setting: steps `[e]`, values `[e, folds, seeds]`."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+class Summary(NamedTuple):
+    """Of values `[folds, seeds]`; deviations are of a sample, and None where there is only one.
+
+    Attributes:
+        mean: of all runs.
+        over_seeds: deviation of the seeds' means over folds.
+        over_folds: deviation of the folds' means over seeds.
+        by_fold: the latter means.
+        runs: how many there are.
+    """
+
+    mean: float
+    over_seeds: float | None
+    over_folds: float | None
+    by_fold: np.ndarray
+    runs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyFolder:
+    """A study, as far as it has run.
+
+    Attributes:
+        workdir: its folder.
+        record: `study.json`.
+        scores: `[folds, seeds]` of each key, NaN where a run is missing.
+        curves: by setting and metric.
+        axis: what curves are drawn against: `step` or `epoch`.
+    """
+
+    workdir: Path
+    record: dict[str, Any]
+    scores: dict[Key, np.ndarray]
+    curves: dict[tuple[str, str], Curve]
+    axis: str
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Those that have a score, in the study's order."""
+        known = {key.setting for key in self.scores}
+        return [entry for entry in self.record["settings"] if entry["name"] in known]
+
+    @property
+    def names(self) -> list[str]:
+        """Of `settings`."""
+        return [entry["name"] for entry in self.settings]
+
+    @property
+    def levels(self) -> list[str]:
+        """Levels of the scores on the complete test split: `sample`, and `group` where there is."""
+        return self._found("level", split="test", condition="complete")
+
+    @property
+    def conditions(self) -> list[str]:
+        """Of the test split, `complete` first."""
+        found = self._found("condition", split="test")
+        return sorted(found, key=lambda name: name != "complete")
+
+    def metrics(self, level: str) -> list[str]:
+        """Of the complete test split."""
+        return self._found("metric", split="test", condition="complete", level=level)
+
+    def _found(self, what: str, **where: str) -> list[str]:
+        keys = (key for key in self.scores if all(getattr(key, k) == v for k, v in where.items()))
+        return list(dict.fromkeys(getattr(key, what) for key in keys))
+
+    def test_scores(
+        self, setting: str, level: str, metric: str, condition: str = "complete"
+    ) -> Float[np.ndarray, "folds seeds"] | None:
+        """Scores on the test split, NaN where a run is missing; None where there are none."""
+        return self.scores.get(Key(setting, "test", condition, level, metric))
+
+    def predictions(self, setting: str) -> Iterator[dict[str, np.ndarray]]:
+        """Those of each fold that has some."""
+        for fold in self.record["folds"]:
+            path = self.workdir / "predictions" / f"{setting}-{fold['name']}.npz"
+            if path.is_file():
+                with np.load(path, allow_pickle=False) as file:
+                    yield {key: file[key] for key in ("seed", "label", "probabilities")}
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a study has been begun in `folder`."""
+    return (folder / "study.json").is_file()
+
+
+def read_study_folder(workdir: Path) -> StudyFolder:
+    """Opens the folder of a study.
+
+    Raises:
+        CheckpointError: `study.json` or `results.csv` is missing or says too little.
+        DataError: a row of a table that does not belong to the study, or is no number.
+    """
+    record = read_json(workdir / "study.json", *_KEYS)
+    path = workdir / "results.csv"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{workdir}: found no results.csv, expected one beside study.json; let `python -m "
+            "sft_jax.sweep` finish a setting"
+        )
+    scores: dict[Key, np.ndarray] = {}
+    runs = _Runs(record)
+    for line, row in _rows(path, (*_WHERE, *Key._fields[1:], "value")):
+        place, value = runs.place(path, line, row)
+        key = Key(*(row[field] for field in Key._fields))
+        scores.setdefault(key, runs.empty())[place] = value
+    if not scores:
+        raise CheckpointError(
+            f"{path}: found no score, expected at least one; let `python -m sft_jax.sweep` finish "
+            "a setting"
+        )
+    axis, curves = _read_curves(workdir / "curves.csv", runs)
+    return StudyFolder(workdir, record, scores, curves, axis)
+
+
+class _Runs:
+    """Places of runs in arrays `[folds, seeds]`."""
+
+    def __init__(self, record: dict[str, Any]):
+        self._settings = {entry["name"] for entry in record["settings"]}
+        self._folds = {entry["name"]: i for i, entry in enumerate(record["folds"])}
+        self._seeds = {str(seed): i for i, seed in enumerate(record["seeds"])}
+
+    def empty(self) -> np.ndarray:
+        return np.full((len(self._folds), len(self._seeds)), np.nan)
+
+    def place(self, path: Path, line: int, row: dict[str, str]) -> tuple[tuple[int, int], float]:
+        """Fold and seed of a row, and its value."""
+        known = (self._settings, self._folds, self._seeds)
+        for name, names in zip(_WHERE, known, strict=True):
+            if row[name] not in names:
+                raise DataError(
+                    f"{path}, line {line}: found {name} {row[name]!r}, expected one of study.json: "
+                    f"{', '.join(map(str, names))}; run the sweep into a new folder"
+                )
+        try:
+            value = float(row["value"])
+        except ValueError as error:
+            raise DataError(
+                f"{path}, line {line}: found value {row['value']!r}, expected a number; remove the "
+                "line, or run the sweep again"
+            ) from error
+        return (self._folds[row["fold"]], self._seeds[row["seed"]]), value
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Lines of a table with their numbers."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(
+                f"{path}: found columns {reader.fieldnames}, expected also {missing}; write it "
+                "again with `python -m sft_jax.sweep`"
+            )
+        for line, row in enumerate(reader, start=2):
+            yield line, {name: value or "" for name, value in row.items() if name is not None}
+
+
+def _read_curves(path: Path, runs: _Runs) -> tuple[str, dict[tuple[str, str], Curve]]:
+    if not path.is_file():
+        return "step", {}
+    with path.open(newline="") as file:
+        axis = "epoch" if "epoch" in next(csv.reader(file), []) else "step"
+    found: dict[tuple[str, str], dict[float, np.ndarray]] = defaultdict(dict)
+    for line, row in _rows(path, (*_WHERE, axis, "metric", "value")):
+        place, value = runs.place(path, line, row)
+        points = found[row["setting"], row["metric"]]
+        points.setdefault(float(row[axis]), runs.empty())[place] = value
+    curves = {}
+    for key, points in found.items():
+        steps = sorted(points)
+        curves[key] = Curve(np.array(steps), np.stack([points[step] for step in steps]))
+    return axis, curves
+
+
+def summarise(values: Float[np.ndarray, "folds seeds"]) -> Summary:
+    """Mean and spread over folds and seeds.
+
+    A fold or a seed of which no run is there does not count. Where single runs are missing, the
+    deviations are those of the seeds with every fold and of the folds with every seed.
+
+    Raises:
+        DataError: no run is there.
+    """
+    there = ~np.isnan(values)
+    if not there.any():
+        raise DataError("summarise: found no run, expected at least one; leave the setting out")
+    part = values[there.any(axis=1)][:, there.any(axis=0)]
+    whole = ~np.isnan(part)
+    by_seed = part[:, whole.all(axis=0)].mean(axis=0)
+    by_fold = part[whole.all(axis=1)].mean(axis=1)
+    return Summary(
+        mean=float(np.nanmean(part)),
+        over_seeds=deviation(by_seed),
+        over_folds=deviation(by_fold),
+        by_fold=by_fold,
+        runs=int(whole.sum()),
+    )
+
+
+def deviation(values: Float[np.ndarray, " n"]) -> float | None:
+    """Standard deviation of a sample; None of fewer than two values."""
+    return float(values.std(ddof=1)) if len(values) > 1 else None

@@ -1,0 +1,25 @@
+"""Draws a sparse fusion model: `python -m sft_jax.diagram --config=configs/x.py --output=x.svg`.
+
+Nothing is run and no data are read, so the configuration must name modalities and classes.
+"""
+
+from absl import flags
+
+from sft_jax import cli
+from sft_jax.analysis.diagram import model_diagram, save_diagram
+from sft_jax.config_io import from_dict
+
+_CONFIG = cli.define_config()
+_OUTPUT = flags.DEFINE_string("output", None, "File to write: .svg, .png or .pdf.")
+flags.mark_flag_as_required("output")
+
+
+def main():
+    """Writes the drawing."""
+    path = cli.path(_OUTPUT)
+    save_diagram(model_diagram(from_dict(_CONFIG.value)), path)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

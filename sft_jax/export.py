@@ -1,0 +1,60 @@
+"""Takes a run out of this package: `python -m sft_jax.export --workdir=runs/x --format=onnx`.
+
+With `--score=test` it scores the run's artefacts of all formats; with `--config=... --measure=sft,
+dense,mbt` it measures artefacts of untrained models on this machine.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from sft_jax import cli
+from sft_jax.analysis.tables import format_table
+from sft_jax.config_io import from_dict
+from sft_jax.efficiency.models import check_complete
+from sft_jax.efficiency.variants import VARIANTS, variant
+from sft_jax.inference import load
+from sft_jax.interop import artefact_table, artefacts
+from sft_jax.interop.export import Exportable
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Of the artefact.")
+_INT8 = flags.DEFINE_bool("int8", False, "Keep weights in eight bits; onnx alone.")
+_OUTPUT = flags.DEFINE_string("output", "", "File or folder; `export/` of the run if not given.")
+_SCORE = flags.DEFINE_enum("score", None, ["valid", "test"], "Score all formats on this split.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data are, if elsewhere by now.")
+_CONFIG = cli.define_config(required=False)
+_MEASURE = flags.DEFINE_list("measure", ["sft"], f"Models to measure, of {', '.join(VARIANTS)}.")
+_ROUNDS = flags.DEFINE_integer("rounds", 20, "Timed rounds of `--measure`.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", "", "File for the numbers.")
+flags.mark_flags_as_mutual_exclusive(["workdir", "config"], required=True)
+
+
+def main():
+    """Writes an artefact and says how far it is from the model; or prints a table."""
+    if _CONFIG.value is not None:
+        check_complete(config := from_dict(_CONFIG.value))
+        models = {n: Exportable.untrained(variant(config, n)) for n in _MEASURE.value}
+        found = artefact_table.measure(models, _ROUNDS.value)
+        return _show(found, artefact_table.cost_rows)
+    run, workdir = load(cli.path(_WORKDIR)), cli.path(_WORKDIR)
+    normal = (run.normalizer.shift, run.normalizer.scale)
+    model = Exportable(run.config, run.params, *normal, run.class_names)
+    if _SCORE.value is not None:
+        found = artefact_table.score(model, workdir, _SCORE.value, _DATA_DIR.value)
+        return _show(found, artefact_table.score_rows)
+    kind = _FORMAT.value + "_int8" * _INT8.value
+    path = artefacts.write(model, kind, Path(_OUTPUT.value or workdir / "export"))
+    found = artefacts.compared(model, path, kind)
+    return print(f"{path}: {path.stat().st_size / 1e3:.0f} kB, logits differ by {found.logits:.1g}")
+
+
+def _show(found, to_rows):
+    print(format_table(to_rows(found)))
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps({"artefacts": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,167 @@
+"""What artefacts cost to run, and what eight bits cost in accuracy: one row an artefact."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_jax.interop import artefacts
+from sft_jax.interop.export import Exportable
+from sft_jax.training import run as runs
+from sft_jax.training.session import Session, for_these_devices
+
+_ROWS = 3  # samples that every artefact is compared with its model on
+
+
+def measure(models: Mapping[str, Exportable], rounds: int, calls: int = 5) -> list[dict[str, Any]]:
+    """Artefacts of every format on one row and one thread, each in a process of its own, in turn.
+
+    Args:
+        models: by name.
+        rounds: counted ones, after one that is not.
+        calls: of one artefact in a row; a round counts as their median.
+
+    Returns:
+        Plain numbers: `model`, `format`, `file_bytes`, `ready_seconds` (from reading the file to
+        the first answer), `latency_seconds` (`median`, `low`, `high` over the rounds),
+        `peak_bytes`, `runtime_bytes` (held before the artefact is read), `differences` from the
+        model.
+
+    Raises:
+        ConfigError: an artefact that does not compute what its model does.
+    """
+    rows, processes, seconds = [], [], []
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name, model in models.items():
+            arrays = artefacts.example(model, _ROWS)
+            expected = artefacts.reference(model, arrays)
+            for kind in artefacts.FORMATS:
+                path = artefacts.write(model, kind, folder / name)
+                run = stack.enter_context(artefacts.running(path, kind, arrays))
+                found = artefacts.Differences.between(run.outputs, expected)
+                found.check(kind)
+                rows.append(
+                    {
+                        "model": name,
+                        "format": kind,
+                        "file_bytes": path.stat().st_size,
+                        "ready_seconds": run.ready_seconds,
+                        "runtime_bytes": run.runtime_bytes,
+                        "differences": dataclasses.asdict(found),
+                    }
+                )
+                processes.append(run)
+                seconds.append([])
+        for number in range(rounds + 1):
+            for run, taken in zip(processes, seconds, strict=True):
+                once = float(np.median(run.seconds(calls)))
+                taken += [once] if number else []
+        for row, run, taken in zip(rows, processes, seconds, strict=True):
+            median = float(np.median(taken))
+            row["latency_seconds"] = {"median": median, "low": min(taken), "high": max(taken)}
+            row["peak_bytes"] = run.peak_bytes()
+    return rows
+
+
+def cost_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`measure`'s numbers as rows to read."""
+    return [
+        {
+            "model": row["model"],
+            "format": row["format"],
+            "file kB": round(row["file_bytes"] / 1e3),
+            "ready s": round(row["ready_seconds"], 2),
+            "latency ms": round(1e3 * row["latency_seconds"]["median"], 2),
+            "low to high": "{low:.2f} to {high:.2f}".format(
+                **{key: 1e3 * row["latency_seconds"][key] for key in ("low", "high")}
+            ),
+            "peak MB": round(row["peak_bytes"] / 1e6),
+            "runtime MB": round(row["runtime_bytes"] / 1e6),
+            "logits differ by": f"{row['differences']['logits']:.1g}",
+        }
+        for row in measured
+    ]
+
+
+def score(
+    model: Exportable, workdir: Path, split: str, data_dir: str | None = None
+) -> list[dict[str, Any]]:
+    """Accuracy of a run's artefacts on a split, beside the model's own.
+
+    Args:
+        model: of the run.
+        workdir: of the run; its artefacts are written to `export/` there.
+        split: which to score.
+        data_dir: where prepared data are kept, if not where they were in training.
+
+    Returns:
+        Plain numbers: `artefact`, `samples`, `top1`, `file_bytes`, `differences` from the model.
+
+    Raises:
+        ConfigError: a float32 artefact that does not compute what the model does.
+        CheckpointError: other data than the run's.
+    """
+    config = for_these_devices(model.config, data_dir)
+    opened = Session.open(config, fingerprint=runs.read_data(workdir)["fingerprint"])
+    arrays, label = _raw(opened, split)
+    expected = artefacts.reference(model, arrays)
+    rows = [{"artefact": "the model itself", **_top1(expected, label)}]
+    for kind in artefacts.FORMATS:
+        path = artefacts.write(model, kind, workdir / "export")
+        with artefacts.running(path, kind, arrays, rows=64) as run:
+            found = artefacts.Differences.between(run.outputs, expected)
+            top1 = _top1(run.outputs, label)
+        found.check(kind)
+        size = {"file_bytes": path.stat().st_size}
+        rows.append({"artefact": kind, **top1, **size, "differences": dataclasses.asdict(found)})
+    return rows
+
+
+def score_rows(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`score`'s numbers as rows to read."""
+    return [
+        {
+            "artefact": row["artefact"],
+            "samples": row["samples"],
+            "top1": f"{row['top1']:.2%}",
+            "file kB": round(row["file_bytes"] / 1e3) if "file_bytes" in row else None,
+            "another class": f"{row['differences']['predicted']:.2%}"
+            if "differences" in row
+            else None,
+            "probabilities differ by": f"{row['differences']['probabilities']:.1g}"
+            if "differences" in row
+            else None,
+        }
+        for row in scored
+    ]
+
+
+def _top1(outputs: Mapping[str, np.ndarray], label: np.ndarray) -> dict[str, Any]:
+    correct = outputs["probabilities"].argmax(axis=-1) == label
+    return {"samples": len(label), "top1": float(correct.mean())}
+
+
+def _raw(opened: Session, split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A split as the arrays of `export.signature`, in the units of the data, and its labels."""
+    own = opened.normalizer
+    plain = dataclasses.replace(
+        own,
+        shift={name: (0.0,) * len(numbers) for name, numbers in own.shift.items()},
+        scale={name: (1.0,) * len(numbers) for name, numbers in own.scale.items()},
+    )
+    batches = list(dataclasses.replace(opened, normalizer=plain).batches(split))
+    real = np.concatenate([batch["weight"] for batch in batches]) > 0
+
+    def joined(part, name):
+        return np.concatenate([batch[part][name] for batch in batches])[real]
+
+    arrays = {}
+    for spec in opened.config.modalities:
+        arrays[spec.name] = joined("inputs", spec.name)
+        arrays[f"mask/{spec.name}"] = joined("mask", spec.name)
+    return arrays, np.concatenate([batch["label"] for batch in batches])[real]

@@ -1,0 +1,148 @@
+"""A program as one flat list of operations, for converters that know operations and no more.
+
+Layers run in loops over stacked parameters, and much is computed from parameters alone. Unrolled,
+every layer has its own weights, and what depends on them alone is a constant: so a weight stands
+beside the product that it belongs to, where a converter and a quantiser look for it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+# Calls whose body is taken in, by the parameter that holds it; gradients are not asked for.
+_BODIES = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+
+
+def unrolled(function: Callable[..., Any], *args: Any) -> Callable[..., list[Any]]:
+    """`function` without loops of known length, calls, and operations on constants.
+
+    Args:
+        function: of arrays; traced here, once.
+        *args: its arguments, arrays or `jax.ShapeDtypeStruct`, whose first axis may be symbolic.
+
+    Returns:
+        A function of the same arguments that returns the leaves of the result.
+    """
+    closed = jax.make_jaxpr(function)(*args)
+
+    def flat(*given: Any) -> list[Any]:
+        return _run(closed, jax.tree.leaves(given))
+
+    return flat
+
+
+def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    jaxpr = closed.jaxpr
+    consts = [np.asarray(x) if _is_plain(x) else x for x in closed.consts]
+    values = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= dict(zip(jaxpr.invars, args, strict=True))
+
+    def read(variable):
+        return variable.val if isinstance(variable, core.Literal) else values[variable]
+
+    for eqn in jaxpr.eqns:
+        results = _equation(eqn, [read(variable) for variable in eqn.invars])
+        values |= dict(zip(eqn.outvars, results, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _equation(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "scan":
+        return _scan(inputs, **params)
+    if name in _REWRITTEN:
+        return [_REWRITTEN[name](*inputs, **params)]
+    if name in _BODIES:
+        body = params[_BODIES[name]]
+        if not isinstance(body, core.ClosedJaxpr):
+            body = core.ClosedJaxpr(body, ())
+        return _run(body, inputs)
+    if _is_constant(eqn, inputs):
+        with jax.ensure_compile_time_eval():
+            return [np.asarray(x) for x in _bind(eqn, inputs)]
+    return _bind(eqn, inputs)
+
+
+def _is_constant(eqn: core.JaxprEqn, inputs: list[Any]) -> bool:
+    """Whether an operation depends on no argument, nor on the size of one."""
+    shapes = [size for variable in eqn.outvars for size in getattr(variable.aval, "shape", ())]
+    return (
+        bool(inputs)
+        and not any(isinstance(x, jax.core.Tracer) for x in inputs)
+        and all(isinstance(size, int) for size in shapes)
+        and all(_is_plain(variable.aval) for variable in eqn.outvars)
+    )
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether NumPy has such numbers, too; not so random keys."""
+    return not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+
+
+def _bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
+    results = eqn.primitive.bind(*inputs, **eqn.params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def _scan(inputs, *, jaxpr, length, reverse, num_consts, num_carry, **_):
+    consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
+    rows = inputs[num_consts + num_carry :]
+    stacked = [[] for _ in range(len(jaxpr.out_avals) - num_carry)]
+    for i in reversed(range(length)) if reverse else range(length):
+        results = _run(jaxpr, [*consts, *carry, *(x[i] for x in rows)])
+        carry = results[:num_carry]
+        for kept, row in zip(stacked, results[num_carry:], strict=True):
+            kept.append(row)
+    if reverse:
+        stacked = [kept[::-1] for kept in stacked]
+    return [*carry, *(jax.numpy.stack(kept) for kept in stacked)]
+
+
+def _pad(x, value, *, padding_config):
+    """As joined blocks, which converters take along symbolic axes, too."""
+    for axis, (low, high, _) in enumerate(padding_config):
+        parts = [x]
+        for size, at in ((low, 0), (high, 1)):
+            if size:
+                shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+                parts.insert(at * len(parts), jax.lax.broadcast_in_dim(value, shape, ()))
+        x = jax.lax.concatenate(parts, axis) if len(parts) > 1 else x
+    return x
+
+
+def _dot(x, y, *, dimension_numbers, **params):
+    """As a product of matrices: one contracted axis, and one of each that is left."""
+    (x_contracted, y_contracted), (x_batch, y_batch) = dimension_numbers
+    x_free = [axis for axis in range(x.ndim) if axis not in (*x_contracted, *x_batch)]
+    y_free = [axis for axis in range(y.ndim) if axis not in (*y_contracted, *y_batch)]
+    batch, rows = [x.shape[axis] for axis in x_batch], [x.shape[axis] for axis in x_free]
+    columns = [y.shape[axis] for axis in y_free]
+    size = math.prod(x.shape[axis] for axis in x_contracted)
+    # Without a batch the rows stay apart: theirs is an axis that may be symbolic.
+    apart = rows if not batch else [math.prod(rows)]
+    x = x.transpose(*x_batch, *x_free, *x_contracted).reshape(*batch, *apart, size)
+    y = y.transpose(*y_batch, *y_contracted, *y_free).reshape(*batch, size, math.prod(columns))
+    axes = tuple(range(len(batch)))
+    numbers = (((x.ndim - 1,), (len(batch),)), (axes, axes))
+    product = jax.lax.dot_general_p.bind(x, y, dimension_numbers=numbers, **params)
+    return product.reshape(*batch, *rows, *columns)
+
+
+def _remainder(x, y):
+    """Of whole numbers, by their quotient, which converters take of symbolic shape, too."""
+    return x - jax.lax.div(x, y) * y
+
+
+_REWRITTEN = {"pad": _pad, "dot_general": _dot, "rem": _remainder}
