@@ -44,11 +44,11 @@ def get_config():
                 warmup=Duration(40.0, "steps"),
             ),
             train=TrainConfig(
-                duration=Duration(600.0, "steps"),
+                duration=Duration(300.0, "steps"),
                 batch_size=32,
                 label_smoothing=0.1,
                 eval_every=Duration(100.0, "steps"),
-                checkpoint_every=Duration(600.0, "steps"),
+                checkpoint_every=Duration(300.0, "steps"),
                 best_metric="top1",
             ),
         )
