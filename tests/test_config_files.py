@@ -64,6 +64,12 @@ def parameter_count(config):
 # 2448, block 28272, attention residual 9504: 41040; two of them 82080. Two blocks after fusion
 # 56544. Head for 7 classes 439. Together 139063.
 #
+# multiple_features, d = 32, parts as of synthetic: projections of 424 features 424 * 32 + 6 * 32 =
+# 13760, CLS 192, positions (5 * 2 + 17) * 32 = 864, six blocks and attention residuals 101952. Two
+# blocks after fusion 25408. Head for 10 classes 394. Together 142570. japanese_vowels: projections
+# 448, CLS 64, positions 2 * 30 * 32 = 1920, two blocks and attention residuals 33984, after fusion
+# 25408, head for 9 classes 361. Together 62185.
+#
 # mosi, modern preset, d = 64: an attention residual 16768, a block 49984. Projections of 20 + 5 +
 # 300 features 325 * 64 + 3 * 64 = 20992, CLS 192, positions (501 + 376 + 51) * 64 = 59392, three
 # blocks and attention residuals 200256. Two blocks after fusion 99968. Head for 7 classes 583.
@@ -80,9 +86,11 @@ PARAMETERS = {
     "arrays": (3, 316_483),
     "av_base": (10, 113_947_402),
     "iemocap": (2, 386_114),
+    "japanese_vowels": (9, 62_185),
     "mmsa": (7, 411_335),
     "mosei": (7, 217_647),
     "mosi": (7, 381_383),
+    "multiple_features": (10, 142_570),
     "smartwatch": (7, 139_063),
     "synthetic": (4, 64_708),
     "vggsound10": (10, 297_490),
