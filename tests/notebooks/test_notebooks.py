@@ -83,7 +83,7 @@ LITTLE = {
     "01_quickstart": ({"SETTINGS": WATCH}, ("width 8, 2 heads", "accelerometer and gyroscope")),
     "02_pooling_explorer": (
         {"SETTINGS": WATCH, "POOLS": ["cls_topk"], "COMPARED": ["avg"], "TOKENS": [2, 10]},
-        ("width 8, 2 heads", r"\| avg \|"),
+        ("width 8, 2 heads", r"\| avg +\|"),
     ),
     "03_throughput": (
         {"SETTINGS": SHORT, "MODELS": ["sft"], "BATCH": 2, "ROUNDS": 1},
