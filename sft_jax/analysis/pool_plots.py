@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 
 from sft_jax.analysis.plots import BLACK, CHANNEL_COLORS, FRAME, merged
@@ -149,8 +150,9 @@ def _draw_channels(axes: Axes, example: Example, name: str):
     signal = np.asarray(example.signals[name])
     seconds = np.arange(len(signal)) / example.sampling_rate
     colors = (CHANNEL_COLORS * signal.shape[1])[: signal.shape[1]]
+    edge = [withStroke(linewidth=2.4, foreground="white", alpha=0.8)]  # seen on any shade
     for channel, color in zip(signal.T, colors, strict=True):
-        axes.plot(seconds, channel, color=color, linewidth=1.1)
+        axes.plot(seconds, channel, color=color, linewidth=1.1, path_effects=edge)
     axes.set_xlim(-0.5 / example.sampling_rate, (len(signal) - 0.5) / example.sampling_rate)
     axes.set_ylabel("signal")
     axes.spines[["top", "right"]].set_visible(False)
