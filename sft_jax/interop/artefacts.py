@@ -150,7 +150,7 @@ class Differences:
         if kind != "onnx_int8" and not (self.logits <= TOLERANCE and self.kept == 0):
             raise ConfigError(
                 f"{kind}: its logits differ from the model's by {self.logits:.2g} and its kept "
-                f"tokens in {self.kept:.1%} of the slots, expected at most {TOLERANCE:g} and none; "
+                f"tokens in {self.kept:.3%} of the slots, expected at most {TOLERANCE:g} and none; "
                 "do not use the artefact: what computes it here rounds or breaks ties otherwise"
             )
 

@@ -52,8 +52,11 @@ def make_pattern(stride: int, expressivity: int) -> Pattern:
     return Pattern(stride, min(stride, expressivity))
 
 
-def lay_out(mask, b: int, t: int, pattern: Pattern) -> Slots:
-    """Slots of `b` samples of `t` tokens with the mask `[b, t+1]`, or None where all are real."""
+def lay_out(mask, b, t: int, pattern: Pattern) -> Slots:
+    """Slots of `b` samples of `t` tokens with the mask `[b, t+1]`, or None where all are real.
+
+    `b` may be symbolic, as in a program for any batch size.
+    """
     stride = pattern.stride
     size = math.ceil(t / stride) * stride
     position = jnp.arange(size)

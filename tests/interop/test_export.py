@@ -222,7 +222,9 @@ def test_differences_by_hand():
     assert (found.predicted, found.kept) == (0.5, 0.25)
     found.check("onnx_int8")  # which is not held to it
     for kind in ("stablehlo", "onnx"):
-        with pytest.raises(ConfigError, match=r"differ from the model's by 0\.25 .* in 25\.0% of"):
+        with pytest.raises(
+            ConfigError, match=r"differ from the model's by 0\.25 .* in 25\.000% of"
+        ):
             found.check(kind)
     with pytest.raises(ConfigError, match="do not use the artefact"):
         dataclasses.replace(found, logits=float("nan"), kept=0.0).check("onnx")
