@@ -94,24 +94,31 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
     Args:
         config: to change.
-        changes: values by dotted path, such as `{"train.duration": "12 epochs"}`.
+        changes: values by dotted path, such as `{"train.duration": "12 epochs"}`. `*` stands for
+            all entries of a level: `modalities.*.pool`.
 
     Raises:
         ConfigError: a path that leads to no setting, or a value that cannot be used.
     """
     tree = to_dict(config)
     for path, value in changes.items():
-        branch = tree
-        *parents, last = path.split(".")
-        for parent in parents:
-            branch = branch.get(parent) if isinstance(branch, dict) else None
-        if not isinstance(branch, dict) or last not in branch:
-            raise ConfigError(
-                f"{path}: given, but there is no such setting; expected a path as in --config."
-                "train.batch_size, the modalities by their names"
-            )
-        branch[last] = value
+        _set(tree, path.split("."), value, path)
     return from_dict(tree)
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str):
+    first, *rest = keys
+    for name in list(tree) if first == "*" else [first]:
+        if name not in tree or (rest and not isinstance(tree[name], dict)):
+            raise ConfigError(
+                f"{path}: given, but there is no such setting: {name!r} is none of "
+                f"{', '.join(tree)}; expected a path as in --config.train.batch_size, the "
+                "modalities by their names, or * for all of them"
+            )
+        if rest:
+            _set(tree[name], rest, value, path)
+        else:
+            tree[name] = value
 
 
 def _modality(name: str, given: Any) -> ModalitySpec:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax.config import Config
-from sft_jax.config_io import from_dict, to_dict
+from sft_jax.config_io import override
 from sft_jax.types import ConfigError
 
 
@@ -130,32 +130,6 @@ def load_study(path: str | Path) -> Study:
             "with a function get_study, as those of configs/studies/ are; check the path"
         )
     return found["get_study"]()
-
-
-def override(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """`config` with the values at dotted paths exchanged.
-
-    Raises:
-        ConfigError: a path that leads nowhere, or a value that cannot be used.
-    """
-    tree = to_dict(config)
-    for path, value in overrides.items():
-        _set(tree, path.split("."), value, path)
-    return from_dict(tree)
-
-
-def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str):
-    first, *rest = keys
-    names = list(tree) if first == "*" else [first]
-    for name in names:
-        if name not in tree or (rest and not isinstance(tree[name], dict)):
-            raise ConfigError(
-                f"{path}: given, but there is no {name!r}; expected one of {', '.join(tree)}"
-            )
-        if rest:
-            _set(tree[name], rest, value, path)
-        else:
-            tree[name] = value
 
 
 def _check_steps(config: Config, where: str):

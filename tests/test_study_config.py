@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from sft_jax.config import Config, TrainConfig
-from sft_jax.study_config import Condition, Setting, Study, load_study, override
+from sft_jax.config_io import override
+from sft_jax.study_config import Condition, Setting, Study, load_study
 from sft_jax.training_config import Duration
 from sft_jax.types import ConfigError, ModalitySpec
 
@@ -44,9 +45,9 @@ def test_overrides_reach_one_modality_or_all():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("model.width", r"model.width: given, but there is no 'width'; expected one of name"),
-        ("modalities.c.k", r"no 'c'; expected one of a, b"),
-        ("model.dropout.x", r"there is no 'dropout'"),
+        ("model.width", r"model.width: given, but there is no such setting: 'width' is none of"),
+        ("modalities.c.k", r"'c' is none of a, b; expected a path"),
+        ("model.dropout.x", r"no such setting: 'dropout'"),
     ],
 )
 def test_overrides_that_lead_nowhere(path, message):

@@ -100,7 +100,6 @@ LITTLE = {
 }
 
 
-@pytest.mark.spread
 @stored
 def test_every_notebook_runs(path, tmp_path):
     """In a kernel of its own, with a home of its own, so that nothing is found ready."""
