@@ -116,7 +116,7 @@ class Predictor:
             )
         specs = tuple(_pooled(spec, pool, k) for spec in self.config.modalities)
         config = dataclasses.replace(self.config, modalities=specs)
-        return Predictor(config, self._params, self._normalizer, self.class_names)
+        return Predictor(config, self.params, self.normalizer, self.class_names)
 
     def predict(self, arrays: Mapping[str, np.ndarray]) -> Prediction:
         """Classifies samples.
