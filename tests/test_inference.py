@@ -322,6 +322,6 @@ def test_a_pool_without_its_count_and_a_model_without_pools_are_errors(predictor
         predictor.with_pools("best", 3)
     model = dataclasses.replace(predictor.config.model, name="mbt")
     config = dataclasses.replace(predictor.config, model=model)
-    other = Predictor(config, {}, Normalizer("none", {}, {}), ())
+    other = Predictor(config, {}, Normalizer(kind="none", shift={}, scale={}), ())
     with pytest.raises(ConfigError, match="given a run of model 'mbt', expected 'sft'"):
         other.with_pools("attn_topk", 3)

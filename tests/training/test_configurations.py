@@ -58,6 +58,40 @@ def own_arrays(folder):
     return str(path)
 
 
+def digits(folder):
+    """UCI Multiple Features with six digits of each class."""
+    rng, sizes = np.random.default_rng(0), {"fac": 216, "fou": 76, "kar": 64, "mor": 6}
+    for view, size in (sizes | {"pix": 240, "zer": 47}).items():
+        rows = [[*range(size + 1)]] + [[*rng.normal(size=size), i // 6] for i in range(60)]
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        (folder / f"mfeat-{view}.csv").write_text(text)
+    return str(folder)
+
+
+def utterances(folder):
+    """Japanese Vowels of nine speakers."""
+    rng = np.random.default_rng(0)
+    head = [
+        "@problemName JapaneseVowels",
+        "@dimensions 12",
+        "@equalLength false",
+        "@classLabel true 1 2 3 4 5 6 7 8 9",
+        "@data",
+    ]
+    for role in ("TRAIN", "TEST"):
+        lines = [
+            ":".join([",".join(map(str, rng.normal(size=7 + i % 9))) for _ in range(12)])
+            + f":{i % 9 + 1}"
+            for i in range(54)
+        ]
+        path = folder / f"JapaneseVowels_{role}.ts"
+        path.write_text("\n".join([*head, *lines]) + "\n")
+    return str(folder)
+
+
+OWN = {"arrays": own_arrays, "multiple_features": digits, "japanese_vowels": utterances}
+
+
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_configuration_trains(name, files, tmp_path, monkeypatch):
     # One device, for which compiling takes a third of what it takes for eight.
@@ -79,8 +113,8 @@ def test_a_configuration_trains(name, files, tmp_path, monkeypatch):
     if kind == "av":
         given.model.update(NARROW)
         given.modalities.video.frame = NARROW_FRAME
-    elif name == "arrays":
-        given.data.options.path = own_arrays(tmp_path)
+    elif name in OWN:
+        given.data.options.path = OWN[name](tmp_path)
     elif name == "smartwatch":
         given.data.options.step = 400  # fewer windows of the same length
     given.train.update(
