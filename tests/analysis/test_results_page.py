@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["fusion"])
+@pytest.mark.parametrize("name", ["fusion", "training"])
 def test_tables_are_those_that_the_study_gives(name):
     found = read_study_folder(ROOT / "docs" / "results" / name)
     metric = found.record["metric"]
