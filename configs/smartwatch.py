@@ -3,7 +3,7 @@
     python -m sft_jax.train --config=configs/smartwatch.py --workdir=runs/smartwatch
 
 Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. Reached 83.5 % of
-windows and 89.3 % of recordings of the two test subjects (`make demo`), in about four minutes on
+windows and 89.3 % of recordings of the two test subjects (`make demo`), in under six minutes on
 two shared x86 cores.
 """
 

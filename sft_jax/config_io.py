@@ -108,6 +108,11 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str):
     first, *rest = keys
+    if first == "*" and not tree:
+        raise ConfigError(
+            f"{path}: given for a configuration whose data name its modalities, expected some to "
+            "change; set them in the configuration"
+        )
     for name in list(tree) if first == "*" else [first]:
         if name not in tree or (rest and not isinstance(tree[name], dict)):
             raise ConfigError(

@@ -32,8 +32,9 @@ _PROTOCOLS = {
     ),
 }
 _TRAINING = (
-    " {steps} steps with the learning rate going to zero; the last parameters are judged, so that "
-    "nothing is chosen by looking at the test split."
+    " {steps} steps with the learning rate going to zero, after which the parameters are judged. "
+    "Augmentation, widths and steps were chosen by accuracy on validation subjects, each of whom "
+    "is a test subject of another fold."
 )
 
 

@@ -85,6 +85,12 @@ class Study:
                     f"study {self.name!r}: given {what} {given}, expected at least one, all "
                     "different"
                 )
+        conditions = [condition.name for condition in (COMPLETE, *self.conditions)]
+        if len(set(conditions)) != len(conditions):
+            raise ConfigError(
+                f"study {self.name!r}: given conditions {conditions[1:]}, expected different "
+                f"names, none of them {COMPLETE.name!r}"
+            )
 
     def config(self, setting: Setting, fold: Setting, seed: int) -> Config:
         """The configuration of one run.
@@ -108,10 +114,15 @@ class Study:
         Raises:
             ConfigError: a name that the study has not.
         """
+        seeds = tuple(seeds)
+        if unknown := set(seeds) - set(self.seeds):
+            raise ConfigError(
+                f"study {self.name!r}: given seeds {sorted(unknown)}, expected some of {self.seeds}"
+            )
         chosen = {
             "settings": _chosen(self.settings, settings, f"study {self.name!r}: setting"),
             "folds": _chosen(self.folds, folds, f"study {self.name!r}: fold"),
-            "seeds": tuple(seeds) or self.seeds,
+            "seeds": seeds or self.seeds,
         }
         return dataclasses.replace(self, **chosen)
 

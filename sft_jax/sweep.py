@@ -14,6 +14,7 @@ from sft_jax.study_config import load_study
 from sft_jax.training.folds import FoldReader
 from sft_jax.training.results import Results
 from sft_jax.training.sweep import progress_bar, train_setting
+from sft_jax.types import ConfigError
 
 _CONFIG = flags.DEFINE_string("config", None, "Study to run, a file of configs/studies/.")
 _WORKDIR = cli.define_workdir("Folder of the study.")
@@ -21,7 +22,7 @@ _SETTINGS = flags.DEFINE_list("settings", [], "Settings to run; all of the study
 _FOLDS = flags.DEFINE_list("folds", [], "Folds to run; all of the study's if not given.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Seeds to run; all of the study's if not given.")
 _RUNS = flags.DEFINE_integer(
-    "runs", 32, "Runs trained together, as many whole folds as that takes.", lower_bound=1
+    "runs", 32, "Runs trained together, in whole folds, and at least one fold.", lower_bound=1
 )
 _DEVICES = cli.define_devices()
 flags.mark_flag_as_required("config")
@@ -30,24 +31,31 @@ flags.mark_flag_as_required("config")
 def main():
     """Runs what is missing, and prints a table for windows and one for recordings."""
     study = load_study(_CONFIG.value)
-    study = study.only(_SETTINGS.value, _FOLDS.value, map(int, _SEEDS.value))
+    part = study.only(_SETTINGS.value, _FOLDS.value, _seeds())
     workdir = cli.path(_WORKDIR)
     results = Results(workdir, study)
     read = FoldReader()
-    together = max(1, _RUNS.value // len(study.seeds))
-    for setting in study.settings:
-        missing = results.missing(setting)
+    together = max(1, _RUNS.value // len(part.seeds))
+    for setting in part.settings:
+        missing = results.missing(setting, part)
         for first in range(0, len(missing), together):
             folds = missing[first : first + together]
-            total = int(study.config(setting, folds[0], study.seeds[0]).train.duration.value)
-            runs = len(folds) * len(study.seeds)
+            total = int(study.config(setting, folds[0], part.seeds[0]).train.duration.value)
+            runs = len(folds) * len(part.seeds)
             with progress_bar(total, f"{setting.name}, {runs} runs") as bar:
-                trained = train_setting(study, setting, folds, bar.update, read)
+                trained = train_setting(part, setting, folds, bar.update, read)
             results.add(setting, trained, study_cost)
     found = read_study_folder(workdir)
     for level in found.levels:
         rows = setting_rows(found, level, found.record["metric"])
         print(f"{found.record['metric']} per {level}:\n\n{format_table(rows)}\n")
+
+
+def _seeds() -> list[int]:
+    given = _SEEDS.value
+    if not all(seed.isdecimal() for seed in given):
+        raise ConfigError(f"--seeds: given {','.join(given)}, expected whole numbers")
+    return list(map(int, given))
 
 
 if __name__ == "__main__":

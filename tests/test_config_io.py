@@ -369,6 +369,11 @@ def test_an_override_that_leads_nowhere_is_an_error(path):
         override(Config(modalities=(spec(),)), {path: 1})
 
 
+def test_all_of_no_modalities_is_an_error():
+    with pytest.raises(ConfigError, match=r"modalities.\*.k: given .* data name its modalities"):
+        override(Config(), {"modalities.*.k": 3})
+
+
 def test_an_override_of_the_wrong_type_names_its_path():
     with pytest.raises(ConfigError, match=r"train\.seed: given 'x' \(str\), expected int"):
         override(Config(), {"train.seed": "x"})

@@ -49,3 +49,5 @@ def test_sft_costs_a_sixth_of_dense_fusion_at_equal_width():
     assert costs["dense"]["num_parameters"] == costs["sft"]["num_parameters"]
     assert (costs["sft"]["tokens_in"], costs["sft"]["tokens_kept"]) == (50, 6)
     assert costs["gyroscope"]["tokens_in"] == 25
+    assert costs["gyroscope"]["tokens_kept"] is None  # pools behind its blocks
+    assert costs["late"]["tokens_kept"] == 50

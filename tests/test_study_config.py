@@ -63,10 +63,10 @@ def test_a_run_is_setting_fold_and_seed():
 
 
 def test_parts_of_a_study():
-    part = study().only(settings=["two"], seeds=[5])
+    part = study().only(settings=["two"], seeds=[1])
     assert [s.name for s in part.settings] == ["two"]
     assert part.folds == study().folds
-    assert part.seeds == (5,)
+    assert part.seeds == (1,)
     with pytest.raises(ConfigError, match="setting 'three': given, expected one of one, two"):
         study().only(settings=["three"])
 
@@ -85,6 +85,9 @@ def test_durations_in_epochs_are_refused():
         (lambda: Setting(""), "given the name ''"),
         (lambda: Condition("c", gap=1.0), "given gap 1.0"),
         (lambda: study(seeds=()), "given seeds"),
+        (lambda: study(conditions=(Condition("complete"),)), "none of them 'complete'"),
+        (lambda: study(conditions=(Condition("x"), Condition("x"))), "expected different names"),
+        (lambda: study().only(seeds=[0, 7]), r"given seeds \[7\], expected some of \(0, 1\)"),
         (lambda: study(folds=(Setting("x"), Setting("x"))), "given folds .*all different"),
     ],
 )

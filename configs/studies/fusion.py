@@ -1,6 +1,6 @@
 """How to fuse: SFT beside the models it is compared with, at equal width, on unseen subjects.
 
-    python -m sft_jax.sweep --config=configs/studies/fusion.py --workdir=docs/results/fusion
+    python -m sft_jax.sweep --config=configs/studies/fusion.py --workdir=runs/fusion
 
 Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. What came out:
 docs/results.md.

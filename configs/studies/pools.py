@@ -1,9 +1,8 @@
 """How to sparsify: every pool at an eighth of the tokens, and from one token a modality to all.
 
-    python -m sft_jax.sweep --config=configs/studies/pools.py --workdir=docs/results/pools
+    python -m sft_jax.sweep --config=configs/studies/pools.py --workdir=runs/pools
 
-Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. What came out:
-docs/results.md.
+Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`.
 """
 
 from sft_jax.studies import DENSE, study

@@ -1,9 +1,8 @@
 """The same subjects at another time: the temporal folds of the study that published the recordings.
 
-    python -m sft_jax.sweep --config=configs/studies/time.py --workdir=docs/results/time
+    python -m sft_jax.sweep --config=configs/studies/time.py --workdir=runs/time
 
-Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. What came out:
-docs/results.md.
+Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`.
 """
 
 from sft_jax.studies import DENSE, study

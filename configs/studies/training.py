@@ -1,6 +1,6 @@
 """How to train and how deep: mixup on and off, modalities hidden, layers before and after fusion.
 
-    python -m sft_jax.sweep --config=configs/studies/training.py --workdir=docs/results/training
+    python -m sft_jax.sweep --config=configs/studies/training.py --workdir=runs/training
 
 Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. What came out:
 docs/results.md.

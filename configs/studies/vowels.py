@@ -1,9 +1,9 @@
 """Sequences of 7 to 29 frames: models side by side on Japanese Vowels.
 
-    python -m sft_jax.sweep --config=configs/studies/vowels.py --workdir=docs/results/vowels
+    python -m sft_jax.sweep --config=configs/studies/vowels.py --workdir=runs/vowels
 
 Needs the wheel of `aeon` in `data/`: `pip download --no-deps --dest data aeon==1.6.0`
-(docs/data.md). What came out: docs/results.md.
+(docs/data.md).
 """
 
 from pathlib import Path

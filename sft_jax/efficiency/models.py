@@ -44,22 +44,25 @@ def train_gflop(config: Config) -> float:
     return matmul_flops(jax.grad(logits), shapes) / 1e9
 
 
-def study_cost(config: Config) -> dict[str, str | int | float]:
+def study_cost(config: Config) -> dict[str, str | int | float | None]:
     """What a setting of a study costs: model, parameters, GFLOP of one sample, and its tokens.
 
     `tokens_in` and `tokens_kept` are sums over modalities, without CLS, in front of and behind the
-    pools; the latter are as many as the former for models without pools.
+    pools; the latter are as many as the former for models that keep every token, and None for those
+    that pool what they have fused.
     """
     alone = config.model.name == "unimodal" and config.model.baseline.modality
     seen = [spec for spec in config.modalities if not alone or spec.name == alone]
     tokens = sum(spec.num_tokens for spec in seen)
-    pools = config.model.name == "sft"
+    kept = None if config.model.name in ("concat", "unimodal") else tokens
+    if config.model.name == "sft":
+        kept = sum(spec.num_pooled for spec in seen)
     return {
         "model": config.model.name,
         "num_parameters": num_parameters(config),
         "forward_gflop": forward_gflop(config),
         "tokens_in": tokens,
-        "tokens_kept": sum(spec.num_pooled for spec in seen) if pools else tokens,
+        "tokens_kept": kept,
     }
 
 

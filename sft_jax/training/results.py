@@ -33,6 +33,10 @@ class Results:
     def __init__(self, workdir: Path, study: Study):
         """Opens a folder, or begins one.
 
+        Args:
+            workdir: the folder.
+            study: the whole of it, even where only a part is to be run.
+
         Raises:
             CheckpointError: it belongs to another study, or to another state of this one.
         """
@@ -45,14 +49,14 @@ class Results:
             _read_csv(workdir / name) for name in ("results.csv", "curves.csv")
         )
 
-    def missing(self, setting: Setting) -> list[Setting]:
-        """Folds of the study on which a setting has not run with every seed."""
+    def missing(self, setting: Setting, part: Study | None = None) -> list[Setting]:
+        """Folds of the study, or of a part of it, on which a setting lacks a seed."""
         done = {
             (row["fold"], int(row["seed"]))
             for row in self._scores
             if row["setting"] == setting.name
         }
-        wanted = self._study
+        wanted = self._study if part is None else part
         return [
             fold
             for fold in wanted.folds
@@ -93,14 +97,19 @@ class Results:
         data = trained.folds[fold]
         own = [i for i, (f, _) in enumerate(trained.runs) if f == fold]
         found = trained.probabilities["test", COMPLETE.name]
+        path = self.workdir / "predictions" / f"{setting.name}-{data.name}.npz"
+        by_seed = _kept_predictions(path, data.ids)
+        by_seed |= {trained.runs[i][1]: found[i].astype(np.float32) for i in own}
+        partial = path.with_suffix(".partial.npz")
         np.savez_compressed(
-            self.workdir / "predictions" / f"{setting.name}-{data.name}.npz",
-            seed=np.array([trained.runs[i][1] for i in own]),
+            partial,
+            seed=np.array(sorted(by_seed)),
             label=data.splits["test"]["label"],
             group=data.group,
             id=data.ids,
-            probabilities=np.stack([found[i] for i in own]).astype(np.float32),
+            probabilities=np.stack([by_seed[seed] for seed in sorted(by_seed)]),
         )
+        os.replace(partial, path)
 
     def _join(self, before: dict[str, Any]):
         """Takes over what is known already; what is said of runs that are there must not change."""
@@ -110,10 +119,13 @@ class Results:
             own = {entry["name"]: entry for entry in now[part]}
             for entry in before[part]:
                 name = entry["name"]
-                if name in own and own[name]["overrides"] != entry["overrides"]:
+                if name not in own:
+                    now[part].append(entry)  # behind those that the study has now
+                elif own[name]["overrides"] != entry["overrides"]:
                     changed.append(f"{part} {name!r}")
-            known = {entry["name"] for entry in before[part]}
-            now[part] = before[part] + [entry for entry in now[part] if entry["name"] not in known]
+                else:
+                    own[name].update(entry)
+        now["class_names"] = before["class_names"]
         if changed:
             raise CheckpointError(
                 f"{self.workdir}: holds another state of the study, which differs in "
@@ -136,6 +148,19 @@ def _description(study: Study) -> dict[str, Any]:
         "conditions": [dataclasses.asdict(condition) for condition in study.conditions],
     }
     return json.loads(json.dumps(plain))
+
+
+def _kept_predictions(path: Path, ids: np.ndarray) -> dict[int, np.ndarray]:
+    """Probabilities `[n, c]` by seed that are there already, of the same records."""
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        if not np.array_equal(file["id"], ids):
+            raise CheckpointError(
+                f"{path}: holds predictions of other records than the study has now; give a new "
+                "--workdir"
+            )
+        return dict(zip(file["seed"].tolist(), file["probabilities"], strict=True))
 
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:

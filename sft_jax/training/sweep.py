@@ -164,11 +164,17 @@ class _Trainer:
         padded = [*runs, *[runs[-1]] * (-len(runs) % self.population.mesh.size)]
         fold, seed = (np.array(column, np.int32) for column in zip(*padded, strict=True))
         self.fold = fold
+        self.names = [f"fold {folds[f].name!r}, seed {s}" for f, s in padded]
         self.members = self.population.put(Members(seed=seed, fold=fold), runs=True)
         size = config.train.batch_size
         self.orders = [batch_order(sizes[f], size, s) for f, s in padded]
         self.train_split = self._put_split([fold.splits["train"] for fold in folds])
         self.valid = [fold.splits.get("valid") for fold in folds]
+        if config.optimizer.schedule == "plateau" and None in self.valid:
+            raise ConfigError(
+                "optimizer.schedule: given 'plateau' for folds without a validation split, "
+                "expected one to watch; hold samples out in data.options, or choose another"
+            )
         self.states = self.population.create(self.members)
         self.kept = jax.tree.map(lambda x: x + 0, self.states.params)  # states are donated
         self.chosen_step = np.zeros(len(padded), int)
@@ -190,9 +196,10 @@ class _Trainer:
                 if all(split is not None for split in self.valid):
                     values |= self._validate(step)
                 curves.append(Curve(step, {k: v[: self.num_runs] for k, v in values.items()}))
-        if any(split is None for split in self.valid):
-            self.kept = self.states.params
-            self.chosen_step[:] = self.schedule.total
+        # Without validation, or with none late enough to choose by, the last parameters are judged.
+        last = self.population.put(self.chosen_step == 0, runs=True)
+        self.kept = self.population.keep(self.kept, self.states.params, last)
+        self.chosen_step[self.chosen_step == 0] = self.schedule.total
         return curves
 
     def probabilities(self, params: Any, batches: Sequence[Batch]) -> list[np.ndarray]:
@@ -223,7 +230,7 @@ class _Trainer:
             "loss": np.array(list(map(cross_entropy, probabilities, labels))),
             "top1": np.array([top_k(p, y, 1) for p, y in zip(probabilities, labels, strict=True)]),
         }
-        _check_finite(step, {"validation loss": values["loss"]})
+        _check_finite(step, {"validation loss": values["loss"]}, self.names)
         train = self.config.train
         score = values[train.best_metric] * (-1.0 if train.best_metric == "loss" else 1.0)
         better = (score > self.best) & (step >= self.schedule.best_after)
@@ -245,7 +252,7 @@ class _Trainer:
         fetched = jax.device_get(pending)
         total = {k: np.sum([m[k] for m in fetched], axis=0) for k in ("loss", "top1", "count")}
         values = {f"train {k}": total[k] / np.maximum(total["count"], 1) for k in ("loss", "top1")}
-        _check_finite(step, values)
+        _check_finite(step, values, self.names)
         return values
 
     def _rows(self, batches: Sequence[Any]) -> jax.Array:
@@ -262,12 +269,13 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _check_finite(step: int, values: dict[str, np.ndarray]):
+def _check_finite(step: int, values: dict[str, np.ndarray], names: Sequence[str]):
     for name, value in values.items():
         if not np.isfinite(value).all():
+            run = names[int(np.flatnonzero(~np.isfinite(value))[0])]
             raise NonFiniteError(
-                f"step {step}: {name} of run {int(np.flatnonzero(~np.isfinite(value))[0])} is not "
-                "finite; lower optimizer.learning_rate, or look at the data"
+                f"step {step}: {name} of {run} is not finite; lower optimizer.learning_rate, or "
+                "look at the data"
             )
 
 

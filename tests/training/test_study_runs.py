@@ -117,13 +117,25 @@ def test_runs_differ_by_seed_and_by_fold(together):
 
 
 def test_without_validation_the_last_parameters_are_judged(data_dir):
-    made = study(data_dir, base=base(data_dir, duration=steps(4)))
-    changes = {"data.options.num_valid": 0, "optimizer.schedule": "constant"}
-    setting = Setting("plain", changes)
-    made = dataclasses.replace(made, settings=(setting,))
-    trained = sweep.train_setting(made, setting, made.folds[:1])
-    assert trained.chosen_step.tolist() == [4, 4]
+    made = study(data_dir, base=base(data_dir, duration=steps(4)), seeds=(3,))
+    none, constant = {"data.options.num_valid": 0}, {"optimizer.schedule": "constant"}
+    trained = sweep.train_setting(made, Setting("plain", none | constant), made.folds[:1])
+    assert trained.chosen_step.tolist() == [4]
     assert ("valid", "complete") not in trained.probabilities
+    with pytest.raises(ConfigError, match="given 'plateau' for folds without a validation split"):
+        sweep.train_setting(made, Setting("watched", none), made.folds[:1])
+
+
+def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_dir, together):
+    """As for `train`, whose best checkpoint is then missing, so that the last one is taken."""
+    made = study(data_dir, base=base(data_dir, duration=steps(4), best_after=steps(9)), seeds=(3,))
+    trained = sweep.train_setting(made, made.settings[0], made.folds[:1])
+    assert trained.chosen_step.tolist() == [4]
+    # The last parameters have learned something: the first ones would have given other rows.
+    last = trained.probabilities["valid", "complete"][0]
+    label = trained.folds[0].splits["valid"]["label"]
+    loss = -np.log(np.take_along_axis(last, label[:, None], axis=1)).mean()
+    assert loss == pytest.approx(trained.curves[-1].values["valid loss"][0], rel=1e-5)
 
 
 def test_judged_by_hand():
@@ -157,6 +169,7 @@ def test_results_are_kept_and_a_stopped_sweep_goes_on(together, data_dir, tmp_pa
     assert again.missing(second) == list(made.folds)
     more = dataclasses.replace(made, seeds=(3, 5, 7))
     assert results.Results(tmp_path, more).missing(first) == list(made.folds)
+    assert results.Results(tmp_path, more).missing(first, more.only(seeds=[5])) == []
     rows = read_csv(tmp_path / "results.csv")
     # 4 runs, of each the validation split by sample and three conditions of the test split.
     assert len(rows) == 4 * 3 * (1 + 3)
@@ -181,6 +194,41 @@ def test_results_are_kept_and_a_stopped_sweep_goes_on(together, data_dir, tmp_pa
     assert [entry["name"] for entry in record["settings"]] == ["sft", "mbt"]
     assert record["settings"][0]["model"] == "sft"
     assert len(read_csv(tmp_path / "curves.csv")) == 4 * 4 * 4
+
+
+def test_seeds_that_come_later_join_those_that_are_there(together, data_dir, tmp_path):
+    trained, _ = together
+    made = study(data_dir)
+    first = made.settings[0]
+
+    def only(seed):
+        own = [i for i, (_, s) in enumerate(trained.runs) if s == seed]
+
+        def pick(values):
+            return [values[i] for i in own]
+
+        return dataclasses.replace(
+            trained,
+            runs=pick(trained.runs),
+            curves=[],
+            probabilities={key: pick(values) for key, values in trained.probabilities.items()},
+        )
+
+    results.Results(tmp_path, made).add(made.settings[1], only(5), cost)
+    results.Results(tmp_path, made).add(first, only(5), cost)
+    results.Results(tmp_path, made).add(first, only(3), cost)
+    with np.load(tmp_path / "predictions" / "sft-a.npz") as file:
+        assert file["seed"].tolist() == [3, 5]
+        expected = trained.probabilities["test", "complete"][:2]
+        np.testing.assert_allclose(file["probabilities"], expected, rtol=1e-6)
+    # The study's first setting stays the first, whatever ran first.
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert [entry["name"] for entry in record["settings"]] == ["sft", "mbt"]
+    assert record["settings"][0]["forward_gflop"] == 1.0
+    other = dataclasses.replace(trained.folds[0], ids=trained.folds[0].ids[::-1])
+    moved = dataclasses.replace(only(5), folds=[other, trained.folds[1]])
+    with pytest.raises(CheckpointError, match="predictions of other records"):
+        results.Results(tmp_path, made).add(first, moved, cost)
 
 
 def test_a_folder_of_another_study_is_refused(together, data_dir, tmp_path):
