@@ -41,12 +41,15 @@ class Results:
             CheckpointError: it belongs to another study, or to another state of this one.
         """
         self.workdir, self._study = workdir, study
-        self._record = _description(study)
-        path = workdir / "study.json"
+        self._read()
+
+    def _read(self):
+        self._record = _description(self._study)
+        path = self.workdir / "study.json"
         if path.is_file():
             self._join(json.loads(path.read_text()))
         self._scores, self._curves = (
-            _read_csv(workdir / name) for name in ("results.csv", "curves.csv")
+            _read_csv(self.workdir / name) for name in ("results.csv", "curves.csv")
         )
 
     def missing(self, setting: Setting, part: Study | None = None) -> list[Setting]:
@@ -71,6 +74,7 @@ class Results:
             trained: what it came to.
             cost: what the resolved configuration costs, for `study.json`.
         """
+        self._read()  # another sweep may have finished other settings meanwhile
         (self.workdir / "predictions").mkdir(parents=True, exist_ok=True)
         for fold, data in enumerate(trained.folds):
             self._save_predictions(setting, trained, fold)

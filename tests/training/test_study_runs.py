@@ -231,6 +231,17 @@ def test_seeds_that_come_later_join_those_that_are_there(together, data_dir, tmp
         results.Results(tmp_path, made).add(first, moved, cost)
 
 
+def test_two_sweeps_in_one_folder_keep_each_other_s_settings(together, data_dir, tmp_path):
+    made = study(data_dir)
+    one, other = results.Results(tmp_path, made), results.Results(tmp_path, made)
+    one.add(made.settings[0], together[0], cost)
+    other.add(made.settings[1], together[0], cost)
+    names = {row["setting"] for row in read_csv(tmp_path / "results.csv")}
+    assert names == {"sft", "mbt"}
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert all(entry["forward_gflop"] == 1.0 for entry in record["settings"])
+
+
 def test_a_folder_of_another_study_is_refused(together, data_dir, tmp_path):
     made = study(data_dir)
     results.Results(tmp_path, made).add(made.settings[0], together[0], cost)
