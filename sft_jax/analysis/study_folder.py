@@ -2,8 +2,8 @@
 
 - `study.json`: `name`, `title`, `protocol`, `metric`, `class_names`; `settings`, a list of `{name,
   overrides}` and, once it has run, `{model, num_parameters, forward_gflop, tokens_in,
-  tokens_kept}`; `folds`, a list of `{name}` and, once one has run, `{test}`, what is held out;
-  `seeds`.
+  tokens_kept}`; `folds`, a list of `{name}` and, once one has run, `{test, source_sha256}`, what is
+  held out and of which file; `seeds`.
 - `results.csv`: `setting,fold,seed,split,condition,level,metric,value`, one score a row.
 - `curves.csv`, which may be missing: `setting,fold,seed,metric,value` and `step` or `epoch`.
 - `predictions/<setting>-<fold>.npz`, which may be missing: `seed [s]`, `label [n]`, `group [n]`,

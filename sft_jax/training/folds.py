@@ -29,6 +29,7 @@ class Fold:
         ids: of each test record.
         class_names: of the data.
         test_units: what is held out for testing, such as subjects.
+        source_sha256: SHA-256 of the file it is from, empty where there is none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Fold:
     ids: np.ndarray
     class_names: tuple[str, ...]
     test_units: tuple[str, ...]
+    source_sha256: str
 
     @classmethod
     def of(cls, name: str, session: Session) -> "Fold":
@@ -70,6 +72,7 @@ class Fold:
             ids=np.asarray(session.source.ids("test")),
             class_names=info.class_names,
             test_units=info.split_units.get("test", ()),
+            source_sha256=info.source_sha256,
         )
 
 

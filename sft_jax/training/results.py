@@ -19,6 +19,7 @@ import numpy as np
 from sft_jax.config import Config
 from sft_jax.config_io import to_dict
 from sft_jax.study_config import COMPLETE, Setting, Study
+from sft_jax.training.folds import Fold
 from sft_jax.training.run import write_json
 from sft_jax.training.sweep import Trained, scores
 from sft_jax.types import CheckpointError
@@ -73,13 +74,18 @@ class Results:
             setting: of the study.
             trained: what it came to.
             cost: what the resolved configuration costs, for `study.json`.
+
+        Raises:
+            CheckpointError: the runs that are there are of other data.
         """
         self._read()  # another sweep may have finished other settings meanwhile
+        for data in trained.folds:
+            self._check_source(data)
         (self.workdir / "predictions").mkdir(parents=True, exist_ok=True)
         for fold, data in enumerate(trained.folds):
             self._save_predictions(setting, trained, fold)
-            units = list(data.test_units)
-            _named(self._record["folds"], data.name)["test"] = units
+            own = {"test": list(data.test_units), "source_sha256": data.source_sha256}
+            _named(self._record["folds"], data.name).update(own)
             self._record["class_names"] = list(data.class_names)
         _named(self._record["settings"], setting.name).update(cost(trained.config))
         runs = {(trained.folds[fold].name, seed) for fold, seed in trained.runs}
@@ -96,6 +102,16 @@ class Results:
         write_json(self.workdir / "study.json", self._record)
         _write_csv(self.workdir / "curves.csv", CURVES, self._curves)
         _write_csv(self.workdir / "results.csv", SCORES, self._scores)  # last: it says what is done
+
+    def _check_source(self, data: Fold):
+        """Differences between settings are paired by fold, so a fold is of one file."""
+        before = _named(self._record["folds"], data.name).get("source_sha256")
+        if before not in (None, data.source_sha256):
+            raise CheckpointError(
+                f"{self.workdir}: given fold {data.name!r} from a file of SHA-256 "
+                f"{data.source_sha256 or '(none)'}, expected {before or '(none)'}, which the runs "
+                "that are there have seen; bring back that file, or give a new --workdir"
+            )
 
     def _save_predictions(self, setting: Setting, trained: Trained, fold: int):
         data = trained.folds[fold]

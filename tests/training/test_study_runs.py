@@ -231,6 +231,24 @@ def test_seeds_that_come_later_join_those_that_are_there(together, data_dir, tmp
         results.Results(tmp_path, made).add(first, moved, cost)
 
 
+def test_a_fold_of_another_file_is_refused(together, data_dir, tmp_path):
+    trained, _ = together
+    made = study(data_dir)
+
+    def of(digest):
+        folds = [dataclasses.replace(fold, source_sha256=digest) for fold in trained.folds]
+        return dataclasses.replace(trained, folds=folds)
+
+    results.Results(tmp_path, made).add(made.settings[0], of("a1"), cost)
+    before = (tmp_path / "results.csv").read_text()
+    with pytest.raises(CheckpointError, match=r"SHA-256 b2, expected a1.*new --workdir"):
+        results.Results(tmp_path, made).add(made.settings[1], of("b2"), cost)
+    assert (tmp_path / "results.csv").read_text() == before
+    results.Results(tmp_path, made).add(made.settings[1], of("a1"), cost)
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert [fold["source_sha256"] for fold in record["folds"]] == ["a1", "a1"]
+
+
 def test_two_sweeps_in_one_folder_keep_each_other_s_settings(together, data_dir, tmp_path):
     made = study(data_dir)
     one, other = results.Results(tmp_path, made), results.Results(tmp_path, made)
