@@ -1,5 +1,7 @@
 """What the studies of the smartwatch recordings share (see configs/studies/)."""
 
+import dataclasses
+
 from sft_jax.config import (
     AugmentConfig,
     Config,
@@ -16,6 +18,7 @@ SENSORS = ("accelerometer", "gyroscope")
 NUM_FOLDS = 5
 SEEDS = (0, 1, 2, 3, 4)
 DENSE = {"modalities.*.pool": "none", "modalities.*.k": 0}
+FIXED = {"model.attention": "fixed", "model.stride": 5, "model.expressivity": 1}
 MISSING = (
     *(Condition(f"without {name}", missing=(name,)) for name in SENSORS),
     *(Condition(f"gaps of {gap:.0%}", gap=gap) for gap in (0.2, 0.5, 0.8)),
@@ -25,6 +28,10 @@ _PROTOCOLS = {
         "Smartwatch recordings, 5 folds: in each, two of the ten subjects are for testing and the "
         "other eight for training. Windows of 5 s, a new one every second."
     ),
+    "validation": (
+        "Smartwatch recordings, 5 folds: in each, two of the ten subjects are for testing, two for "
+        "validation and the other six for training. Windows of 5 s, a new one every second."
+    ),
     "time": (
         "Smartwatch recordings, 5 folds: in each, a fifth of every recording, a stretch of 4 to "
         "10 s, is for testing and the rest for training. Windows of at most 5 s within a stretch, "
@@ -32,8 +39,10 @@ _PROTOCOLS = {
     ),
 }
 _TRAINING = (
-    " {steps} steps with the learning rate going to zero, after which the parameters are judged. "
-    "Augmentation, widths and steps were chosen by accuracy on validation subjects, each of whom "
+    " {steps} steps with the learning rate going to zero, after which the parameters are judged."
+)
+_CHOSEN = (
+    " Augmentation, widths and steps were chosen by accuracy on validation subjects, each of whom "
     "is a test subject of another fold."
 )
 
@@ -99,6 +108,7 @@ def study(
     *,
     conditions: tuple[Condition, ...] = (),
     held_out: str = "subjects",
+    valid_subjects: int = 0,
 ) -> Study:
     """A study of `smartwatch()` over five folds and five seeds.
 
@@ -108,13 +118,26 @@ def study(
         settings: what is varied.
         conditions: of the test split.
         held_out: `subjects` or `time`.
+        valid_subjects: of each fold, to choose a setting by.
     """
     base = smartwatch()
     held = {"data.options.held_out": held_out}
+    protocol = _PROTOCOLS["validation" if valid_subjects else held_out]
+    protocol += _TRAINING.format(steps=int(base.train.duration.value))
+    if valid_subjects:
+        # The last parameters are judged, as where there is no validation.
+        options = dataclasses.replace(base.data.options, valid_subjects=valid_subjects)
+        base = dataclasses.replace(
+            base,
+            data=dataclasses.replace(base.data, options=options),
+            train=dataclasses.replace(base.train, best_after=base.train.duration),
+        )
+    else:
+        protocol += _CHOSEN
     return Study(
         name=name,
         title=title,
-        protocol=_PROTOCOLS[held_out] + _TRAINING.format(steps=int(base.train.duration.value)),
+        protocol=protocol,
         base=base,
         settings=settings,
         folds=tuple(

@@ -6,12 +6,11 @@ Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. W
 docs/results.md.
 """
 
-from sft_jax.studies import DENSE, MISSING, study
+from sft_jax.studies import DENSE, FIXED, MISSING, study
 from sft_jax.study_config import Setting
 
 
 def get_study():
-    fixed = {"model.attention": "fixed", "model.stride": 5, "model.expressivity": 1}
     alone = {"model.name": "unimodal", "model.baseline.window": 8}
     return study(
         "fusion",
@@ -23,7 +22,7 @@ def get_study():
             Setting("late", {"model.name": "late", **DENSE}),
             Setting("concat", {"model.name": "concat", "model.baseline.window": 8, **DENSE}),
             Setting("attn_topk", {"modalities.*.pool": "attn_topk"}),
-            Setting("fixed", fixed),
+            Setting("fixed", FIXED),
             Setting("accelerometer", {"model.baseline.modality": "accelerometer", **alone}),
             Setting("gyroscope", {"model.baseline.modality": "gyroscope", **alone}),
             Setting("mult", {"model.name": "mult", **DENSE}),

@@ -1,4 +1,4 @@
-"""How to sparsify: every pool at an eighth of the tokens, and from one token a modality to all.
+"""How to sparsify: every pool at three of 25 tokens, and from one token a modality to all.
 
     python -m sft_jax.sweep --config=configs/studies/pools.py --workdir=runs/pools
 
@@ -17,5 +17,23 @@ def get_study():
     window = {"modalities.*.k": 0, "modalities.*.window": 8}
     windows = (Setting(pool, {"modalities.*.pool": pool, **window}) for pool in WINDOW_POOLS)
     kept = (Setting(f"cls_topk {k}", {"modalities.*.k": k}) for k in (1, 2, 5, 10))
-    settings = (Setting("cls_topk 3"), *kept, Setting("none", DENSE), *counting, *windows)
+    pooled = (
+        Setting(
+            f"max {steps}", {"modalities.*.pool": "max", **window, "modalities.*.window": steps}
+        )
+        for steps in (2, 4, 25)
+    )
+    channels = (
+        Setting(f"channel_topk {k}", {"modalities.*.pool": "channel_topk", "modalities.*.k": k})
+        for k in (1, 10)
+    )
+    settings = (
+        Setting("cls_topk 3"),
+        *kept,
+        Setting("none", DENSE),
+        *counting,
+        *channels,
+        *windows,
+        *pooled,
+    )
     return study("pools", "Pools, and how many tokens they keep", settings)
