@@ -104,6 +104,11 @@ class StudyFolder:
         found = self._found("condition", split="test")
         return sorted(found, key=lambda name: name != "complete")
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether folds hold samples out to choose by."""
+        return bool(self._found("level", split="valid"))
+
     def metrics(self, level: str) -> list[str]:
         """Of the complete test split."""
         return self._found("metric", split="test", condition="complete", level=level)
@@ -112,11 +117,16 @@ class StudyFolder:
         keys = (key for key in self.scores if all(getattr(key, k) == v for k, v in where.items()))
         return list(dict.fromkeys(getattr(key, what) for key in keys))
 
-    def test_scores(
-        self, setting: str, level: str, metric: str, condition: str = "complete"
+    def scores_of(
+        self,
+        setting: str,
+        level: str,
+        metric: str,
+        condition: str = "complete",
+        split: str = "test",
     ) -> Float[np.ndarray, "folds seeds"] | None:
-        """Scores on the test split, NaN where a run is missing; None where there are none."""
-        return self.scores.get(Key(setting, "test", condition, level, metric))
+        """Scores of a setting, NaN where a run is missing; None where there are none."""
+        return self.scores.get(Key(setting, split, condition, level, metric))
 
     def predictions(self, setting: str) -> Iterator[dict[str, np.ndarray]]:
         """Those of each fold that has some."""

@@ -41,6 +41,7 @@ MOST_LINES = 12
 def study_document(study: StudyFolder) -> Document:
     """What there is to say of a study, as far as it has run."""
     sections = [
+        _validation_section(study),
         _results_section(study),
         _cost_section(study),
         _conditions_section(study),
@@ -85,6 +86,20 @@ def _headlines(study: StudyFolder) -> list[Headline]:
     )
     headlines.append(Headline("Runs", f"{runs} of {planned}", note))
     return headlines
+
+
+def _validation_section(study: StudyFolder) -> Section | None:
+    """What a setting is to be chosen by."""
+    if not study.has_validation:
+        return None
+    metric = study.record["metric"]
+    note = (
+        "Of samples that are neither trained on nor tested on: settings are chosen by these "
+        "scores, and those of the test split below say what the choice is worth."
+    )
+    return Section(
+        "Validation", [Table(setting_rows(study, "sample", metric, "valid")), Text.of(note)]
+    )
 
 
 def _results_section(study: StudyFolder) -> Section:

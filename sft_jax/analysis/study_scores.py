@@ -20,14 +20,17 @@ def with_spread(metric: str, summary: Summary) -> str:
 
 
 def summaries(
-    study: StudyFolder, level: str, metric: str, condition: str = "complete"
+    study: StudyFolder, level: str, metric: str, condition: str = "complete", split: str = "test"
 ) -> dict[str, Summary]:
-    """By setting, of scores on the test split; settings without one are left out."""
-    scores = {name: study.test_scores(name, level, metric, condition) for name in study.names}
+    """By setting, of scores on a split; settings without one are left out."""
+    where = (level, metric, condition, split)
+    scores = {name: study.scores_of(name, *where) for name in study.names}
     return {name: summarise(values) for name, values in scores.items() if values is not None}
 
 
-def setting_rows(study: StudyFolder, level: str, metric: str) -> list[dict[str, Any]]:
+def setting_rows(
+    study: StudyFolder, level: str, metric: str, split: str = "test"
+) -> list[dict[str, Any]]:
     """Each setting's metric with its spread, and the paired difference to the first setting.
 
     Differences are between runs of the same fold and seed, so that what makes a fold hard or a seed
@@ -35,8 +38,8 @@ def setting_rows(study: StudyFolder, level: str, metric: str) -> list[dict[str, 
     """
     rows = []
     first: np.ndarray | None = None
-    for name, summary in summaries(study, level, metric).items():
-        values = study.test_scores(name, level, metric)
+    for name, summary in summaries(study, level, metric, split=split).items():
+        values = study.scores_of(name, level, metric, split=split)
         row = {
             "setting": name,
             "runs": summary.runs,

@@ -27,14 +27,16 @@ def write_study(
     levels=("sample", "group"),
     predictions=True,
     curves=True,
+    valid=None,
     run=lambda setting, fold, seed: True,
     **record,
 ):
     """The folder of a study, as a sweep leaves it.
 
     `top1(setting, fold, seed)` is the score per sample on the complete test split; per group it is
-    0.05 more, under the `i`-th condition `i / 10` less. `run` says which runs are there. Every
-    model names the true class of the first `n - 1` of `n` samples, with the confidence 0.9.
+    0.05 more, under the `i`-th condition `i / 10` less; `valid` is that of the validation split, if
+    there is one. `run` says which runs are there. Every model names the true class of the first
+    `n - 1` of `n` samples, with the confidence 0.9.
     """
     folder.mkdir(parents=True, exist_ok=True)
     runs = [
@@ -71,6 +73,9 @@ def write_study(
         rows = csv.writer(file)
         rows.writerow(["setting", "fold", "seed", "split", "condition", "level", "metric", "value"])
         for setting, fold, seed in runs:
+            if valid is not None:
+                where = [setting, fold, seed, "valid", "complete", "sample", "top1"]
+                rows.writerow([*where, f"{valid(setting, fold, seed):.6g}"])
             for level in levels:
                 for i, condition in enumerate(conditions):
                     value = top1(setting, fold, seed) + LEVELS[level] - i / 10

@@ -54,8 +54,17 @@ def test_summary_of_what_is_there():
         summarise(np.full((2, 2), nan))
 
 
+def test_validation_stands_beside_the_test_split_where_there_is_one(study):
+    text = text_of(study(top1, valid=lambda *run: 1.05 - top1(*run)))
+    found = section(text, "Validation")
+    assert "| sft | 6 | 25.0% | 0.0 | 7.5 | - | - | - | - |" in found
+    assert "| dense | 6 | 26.5% | 0.7 | 8.3 | +1.5 | 0.7 | 0.9 | 5 of 6 |" in found
+    assert "| sft | 6 | 80.0% | 0.0 | 7.5 | - | - | - | - |" in section(text, "Results")
+
+
 def test_tables_by_hand(study):
     text = text_of(study(top1))
+    assert "## Validation" not in text
     assert text.startswith("# A toy study\n\nThree folds by subject;")
     results = section(text, "Results")
     # Differences: five of -2 points and one of +1; seeds' means -2 and -1, folds' -2, -2, -0.5.
