@@ -25,6 +25,7 @@ from sft_jax.analysis.study_scores import (
     cost_unit,
     curve_bands,
     metric_rows,
+    overview_rows,
     pareto_points,
     pooled_confusion,
     pooled_reliability,
@@ -104,7 +105,7 @@ def _validation_section(study: StudyFolder) -> Section | None:
 
 def _results_section(study: StudyFolder) -> Section:
     metric = study.record["metric"]
-    blocks: list[Block] = []
+    blocks: list[Block] = [Table(overview_rows(study), "In short")]
     pictures = []
     for level in study.levels:
         blocks.append(Table(setting_rows(study, level, metric), f"{metric} per {level}"))

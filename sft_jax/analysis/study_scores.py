@@ -28,6 +28,24 @@ def summaries(
     return {name: summarise(values) for name, values in scores.items() if values is not None}
 
 
+def overview_rows(study: StudyFolder) -> list[dict[str, Any]]:
+    """What each setting reaches, per sample and per group, beside what it costs."""
+    unit, scale = cost_unit(study)
+    metric = study.record["metric"]
+    found = {level: summaries(study, level, metric) for level in study.levels}
+    rows = []
+    for entry in study.settings:
+        row = {"setting": entry["name"]}
+        for level, of in found.items():
+            name = entry["name"]
+            row[f"{metric} per {level}"] = with_spread(metric, of[name]) if name in of else None
+        gflop = entry.get("forward_gflop")
+        row[unit] = None if gflop is None else f"{scale * gflop:.2f}"
+        row["tokens in"], row["tokens kept"] = entry.get("tokens_in"), entry.get("tokens_kept")
+        rows.append(row)
+    return rows
+
+
 def setting_rows(
     study: StudyFolder, level: str, metric: str, split: str = "test"
 ) -> list[dict[str, Any]]:

@@ -67,6 +67,8 @@ def test_tables_by_hand(study):
     assert "## Validation" not in text
     assert text.startswith("# A toy study\n\nThree folds by subject;")
     results = section(text, "Results")
+    assert "| sft | 80.0% \u00b1 0.0 | 85.0% \u00b1 0.0 | 4.00 | 100 | 20 |" in results
+    assert "| dense | 78.5% \u00b1 0.7 | 83.5% \u00b1 0.7 | 8.00 | 100 | 40 |" in results
     # Differences: five of -2 points and one of +1; seeds' means -2 and -1, folds' -2, -2, -0.5.
     assert "| sft | 6 | 80.0% | 0.0 | 7.5 | - | - | - | - |" in results
     assert "| dense | 6 | 78.5% | 0.7 | 8.3 | -1.5 | 0.7 | 0.9 | 1 of 6 |" in results
