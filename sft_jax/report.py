@@ -21,11 +21,17 @@ flags.mark_flag_as_required("workdir")
 
 def main():
     """Writes the report and prints its tables of metrics."""
-    workdirs = [Path(name).expanduser().absolute() for name in _WORKDIRS.value]
+    workdirs = list(map(_folder, _WORKDIRS.value))
     document = report.read_document(workdirs, report.CostModel(beside_dense, NOTE))
     folder = cli.path(_OUTPUT) if _OUTPUT.value else report.folder_of(workdirs)
     path = report.write(document, folder)
     print(f"{report.results_text(document)}\n\nreport: {path}")
+
+
+def _folder(name: str) -> Path:
+    """The report names its folders as a command given from here would."""
+    folder, here = Path(name).expanduser().absolute(), Path.cwd()
+    return folder.relative_to(here) if here in folder.parents else folder
 
 
 if __name__ == "__main__":

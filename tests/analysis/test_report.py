@@ -244,12 +244,14 @@ def test_verb_prints_the_tables_and_states_the_cost(workdir, evaluation, tmp_pat
         capture_output=True,
         text=True,
         check=True,
+        cwd=tmp_path,
     )
     assert done.stderr == ""
     table = format_table(metric_rows(evaluation()))
     assert done.stdout == f"Results on test\n{table}\n\nreport: {output / 'report.html'}\n"
     text = (output / "report.md").read_text()
     assert re.search(r"## Cost\n\n\| model .*\n.*\n\| sft +\| +\d+ .*\n\| dense ", text)
+    assert f"python -m sft_jax.report --workdir='{workdir.name}'\n" in text  # as given from there
     assert not (workdir / "report.md").exists()
     wrong = subprocess.run([*command, f"--workdir={workdir}", "x"], capture_output=True, text=True)
     assert wrong.returncode == 1
