@@ -2,7 +2,8 @@
 
     python -m sft_jax.sweep --config=configs/studies/choice.py --workdir=runs/choice
 
-Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`.
+Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. What came out:
+docs/results.md; `configs/studies/fusion.py` has the best of them beside the other models.
 """
 
 from sft_jax.studies import DENSE, FIXED, study

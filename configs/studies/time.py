@@ -2,7 +2,8 @@
 
     python -m sft_jax.sweep --config=configs/studies/time.py --workdir=runs/time
 
-Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`.
+Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. What came out:
+docs/results.md.
 """
 
 from sft_jax.studies import DENSE, study

