@@ -6,18 +6,11 @@ Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. W
 docs/results.md.
 """
 
-from sft_jax.studies import DENSE, FIXED, MISSING, study
+from sft_jax.studies import CHOSEN, DENSE, FIXED, MISSING, study
 from sft_jax.study_config import Setting
 
 
 def get_study():
-    # What configs/studies/choice.py prefers of what costs at most a sixth of dense fusion.
-    chosen = {
-        "modalities.*.pool": "channel_topk",
-        "modalities.*.k": 2,
-        "model.num_post_layers": 2,
-        **FIXED,
-    }
     alone = {"model.name": "unimodal", "model.baseline.window": 8}
     return study(
         "fusion",
@@ -32,7 +25,7 @@ def get_study():
             Setting("fixed", FIXED),
             Setting("accelerometer", {"model.baseline.modality": "accelerometer", **alone}),
             Setting("gyroscope", {"model.baseline.modality": "gyroscope", **alone}),
-            Setting("sft chosen", chosen),
+            Setting("sft chosen", CHOSEN),
             Setting("mult", {"model.name": "mult", **DENSE}),
         ),
         conditions=MISSING,

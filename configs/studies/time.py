@@ -6,7 +6,7 @@ Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. W
 docs/results.md.
 """
 
-from sft_jax.studies import DENSE, study
+from sft_jax.studies import CHOSEN, DENSE, study
 from sft_jax.study_config import Setting
 
 
@@ -14,6 +14,6 @@ def get_study():
     return study(
         "time",
         "Known subjects, unseen time",
-        (Setting("sft"), Setting("dense", DENSE)),
+        (Setting("sft"), Setting("dense", DENSE), Setting("sft chosen", CHOSEN)),
         held_out="time",
     )
