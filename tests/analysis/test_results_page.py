@@ -5,24 +5,79 @@ from pathlib import Path
 
 import pytest
 
+from sft_jax.analysis import markdown
 from sft_jax.analysis.study_folder import read_study_folder
-from sft_jax.analysis.study_scores import condition_rows, cost_rows, setting_rows
+from sft_jax.analysis.study_report import study_document
+from sft_jax.analysis.study_scores import (
+    condition_rows,
+    cost_rows,
+    overview_rows,
+    setting_rows,
+    summaries,
+)
 from sft_jax.analysis.tables import format_table
+from sft_jax.study_config import load_study
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text()
+README = " ".join((ROOT / "README.md").read_text().split())
+STUDIES = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/study.json"))
 SPEED = (ROOT / "docs" / "performance.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["fusion", "training"])
-def test_tables_are_those_that_the_study_gives(name):
-    found = read_study_folder(ROOT / "docs" / "results" / name)
-    metric = found.record["metric"]
-    for level in found.levels:
-        assert format_table(setting_rows(found, level, metric)) in PAGE
-    assert format_table(cost_rows(found)) in PAGE
-    assert format_table(condition_rows(found, "sample", metric)) in PAGE
-    assert found.record["protocol"] in " ".join(PAGE.split())
+@pytest.fixture(params=STUDIES, ids=lambda path: path.name)
+def study(request):
+    return read_study_folder(request.param)
+
+
+def test_the_page_says_what_the_studies_gave(study):
+    assert format_table(overview_rows(study)) in PAGE
+    assert study.record["protocol"] in " ".join(PAGE.split())
+    assert f"--config=configs/studies/{study.record['name']}.py" in PAGE
+    assert f"](results/{study.record['name']}/report.md)" in PAGE
+    if len(study.conditions) > 1:
+        assert format_table(condition_rows(study, "sample", study.record["metric"])) in PAGE
+
+
+def test_reports_are_those_of_the_numbers_beside_them(study):
+    """But for the sections that need every sample's probabilities, which are not kept here."""
+    kept = (study.workdir / "report.md").read_text()
+    drawn = markdown.render(study_document(study))
+    sections = [part for part in drawn.split("\n## ")[1:] if not part.startswith("Protocol")]
+    assert len(sections) >= 2
+    for section in sections:
+        assert section.strip() in kept
+    for figure in re.findall(r"\]\((\w+\.png)\)", kept):
+        assert (study.workdir / figure).is_file()
+
+
+def test_the_numbers_of_the_pitch_are_those_of_the_study():
+    """README and the head of the page say how near SFT is to dense fusion, and for how much."""
+    found = read_study_folder(ROOT / "docs" / "results" / "fusion")
+    scores = summaries(found, "sample", "top1")
+    costs = {entry["name"]: entry["forward_gflop"] for entry in found.settings}
+    rows = {row["setting"]: row for row in overview_rows(found)}
+    text = " ".join(PAGE.split())
+    for name in ("sft chosen", "dense"):
+        mean, spread = 100 * scores[name].mean, 100 * scores[name].over_seeds
+        assert f"{mean:.1f} \u00b1 {spread:.1f} %" in text
+        assert f"{mean:.1f} %" in README
+        assert rows[name]["MFLOP"] in README
+    assert f"costs {costs['dense'] / costs['sft chosen']:.1f} times as much" in text
+    assert costs["dense"] >= 6 * costs["sft chosen"]
+
+
+def test_what_was_chosen_is_what_validation_prefers():
+    """The fusion study's second SFT is the best of the choice study on validation subjects."""
+    found = read_study_folder(ROOT / "docs" / "results" / "choice")
+    best = summaries(found, "sample", "top1", split="valid")
+    costs = {entry["name"]: entry["forward_gflop"] for entry in found.settings}
+    dense = costs["dense 0+3"]
+    chosen = max((n for n in best if 6 * costs[n] <= dense), key=lambda n: best[n].mean)
+    overrides = {entry["name"]: entry["overrides"] for entry in found.settings}[chosen]
+    fusion = load_study(ROOT / "configs" / "studies" / "fusion.py")
+    setting = next(setting for setting in fusion.settings if setting.name == "sft chosen")
+    assert setting.overrides == overrides
 
 
 @pytest.mark.parametrize(
