@@ -10,13 +10,30 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sft_jax.config_io import find
 from sft_jax.training import processes
 from sft_jax.types import CheckpointError, ConfigError, DataError, NonFiniteError
+
+
+class _Found(flags.ArgumentParser):
+    """Finds a configuration (`config_io.find`) before its file is read."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: str):
+        name, *rest = argument.split(":", 1)
+        return self._parser.parse(":".join([str(find(name)), *rest]))
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
 
 
 def define_config(required: bool = True) -> flags.FlagHolder:
     """The `--config` flag; entries are overridden with `--config.a.b=value`."""
     holder = config_flags.DEFINE_config_file("config", None, "What to run.", lock_config=True)
+    flag = flags.FLAGS["config"]
+    flag.parser = _Found(flag.parser)
     if required:
         flags.mark_flag_as_required("config")
     return holder
