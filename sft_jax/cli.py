@@ -41,9 +41,7 @@ def define_config(required: bool = True) -> flags.FlagHolder:
 
 def define_workdir(help_text: str = "Folder of the run.") -> flags.FlagHolder:
     """The required `--workdir` flag."""
-    holder = flags.DEFINE_string("workdir", None, help_text)
-    flags.mark_flag_as_required("workdir")
-    return holder
+    return flags.DEFINE_string("workdir", None, help_text, required=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +93,7 @@ def define_devices(several_processes: bool = False) -> Devices:
 
 
 def _define_processes() -> dict[str, flags.FlagHolder]:
-    names, seconds = processes.VARIABLES, {"lower_bound": 1}
+    names = processes.VARIABLES
     return {
         "coordinator": flags.DEFINE_string(
             "coordinator", None, f"host:port of process 0; or {names['coordinator']}."
@@ -113,10 +111,10 @@ def _define_processes() -> dict[str, flags.FlagHolder]:
             "that Slurm or Open MPI has started.",
         ),
         "heartbeat_timeout": flags.DEFINE_integer(
-            "heartbeat_timeout", 100, "Seconds of silence that make a process dead.", **seconds
+            "heartbeat_timeout", 100, "Seconds of silence that make a process dead.", lower_bound=1
         ),
         "startup_timeout": flags.DEFINE_integer(
-            "startup_timeout", 300, "Seconds to wait for all processes.", **seconds
+            "startup_timeout", 300, "Seconds to wait for all processes.", lower_bound=1
         ),
     }
 

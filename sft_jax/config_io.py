@@ -197,7 +197,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if (value is None and type(None) in members) or type(value) in members:
             return value
         kind = members[0]
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
             return value
         if kind is Duration:

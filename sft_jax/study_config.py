@@ -118,7 +118,7 @@ class Study:
             raise ConfigError(
                 f"study {self.name!r}: given seeds {sorted(unknown)}, expected some of {self.seeds}"
             )
-        chosen = {
+        chosen: dict[str, Any] = {
             "settings": _chosen(self.settings, settings, f"study {self.name!r}: setting"),
             "folds": _chosen(self.folds, folds, f"study {self.name!r}: fold"),
             "seeds": seeds or self.seeds,

@@ -210,7 +210,7 @@ class Recording:
         has_gradients = any(name.startswith("grad/") for name in self.arrays)
 
         def loss_of(params):
-            out = model.apply({"params": params}, batch["inputs"], batch["mask"])
+            out: Any = model.apply({"params": params}, batch["inputs"], batch["mask"])
             return cross_entropy(out.logits, batch["label"]).mean(), out
 
         grads = None
@@ -285,7 +285,8 @@ class Recording:
 
         @functools.partial(jax.jit, compiler_options=_QUICK)
         def run(params, mixup):
-            out = self.model.apply({"params": params}, batch["inputs"], batch["mask"], None, mixup)
+            inputs = batch["inputs"], batch["mask"]
+            out: Any = self.model.apply({"params": params}, *inputs, None, mixup)
             partner = label[mixup.partner]
             return out.logits, mixed_cross_entropy(
                 out.logits, label, partner, mixup.label_share
