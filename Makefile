@@ -60,8 +60,11 @@ wheel: $(TOOLS)/installed
 	$(TOOLS)/bin/python -m build --outdir=dist .
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet dist/*.whl
-	cd build/wheel && venv/bin/python -m sft_jax.train --config=configs/synthetic.py --workdir=run
-	cd build/wheel && venv/bin/python -m sft_jax.evaluate --workdir=run
+	cp .ci/draw_inputs.py build/wheel && cd build/wheel && \
+	venv/bin/python -m sft_jax.train --config=configs/synthetic.py --workdir=run && \
+	venv/bin/python -m sft_jax.evaluate --workdir=run && \
+	venv/bin/python draw_inputs.py configs/synthetic.py mine.npz && \
+	venv/bin/python -m sft_jax.predict --workdir=run --input=mine.npz --output=scores.npz
 
 # Asks a database of advisories, so it needs more of the network than an index of packages.
 audit: $(TOOLS)/installed
