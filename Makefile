@@ -74,6 +74,7 @@ audit: $(TOOLS)/installed
 	done
 
 licences: install
+	mkdir -p build
 	$(VENV)/bin/python .ci/licences.py > build/licences.md
 	mv build/licences.md docs/licences.md
 
