@@ -210,7 +210,7 @@ def running(
         given: dict[str, Any] = dict(arrays)
         np.savez(inputs, **given)
         command = [sys.executable, "-P", artefact_process.__file__, runtime]
-        process = subprocess.Popen(
+        process: Any = subprocess.Popen(
             [*command, path, inputs, outputs, str(rows)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -224,7 +224,8 @@ def running(
                     found = {name: file[name] for name in file.files}
                 yield Running(found, process=process, **about)
             finally:
-                process.communicate()  # closes its input, which ends it
+                process.stdin.close()
+                process.stdout.read()
 
 
 def _answer(process: Any) -> Any:
