@@ -7,6 +7,7 @@ times these as they stand. Without any of them it measures attention alone.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -65,7 +66,7 @@ def main():
 def _models(config):
     configs = {name: variant(config, name) for name in _COMPARE.value}
     candidates = {name: measure.candidate(own) for name, own in configs.items()}
-    alone = {name: (memory.run_once, own) for name, own in configs.items()}
+    alone: dict[str, Any] = {name: (memory.run_once, own) for name, own in configs.items()}
     if _AGAINST.value:
         own = next(iter(configs.values()))
         batch = random_batch(own)
@@ -132,7 +133,7 @@ def _keep(config, numbers, figure):
 
 
 def _attention():
-    shared = {
+    shared: dict[str, Any] = {
         "heads": _HEADS.value,
         "head_width": _HEAD_WIDTH.value,
         "saliency": _SALIENCY.value,
@@ -141,7 +142,7 @@ def _attention():
     rows = attention.compare(batch=_BATCH.value, tokens=_TOKENS.value, **shared)
     print(f"{_heading(_BATCH.value, _TOKENS.value)}\n\n{format_table(rows)}")
     if _FIXED_TOKENS.value:
-        size = {"batch": _FIXED_BATCH.value, "tokens": _FIXED_TOKENS.value}
+        size: dict[str, Any] = {"batch": _FIXED_BATCH.value, "tokens": _FIXED_TOKENS.value}
         size["strides"] = [int(stride) for stride in _FIXED_STRIDES.value]
         rows = attention.compare_fixed(**size, masked=_FIXED_MASKED.value, **shared)
         heading = _heading(_FIXED_BATCH.value, f"{_FIXED_TOKENS.value} behind CLS")

@@ -10,13 +10,30 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sft_jax.config_io import find
 from sft_jax.training import processes
 from sft_jax.types import CheckpointError, ConfigError, DataError, NonFiniteError
+
+
+class _Found(flags.ArgumentParser):
+    """Finds a configuration (`config_io.find`) before its file is read."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: str):
+        name, *rest = argument.split(":", 1)
+        return self._parser.parse(":".join([str(find(name)), *rest]))
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
 
 
 def define_config(required: bool = True) -> flags.FlagHolder:
     """The `--config` flag; entries are overridden with `--config.a.b=value`."""
     holder = config_flags.DEFINE_config_file("config", None, "What to run.", lock_config=True)
+    flag = flags.FLAGS["config"]
+    flag.parser = _Found(flag.parser)
     if required:
         flags.mark_flag_as_required("config")
     return holder
@@ -24,9 +41,7 @@ def define_config(required: bool = True) -> flags.FlagHolder:
 
 def define_workdir(help_text: str = "Folder of the run.") -> flags.FlagHolder:
     """The required `--workdir` flag."""
-    holder = flags.DEFINE_string("workdir", None, help_text)
-    flags.mark_flag_as_required("workdir")
-    return holder
+    return flags.DEFINE_string("workdir", None, help_text, required=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +93,7 @@ def define_devices(several_processes: bool = False) -> Devices:
 
 
 def _define_processes() -> dict[str, flags.FlagHolder]:
-    names, seconds = processes.VARIABLES, {"lower_bound": 1}
+    names = processes.VARIABLES
     return {
         "coordinator": flags.DEFINE_string(
             "coordinator", None, f"host:port of process 0; or {names['coordinator']}."
@@ -96,10 +111,10 @@ def _define_processes() -> dict[str, flags.FlagHolder]:
             "that Slurm or Open MPI has started.",
         ),
         "heartbeat_timeout": flags.DEFINE_integer(
-            "heartbeat_timeout", 100, "Seconds of silence that make a process dead.", **seconds
+            "heartbeat_timeout", 100, "Seconds of silence that make a process dead.", lower_bound=1
         ),
         "startup_timeout": flags.DEFINE_integer(
-            "startup_timeout", 300, "Seconds to wait for all processes.", **seconds
+            "startup_timeout", 300, "Seconds to wait for all processes.", lower_bound=1
         ),
     }
 

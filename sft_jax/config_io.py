@@ -73,20 +73,49 @@ def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     return _build(Config, given, "")
 
 
+def find(path: str | Path) -> Path:
+    """The file that a path names, which may be `configs/x.py` of the package in any folder.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    package = Path(__file__).parent
+    # Inside the package once it is installed, beside it in a checkout.
+    ours = package if (package / "configs").is_dir() else package.parent
+    if path.parts[:1] == ("configs",) and (ours / path).is_file():
+        return ours / path
+    names = sorted(str(file.relative_to(ours)) for file in (ours / "configs").rglob("*.py"))
+    raise ConfigError(
+        f"{path}: not found, expected a Python file, yours or one of those that come with sft_jax: "
+        f"{', '.join(names)}; check the path"
+    )
+
+
+def run_file(path: str | Path, function: str) -> Any:
+    """What a function returns that a file of `configs/` defines.
+
+    Raises:
+        ConfigError: there is no such file, or no such function in it.
+    """
+    found = runpy.run_path(str(find(path)))
+    if function not in found:
+        raise ConfigError(
+            f"{path}: no {function} in it, expected a Python file with a function {function}, as "
+            "those of configs/ are; define one"
+        )
+    return found[function]()
+
+
 def load(path: str | Path) -> Config:
     """The `Config` that a file of `configs/` describes.
 
     Raises:
         ConfigError: there is no such file, or it has no `get_config`.
     """
-    path = Path(path).expanduser()
-    found = runpy.run_path(str(path)) if path.is_file() else {}
-    if "get_config" not in found:
-        raise ConfigError(
-            f"{path}: {'no get_config in it' if found else 'not found'}, expected a Python file "
-            "with a function get_config, as those of configs/ are; check the path"
-        )
-    return from_dict(found["get_config"]())
+    return from_dict(run_file(path, "get_config"))
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -168,7 +197,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if (value is None and type(None) in members) or type(value) in members:
             return value
         kind = members[0]
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
             return value
         if kind is Duration:

@@ -10,8 +10,7 @@ from sft_jax.analysis.diagram import model_diagram, save_diagram
 from sft_jax.config_io import from_dict
 
 _CONFIG = cli.define_config()
-_OUTPUT = flags.DEFINE_string("output", None, "File to write: .svg, .png or .pdf.")
-flags.mark_flag_as_required("output")
+_OUTPUT = flags.DEFINE_string("output", None, "File to write: .svg, .png or .pdf.", required=True)
 
 
 def main():

@@ -45,8 +45,8 @@ def main():
         return _show(found, artefact_table.score_rows)
     kind = _FORMAT.value + "_int8" * _INT8.value
     path = artefacts.write(model, [kind], Path(_OUTPUT.value or workdir / "export"))[kind]
-    found = artefacts.compared(model, path, kind)
-    return print(f"{path}: {path.stat().st_size / 1e3:.0f} kB, logits differ by {found.logits:.1g}")
+    off = artefacts.compared(model, path, kind).logits
+    return print(f"{path}: {path.stat().st_size / 1e3:.0f} kB, logits differ by {off:.1g}")
 
 
 def _show(found, to_rows):

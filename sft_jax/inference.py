@@ -73,7 +73,8 @@ class Prediction:
 
     def save(self, path: Path):
         """Writes `entries` as `.npz`."""
-        np.savez_compressed(path, **self.entries())
+        arrays: dict[str, Any] = self.entries()
+        np.savez_compressed(path, **arrays)
 
 
 class Predictor:
@@ -181,7 +182,7 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
 def _pooled(spec: ModalitySpec, pool: str, k: int | None) -> ModalitySpec:
     """`spec` with a pool that hands on `k` tokens, or as few more as its windows allow."""
     count = None if k is None else min(k, spec.num_tokens)
-    sizes = {"k": count if pool in COUNTING_POOLS else None, "window": None}
+    sizes: dict[str, Any] = {"k": count if pool in COUNTING_POOLS else None, "window": None}
     if pool in WINDOW_POOLS and count:
         sizes["window"] = spec.num_tokens // count
     return dataclasses.replace(spec, pool=pool, **sizes)

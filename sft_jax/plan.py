@@ -18,13 +18,14 @@ from sft_jax.efficiency.topology import EXAMPLES, parse
 from sft_jax.efficiency.variants import VARIANTS, variant
 
 _CONFIG = cli.define_config()
-_TOPOLOGY = flags.DEFINE_list("topology", None, f"What to plan for, such as {EXAMPLES}.")
+_TOPOLOGY = flags.DEFINE_list(
+    "topology", None, f"What to plan for, such as {EXAMPLES}.", required=True
+)
 _COMPARE = flags.DEFINE_list("compare", ["sft"], f"Models to plan, of {', '.join(VARIANTS)}.")
 _BATCH = flags.DEFINE_integer("global_batch", 0, "Samples of a step over all chips.", lower_bound=0)
 _DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "Of the computation.")
 _LARGEST = flags.DEFINE_bool("largest", True, "Search the largest batch that fits, too.")
 _JSON = flags.DEFINE_string("json", "", "File for the numbers.")
-flags.mark_flag_as_required("topology")
 
 
 def main():
@@ -42,10 +43,10 @@ def main():
     }
     if len(found) == 1:
         ((topology, models),) = found.items()
-        tables = plans.memory_rows(models), plans.work_rows(models), plans.collective_rows(models)
+        tables = [plans.memory_rows(models), plans.work_rows(models), plans.collective_rows(models)]
         print(plans.heading(topology, next(iter(models.values())).plan), end="\n\n")
     else:
-        tables = (plans.overview_rows(found),)
+        tables = [plans.overview_rows(found)]
     print("\n\n".join(map(format_table, filter(None, tables))))
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(plans.to_json(found), indent=1) + "\n")

@@ -10,11 +10,12 @@ from sft_jax.data.arrays import read_arrays
 from sft_jax.inference import load
 
 _WORKDIR = cli.define_workdir()
-_INPUT = flags.DEFINE_string("input", None, "`.npz` file or directory of `.npy`, one a modality.")
-_OUTPUT = flags.DEFINE_string("output", None, "`.npz` file to write.")
+_INPUT = flags.DEFINE_string(
+    "input", None, "`.npz` file or directory of `.npy`, one a modality.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "`.npz` file to write.", required=True)
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
 _DEVICES = cli.define_devices()
-flags.mark_flags_as_required(["input", "output"])
 
 
 def main():

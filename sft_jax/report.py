@@ -12,11 +12,12 @@ from sft_jax import cli
 from sft_jax.analysis import report
 from sft_jax.efficiency.totals import NOTE, beside_dense
 
-_WORKDIRS = flags.DEFINE_list("workdir", None, "A run, several with commas between, or a sweep.")
+_WORKDIRS = flags.DEFINE_list(
+    "workdir", None, "A run, several with commas between, or a sweep.", required=True
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder to write to; that of the run or sweep, or what holds several runs."
 )
-flags.mark_flag_as_required("workdir")
 
 
 def main():

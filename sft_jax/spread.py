@@ -11,10 +11,11 @@ from sft_jax import cli
 from sft_jax.analysis.spread import spread_rows
 from sft_jax.analysis.tables import format_table
 
-_WORKDIRS = flags.DEFINE_list("workdirs", None, "Evaluated runs, named <setting>-<seed>.")
+_WORKDIRS = flags.DEFINE_list(
+    "workdirs", None, "Evaluated runs, named <setting>-<seed>.", required=True
+)
 _SPLIT = flags.DEFINE_string("split", "test", "Split that was evaluated.")
 _METRIC = flags.DEFINE_string("metric", "top1", "Metric to compare.")
-flags.mark_flag_as_required("workdirs")
 
 
 def main():

@@ -1,13 +1,12 @@
 """What a study is: one configuration, varied over settings, folds of the data, and seeds."""
 
 import dataclasses
-import runpy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sft_jax.config import Config
-from sft_jax.config_io import override
+from sft_jax.config_io import override, run_file
 from sft_jax.types import ConfigError
 
 
@@ -119,7 +118,7 @@ class Study:
             raise ConfigError(
                 f"study {self.name!r}: given seeds {sorted(unknown)}, expected some of {self.seeds}"
             )
-        chosen = {
+        chosen: dict[str, Any] = {
             "settings": _chosen(self.settings, settings, f"study {self.name!r}: setting"),
             "folds": _chosen(self.folds, folds, f"study {self.name!r}: fold"),
             "seeds": seeds or self.seeds,
@@ -133,14 +132,7 @@ def load_study(path: str | Path) -> Study:
     Raises:
         ConfigError: there is no such file, or it has no `get_study`.
     """
-    path = Path(path).expanduser()
-    found = runpy.run_path(str(path)) if path.is_file() else {}
-    if "get_study" not in found:
-        raise ConfigError(
-            f"{path}: {'no get_study in it' if found else 'not found'}, expected a Python file "
-            "with a function get_study, as those of configs/studies/ are; check the path"
-        )
-    return found["get_study"]()
+    return run_file(path, "get_study")
 
 
 def _check_steps(config: Config, where: str):

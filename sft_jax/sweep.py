@@ -16,7 +16,9 @@ from sft_jax.training.results import Results
 from sft_jax.training.sweep import progress_bar, train_setting
 from sft_jax.types import ConfigError
 
-_CONFIG = flags.DEFINE_string("config", None, "Study to run, a file of configs/studies/.")
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Study to run, a file of configs/studies/.", required=True
+)
 _WORKDIR = cli.define_workdir("Folder of the study.")
 _SETTINGS = flags.DEFINE_list("settings", [], "Settings to run; all of the study's if not given.")
 _FOLDS = flags.DEFINE_list("folds", [], "Folds to run; all of the study's if not given.")
@@ -25,7 +27,6 @@ _RUNS = flags.DEFINE_integer(
     "runs", 32, "Runs trained together, in whole folds, and at least one fold.", lower_bound=1
 )
 _DEVICES = cli.define_devices()
-flags.mark_flag_as_required("config")
 
 
 def main():

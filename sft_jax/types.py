@@ -66,11 +66,11 @@ class Batch(TypedDict):
         id: `[b]` int32 position of the record in its split, -1 on padding rows.
     """
 
-    inputs: dict[str, Array]
-    mask: dict[str, Array]
-    label: Array
-    weight: Array
-    id: Array
+    inputs: dict[str, Leaf]
+    mask: dict[str, Leaf]
+    label: Leaf
+    weight: Leaf
+    id: Leaf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,10 +200,22 @@ class ModalitySpec:
     def num_pooled(self) -> int:
         """Tokens that the pool hands to fusion (`k`, `t // w`, or `t`)."""
         if self.pool in COUNTING_POOLS:
-            return self.k
+            return self.count
         if self.pool in WINDOW_POOLS:
-            return self.num_tokens // self.window
+            return self.num_tokens // self.stride
         return self.num_tokens
+
+    @property
+    def count(self) -> int:
+        """`k` of a pool with a count."""
+        assert self.k is not None  # as checked when it was made
+        return self.k
+
+    @property
+    def stride(self) -> int:
+        """`window` of a pool over windows."""
+        assert self.window is not None  # as checked when it was made
+        return self.window
 
 
 def check_choice(what: str, given: str, choices: tuple[str, ...]):

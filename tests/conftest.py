@@ -5,15 +5,15 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import settings
+from quick import QUICK
 
-# Compiling takes most of the time here, so what only makes the result faster is left out.
-# Collectives and aliases of a compiled program are the same. Programs are small, and splitting one
-# for several threads to compile takes a sixth more of all processors' time.
-QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# Collectives and aliases of a quickly compiled program are the same. Programs are small, and
+# splitting one for several threads to compile takes a sixth more of all processors' time.
+FLAGS = " ".join(
+    f"--{name}={value}"
+    for name, value in {**QUICK, "xla_cpu_parallel_codegen_split_count": 1}.items()
 )
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 # The modules that take longest, about in that order.
 SLOW = (
@@ -66,7 +66,7 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session")
 def quick_flags():
     """Flags of XLA that compile quickly, for processes that a test starts."""
-    return QUICK
+    return FLAGS
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,7 @@
 """A drawing of the sparse fusion model that a configuration asks for, with its token counts."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def model_diagram(config: Config) -> Figure:
 def save_diagram(figure: Figure, path: Path):
     """Writes the drawing, in the format of the path's suffix, alike for alike configurations."""
     with matplotlib.rc_context({"svg.hashsalt": "sft_jax"}):
-        svg = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
+        svg: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
         figure.savefig(path, dpi=150, facecolor="white", **svg)
 
 
@@ -179,7 +180,7 @@ def _box(axes: Axes, edges: Edges, y: float, height: float, text: str, face: str
         )
     )
     size = 9 if max(map(len, text.split("\n"))) < 13 else 8
-    look = {"ha": "center", "va": "center", "linespacing": 1.25}
+    look: dict[str, Any] = {"ha": "center", "va": "center", "linespacing": 1.25}
     axes.text((left + right) / 2, y, text, size=size, **look)
 
 

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import matplotlib
 
@@ -167,7 +168,7 @@ def _image(picture: Picture) -> str:
 def svg(picture: Picture) -> str:
     """A figure as SVG with real text, whose inks follow the reader's light or dark."""
     buffer = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": picture.name}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": picture.name}
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no metadata: no addresses
     with matplotlib.rc_context(settings):
         picture.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

@@ -107,7 +107,8 @@ def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes:
         axis.set_minor_formatter(NullFormatter())
     axes.grid(True, which="major", color=BLACK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside center right", frameon=False)
+    # Matplotlib's types do not know that handles may be left out of a figure's legend.
+    figure.legend(loc="outside center right", frameon=False)  # type: ignore[call-overload]
     return figure
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Real
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
@@ -113,7 +114,9 @@ def confusion_matrix(matrix: Int[Array, "c c"], class_names: Sequence[str]) -> F
     if not small:
         _write_cells(axes, counts, share, with_share)
     axes.set_yticks(range(num_classes), rows, fontsize=9 if small else 10)
-    turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    turn: dict[str, Any] = (
+        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    )
     axes.set_xticks([] if small else range(num_classes), [] if small else class_names, **turn)
     axes.set_ylabel("true class")
     axes.set_xlabel("predicted class, in the same order" if small else "predicted class")
@@ -185,7 +188,7 @@ def kept_tokens(
 def merged(spans: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     """The union of intervals `(start, stop)`, in order; touching ones are joined."""
     result: list[tuple[float, float]] = []
-    for start, stop in sorted(spans):
+    for start, stop in sorted((start, stop) for start, stop in spans):
         if result and start <= result[-1][1] + 1e-9:
             result[-1] = (result[-1][0], max(stop, result[-1][1]))
         else:
@@ -212,7 +215,9 @@ def _draw_signal(axes: Axes, signal: np.ndarray, sampling_rate: float) -> bool:
     for channel, color in zip(range(channels), CHANNEL_COLORS, strict=False):
         axes.plot(seconds, signal[:, channel], color=color, linewidth=1.2)
     axes.set_ylabel("signal")
-    handles = [Line2D([], [], color=CHANNEL_COLORS[c], linewidth=1.8) for c in range(channels)]
+    handles: list[Artist] = [
+        Line2D([], [], color=CHANNEL_COLORS[c], linewidth=1.8) for c in range(channels)
+    ]
     labels = [f"channel {c + 1}" for c in range(channels)]
     handles.append(Patch(color=KEPT, alpha=0.75))
     axes.legend(
@@ -222,7 +227,7 @@ def _draw_signal(axes: Axes, signal: np.ndarray, sampling_rate: float) -> bool:
 
 
 def _draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], metric: str):
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         "train": {"label": "training", "color": SKY, "linewidth": 1.2},
         "valid": {"label": "validation", "color": VERMILION, "linewidth": 1.8, "marker": "o"},
     }

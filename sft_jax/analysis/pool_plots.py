@@ -123,7 +123,8 @@ def accuracy_lines(points: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_ylabel("top-1 accuracy")
     axes.grid(True, color=BLACK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside center right", frameon=False)
+    # Matplotlib's types do not know that handles may be left out of a figure's legend.
+    figure.legend(loc="outside center right", frameon=False)  # type: ignore[call-overload]
     return figure
 
 

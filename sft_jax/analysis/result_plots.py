@@ -4,7 +4,7 @@ Each is a panel as wide as a phone; pages put them side by side.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -72,7 +72,7 @@ def reliability_diagram(bins: Mapping[str, Reliability]) -> Figure:
         share = found.count / found.count.sum()
         filled = share > (0 if alone else LEAST_SHARE)
         x, y = found.confidence[filled], found.accuracy[filled]
-        look = {**_look(i), "marker": ""}
+        look: dict[str, Any] = {**_look(i), "marker": ""}
         axes.plot(x, y, label=name, linewidth=1.6, **look)
         if alone:  # what few samples say counts for little
             axes.scatter(x, y, 8 + 300 * share[filled], color=BLUE, linewidth=0, zorder=3)
@@ -183,9 +183,9 @@ def condition_dots(
     """
     figure, axes = _rows(labels, title, below=0.27 * -(-len(scores) // 2))
     for i, (condition, values) in enumerate(scores.items()):
-        known = [j for j, value in enumerate(values) if value is not None]
-        look = {**_look(i), "linestyle": "none"}
-        axes.plot([values[j] for j in known], known, label=condition, markersize=6, **look)
+        known = {j: value for j, value in enumerate(values) if value is not None}
+        look: dict[str, Any] = {**_look(i), "linestyle": "none"}
+        axes.plot(list(known.values()), list(known), label=condition, markersize=6, **look)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     _legend_below(figure, axes)
     return figure
@@ -208,7 +208,7 @@ def bands(curves: Mapping[str, Band], title: str, x_label: str, as_share: bool) 
     figure = Figure(figsize=(NARROW, 3.0 + legend), layout="constrained")
     axes = figure.subplots()
     for i, (name, band) in enumerate(curves.items()):
-        look = {**_look(i), "marker": ""}
+        look: dict[str, Any] = {**_look(i), "marker": ""}
         axes.plot(band.steps, band.mean, label=name, linewidth=1.6, **look)
         low, high = band.mean - band.deviation, band.mean + band.deviation
         axes.fill_between(band.steps, low, high, color=look["color"], alpha=0.13, linewidth=0)
@@ -301,7 +301,8 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]):
             text.remove()
             continue
         taken.append(free)
-        text.set_position(axes.transData.inverted().transform(free[:2]))
+        x, y = axes.transData.inverted().transform(free[:2])
+        text.set_position((x, y))
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:

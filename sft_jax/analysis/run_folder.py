@@ -70,7 +70,10 @@ class Example:
 
 def save_example(path: Path, example: Example) -> Path:
     """Writes `example` as `.npz` (see the top of this module) and returns `path`."""
-    entries = {"sampling_rate": np.float64(example.sampling_rate), "title": np.str_(example.title)}
+    entries: dict[str, Any] = {
+        "sampling_rate": np.float64(example.sampling_rate),
+        "title": np.str_(example.title),
+    }
     for prefix, arrays in (
         ("signal", example.signals),
         ("kept", example.kept),

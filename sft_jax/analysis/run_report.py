@@ -87,7 +87,9 @@ def _headlines(run: Run, cost: Sequence[Mapping[str, Any]]) -> list[Headline]:
     ]
     majority = shown["majority"]
     headlines.append(
-        Headline("Majority class", figure_of("top1", majority["top1"]), str(majority["class"]))
+        Headline(
+            "Majority class", figure_of("top1", majority["top1"]) or "-", str(majority["class"])
+        )
     )
     if "num_parameters" in run.data:
         headlines.append(Headline("Parameters", f"{run.data['num_parameters']:,}"))

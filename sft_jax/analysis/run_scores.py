@@ -72,7 +72,7 @@ def calibration_row(
     ece, brier = estimates(both, len(label), seed=0, groups=groups_of(evaluation, predictions))
     return {
         "split": evaluation["split"],
-        "ECE": f"{100 * ece['value']:.1f}",
+        "ECE": None if ece["value"] is None else f"{100 * ece['value']:.1f}",
         "95 % interval": _points(ece),
         "mean confidence": f"{confidence.mean():.1%}",
         "top1": f"{correct.mean():.1%}",
@@ -83,9 +83,8 @@ def calibration_row(
 
 def _points(estimate: Mapping[str, float | None]) -> str | None:
     """An interval of shares in percentage points."""
-    if estimate["low"] is None:
-        return None
-    return f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}"
+    low, high = estimate["low"], estimate["high"]
+    return None if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def ablation_rows(
@@ -132,7 +131,7 @@ def kept_rows(
         if counts is None:
             continue
         share = counts / len(predictions["label"])
-        most = int(share.argmax())
+        most = int(np.argmax(share))
         rows.append(
             {
                 "modality": spec.name,

@@ -103,8 +103,8 @@ def paired_top1(first: Run, other: Run, split: str) -> dict[str, float | None] |
 
     None where predictions are missing, or not of the same samples.
     """
-    pair = [run.predictions.get(split) for run in (first, other)]
-    if any(found is None for found in pair) or not np.array_equal(pair[0]["id"], pair[1]["id"]):
+    pair = [found for run in (first, other) if (found := run.predictions.get(split)) is not None]
+    if len(pair) < 2 or not np.array_equal(pair[0]["id"], pair[1]["id"]):
         return None
     before, after = (named_class(of["probabilities"], of["label"])[1] for of in pair)
     groups = groups_of(first.evaluation(split), pair[0])

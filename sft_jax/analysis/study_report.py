@@ -77,7 +77,7 @@ def _headlines(study: StudyFolder) -> list[Headline]:
         if best != first:
             change = change_of(metric, found[best].mean - found[first].mean)
             note = f"best: {best}, {change}"
-        value = with_spread(metric, found[first])
+        value = with_spread(metric, found[first]) or "-"
         headlines.append(Headline(f"{first}, {metric} per {level}", value, note))
     record = study.record
     runs = sum(of.runs for of in summaries(study, study.levels[0], metric).values())

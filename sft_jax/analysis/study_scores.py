@@ -1,6 +1,6 @@
 """Numbers of a study as rows of tables, and what is drawn of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from sft_jax.training.calibration import Reliability, calibration_error, named_c
 from sft_jax.training.metrics import confusion_matrix
 
 
-def with_spread(metric: str, summary: Summary) -> str:
+def with_spread(metric: str, summary: Summary) -> str | None:
     """`mean ± deviation over seeds`, or the mean alone."""
     mean = figure_of(metric, summary.mean)
     spread = spread_of(metric, summary.over_seeds)
@@ -83,7 +83,7 @@ def setting_rows(
 
 def metric_rows(study: StudyFolder) -> list[dict[str, Any]]:
     """Every other metric of each setting, per sample and per group."""
-    rows = [{"setting": name} for name in study.names]
+    rows: list[dict[str, Any]] = [{"setting": name} for name in study.names]
     for level in study.levels:
         for metric in study.metrics(level):
             if metric == study.record["metric"]:
@@ -98,7 +98,7 @@ def metric_rows(study: StudyFolder) -> list[dict[str, Any]]:
 
 def condition_rows(study: StudyFolder, level: str, metric: str) -> list[dict[str, Any]]:
     """Each setting under every condition of the test split, a column each."""
-    rows = [{"setting": name} for name in study.names]
+    rows: list[dict[str, Any]] = [{"setting": name} for name in study.names]
     for condition in study.conditions:
         found = summaries(study, level, metric, condition)
         for row in rows:
@@ -215,7 +215,7 @@ def pooled_confusion(study: StudyFolder, setting: str) -> np.ndarray | None:
 
 
 def _of_seed(
-    parts: list[Mapping[str, np.ndarray]], seed: int
+    parts: Sequence[Mapping[str, np.ndarray]], seed: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Probabilities and labels of one seed over the folds that have it."""
     own = [part for part in parts if seed in part["seed"]]

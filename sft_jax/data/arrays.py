@@ -45,7 +45,7 @@ class ArrayTable(Sequence):
     def __len__(self) -> int:
         return len(self.id)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices needed
         """The record of row `index`."""
         inputs, mask = {}, {}
         for modality in self.modalities:

@@ -66,7 +66,7 @@ class _Payload:
         raw = b"".join(self.chunks())
         return raw if self.encoding is None else raw.decode(self.encoding, "surrogatepass")
 
-    def array(self, dtype: np.dtype, shape: tuple[int, ...], order: str) -> FileArray:
+    def array(self, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> FileArray:
         made = FileArray(self.path, self.offset, dtype, shape, order)
         if self.encoding == "utf-8" or made.num_bytes != self.size:
             raise pickle.UnpicklingError(
@@ -85,14 +85,14 @@ class _Encoded:
     def load(self) -> bytes:
         return bytes(self._decoded())
 
-    def array(self, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    def array(self, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
         raw = self._decoded()
         if math.prod(shape) * dtype.itemsize != len(raw):
             raise pickle.UnpicklingError(f"{len(raw)} bytes for an array of {dtype} and {shape}")
         return np.ndarray(shape, dtype, raw, order=order)
 
     def _decoded(self) -> bytearray:
-        decoder = codecs.getincrementaldecoder(self.text.encoding)("surrogatepass")
+        decoder = codecs.getincrementaldecoder(self.text.encoding or "")("surrogatepass")
         raw = bytearray()
         for chunk in self.text.chunks():
             raw += decoder.decode(chunk).encode(self.encoding)
@@ -168,7 +168,7 @@ def _opcodes(data: mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
         width = opcode.arg.n if opcode.arg else 0
         if width == pickletools.UP_TO_NEWLINE:
             stop = body
-            for _ in range(2 if opcode.arg.name == "stringnl_noescape_pair" else 1):
+            for _ in range(2 if opcode.arg and opcode.arg.name == "stringnl_noescape_pair" else 1):
                 stop = data.find(b"\n", stop) + 1 or size + 1
         elif width < 0:
             count = _SIZES[width]

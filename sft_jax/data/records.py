@@ -47,7 +47,7 @@ class LazyRecords(Sequence):
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices needed
         """The record at `index`; negative positions count from the end."""
         position = index + self._size if index < 0 else index
         if not 0 <= position < self._size:

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Num
@@ -12,15 +12,24 @@ from jaxtyping import Bool, Float32, Num
 # How much of an array is looked at together when all of it is looked at once.
 CHUNK_BYTES = 32 << 20
 
-_KINDS = {"-inf": np.isneginf, "inf": np.isposinf, "NaN": np.isnan}
+_KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "-inf": np.isneginf,
+    "inf": np.isposinf,
+    "NaN": np.isnan,
+}
 
 
 @runtime_checkable
 class Rows(Protocol):
     """What is needed of an array `[n, ...]`: numpy's, HDF5's, and those below have it."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(n, ...)`."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its values."""
 
     def __len__(self) -> int: ...
 
@@ -45,7 +54,7 @@ class FileArray:
     offset: int
     dtype: np.dtype
     shape: tuple[int, ...]
-    order: str
+    order: Literal["C", "F"]
 
     @property
     def num_bytes(self) -> int:
@@ -65,7 +74,7 @@ class FileArray:
 class ListArray:
     """A list of arrays of one shape and type, seen as one array."""
 
-    def __init__(self, items: list[Rows]):
+    def __init__(self, items: Sequence[Rows]):
         """Wraps `items`, of which there is at least one; they are not copied."""
         self._items = items
         self.shape = (len(items), *items[0].shape)

@@ -67,7 +67,7 @@ class _Dtype:
 class _Array:
     """Stands for an array until its state is known; `made` is what it became."""
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # how Python spells "not hashable"
 
     def __init__(self):
         self.made: Any = np.empty(0, np.int8)
@@ -77,7 +77,7 @@ class _Array:
         self.made = _array(raw, dtype, shape, "F" if fortran else "C")
 
 
-def _array(raw: Any, dtype: _Dtype, shape: Any, order: str) -> Any:
+def _array(raw: Any, dtype: _Dtype, shape: Any, order: Any) -> Any:
     """What `numpy._core.numeric._frombuffer` is called for (protocol 5), and states are made of."""
     kind, shape = dtype.made, tuple(shape)
     if kind == np.dtype(object) and isinstance(raw, list):

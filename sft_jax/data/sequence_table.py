@@ -45,7 +45,7 @@ class SequenceTable(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices needed
         """The record at `index`."""
         row = int(self.rows[index])
         inputs = {}

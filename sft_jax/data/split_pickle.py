@@ -125,7 +125,8 @@ def names(path: Path, key: str, given: Any, size: int) -> list[tuple[str, ...]]:
 def unique_names(tables: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], int]:
     """Names of all splits, repeated ones numbered, and how many these were."""
     seen: set[str] = set()
-    result, repeated = {}, 0
+    result: dict[str, list[str]] = {}
+    repeated = 0
     for split, ids in tables.items():
         result[split] = []
         for name in ids:

@@ -93,12 +93,12 @@ def _compare(
 
         compiled[_FORWARD, name] = jax.jit(forward).lower(qkv).compile()
         compiled[_BACKWARD, name] = jax.jit(jax.grad(loss)).lower(qkv).compile()
-    calls = {name: lambda call=call: call(qkv) for name, call in compiled.items()}
+    calls = {name: functools.partial(call, qkv) for name, call in compiled.items()}
     timings = time_interleaved(calls, repeats)
     rows = []
     for (direction, name), timing in timings.items():
-        memory = compiled[direction, name].memory_analysis().temp_size_in_bytes
-        base = compiled[direction, first].memory_analysis().temp_size_in_bytes
+        memory = _temporary_bytes(compiled[direction, name])
+        base = _temporary_bytes(compiled[direction, first])
         rows.append(
             {
                 "pass": direction,
@@ -111,3 +111,7 @@ def _compare(
             }
         )
     return sorted(rows, key=lambda row: row["pass"])
+
+
+def _temporary_bytes(program: Any) -> int:
+    return program.memory_analysis().temp_size_in_bytes

@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 import jax
 
 from sft_jax.config import Config
-from sft_jax.efficiency.measure import KINDS, Candidate, Measurement, Rate, candidate, rates
+from sft_jax.efficiency.measure import (
+    KINDS,
+    Candidate,
+    Measurement,
+    Rate,
+    candidate,
+    megabytes,
+    rates,
+)
 from sft_jax.efficiency.sweep import Value, at, exponent
 
 _PROFILED_STEPS = 3
@@ -32,9 +40,9 @@ def rows(
             "inference samples/s": round(entry.rate["infer"].median, 1),
             "low to high ": _spread(entry.rate["infer"]),
             "times ": round(entry.rate["infer"].median / first.rate["infer"].median, 2),
-            "train temporary MB": _megabytes(entry.temporary_bytes["train"]),
-            "inference temporary MB": _megabytes(entry.temporary_bytes["infer"]),
-            **({"process MB": _megabytes(process_peaks[name])} if process_peaks else {}),
+            "train temporary MB": megabytes(entry.temporary_bytes["train"]),
+            "inference temporary MB": megabytes(entry.temporary_bytes["infer"]),
+            **({"process MB": megabytes(process_peaks[name])} if process_peaks else {}),
             "forward GFLOP": round(entry.gflop["infer"], 3),
             "train peak share": f"{entry.share_of_peak['train']:.0%}",
             "inference peak share": f"{entry.share_of_peak['infer']:.0%}",
@@ -46,10 +54,6 @@ def rows(
 
 def _spread(rate: Rate) -> str:
     return f"{rate.low:.1f} to {rate.high:.1f}"
-
-
-def _megabytes(size: int | float | None) -> float | None:
-    return None if size is None else round(size / 1e6, 1)
 
 
 def profile(candidates: Mapping[str, Candidate], folder: Path):
@@ -144,8 +148,8 @@ def sweep_rows(points: Sequence[Point], axis: str) -> list[dict[str, Any]]:
             "low to high": _times(point.rate["train"]),
             "inference ms": round(point.milliseconds("infer"), 3),
             "low to high ": _times(point.rate["infer"]),
-            "train temporary MB": _megabytes(point.temporary("train")),
-            "inference temporary MB": _megabytes(point.temporary("infer")),
+            "train temporary MB": megabytes(point.temporary("train")),
+            "inference temporary MB": megabytes(point.temporary("infer")),
         }
         for point in points
     ]
@@ -164,21 +168,23 @@ def exponents(points: Sequence[Point]) -> dict[str, dict[str, dict[str, float | 
     Raises:
         ConfigError: fewer than two values.
     """
-    found = {}
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
     for name in dict.fromkeys(point.model for point in points):
         own = [point for point in points if point.model == name]
-        values = [point.value for point in own]
+        values = [float(point.value) for point in own]
         found[name] = {}
         for kind in KINDS:
-            sizes = [point.temporary(kind) for point in own]
+            sizes = [size for point in own if (size := point.temporary(kind))]
             found[name][kind] = {
                 "time": exponent(values, [point.milliseconds(kind) for point in own]),
-                "temporary": exponent(values, sizes) if all(sizes) else None,
+                "temporary": exponent(values, sizes) if len(sizes) == len(own) else None,
             }
     return found
 
 
-def exponent_rows(powers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
+def exponent_rows(
+    powers: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+) -> list[dict[str, Any]]:
     """Rows of a table of `exponents`, one a model."""
     return [
         {

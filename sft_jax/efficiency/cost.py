@@ -39,7 +39,7 @@ def flops_by_scope(function: Callable[..., Any], *args: Any) -> Counter[str]:
 
 
 def _count(jaxpr: core.Jaxpr, scope: str) -> Counter[str]:
-    total = Counter()
+    total: Counter[str] = Counter()
     for eqn in jaxpr.eqns:
         total.update(_equation(eqn, scope_of(eqn, scope)))
     return total
@@ -54,9 +54,10 @@ def _equation(eqn: core.JaxprEqn, scope: str) -> Counter[str]:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]
-        shape = eqn.invars[0].aval.shape
-        size = math.prod(shape[axis] for axis in contracted)
-        return Counter({scope: 2 * eqn.outvars[0].aval.size * size})
+        given: Any = eqn.invars[0].aval
+        made: Any = eqn.outvars[0].aval
+        size = math.prod(given.shape[axis] for axis in contracted)
+        return Counter({scope: 2 * made.size * size})
     if name == "scan":
         once = _count(params["jaxpr"].jaxpr, scope)
         return Counter({path: params["length"] * flops for path, flops in once.items()})

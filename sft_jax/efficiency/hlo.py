@@ -48,7 +48,7 @@ class ArrayShape:
         """Of one element."""
         if self.dtype in _BITS:
             return _BITS[self.dtype]
-        return int(re.search(r"\d+", self.dtype).group())
+        return int(re.findall(r"\d+", self.dtype)[0])
 
     @property
     def nbytes(self) -> int:
@@ -103,7 +103,8 @@ class Instruction:
         rest = self.attributes[start.end() :]
         if rest.startswith("{"):
             return rest[1 : _closing(rest, 0)]
-        return re.match(r'"[^"]*"|(?:,(?! )|[^,\s])*', rest).group().strip('"')
+        value = re.match(r'"[^"]*"|(?:,(?! )|[^,\s])*', rest)
+        return value.group().strip('"') if value else ""
 
     @functools.cached_property
     def backend_config(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class Computation:
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
         """Instructions that take an instruction as an operand, each once."""
-        found = {name: [] for name in self.instructions}
+        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
                 found[operand].append(instruction)

@@ -8,7 +8,8 @@ attention is given.
 import dataclasses
 import re
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -61,7 +62,7 @@ def layer_costs(config: Config) -> list[LayerCost]:
     train = _by_layer(flops_by_scope(jax.grad(logits), shapes))
     attentions = _attentions(plain)
     names = list(dict.fromkeys([*forward, *attentions]))
-    saved = Counter()
+    saved: Counter[str] = Counter()
     for path, size in _saved(config).items():
         saved[_owner(path, names)] += size
     names += [_REST] if saved[_REST] else []
@@ -92,7 +93,7 @@ def _layer_of(scope: str) -> str:
 
 
 def _by_layer(scopes: Counter[str]) -> Counter[str]:
-    layers = Counter()
+    layers: Counter[str] = Counter()
     for scope, amount in scopes.items():
         layers[_layer_of(scope)] += amount
     return layers
@@ -110,7 +111,7 @@ class _Attention(NamedTuple):
     """One attention, or those of a stack."""
 
     layer: str
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count, which nobody needs here
     tokens: int
     map_bytes: int
 
@@ -152,7 +153,7 @@ def _pairs(config: BlockConfig, method: str, queries: int, keys: int) -> int:
 
 
 # Queries and keys by the arguments of an attention's methods.
-_ROWS = {
+_ROWS: dict[str, Callable[..., tuple[int, int]]] = {
     "__call__": lambda x, key_mask, *_, **__: (x.shape[1], key_mask.shape[1]),
     "of_cls": lambda x, keys_values, key_mask: (1, key_mask.shape[1]),
     "of_tokens": lambda x, indices, keys_values, key_mask: (x.shape[1], key_mask.shape[1]),
@@ -165,8 +166,9 @@ def _saved(config: Config) -> Counter[str]:
     jaxpr = jax.make_jaxpr(lambda variables: jax.tree.leaves(jax.vjp(logits, variables)[1]))(shapes)
     jaxpr = jaxpr.jaxpr
     made_by = {var: scope_of(eqn) for eqn in jaxpr.eqns for var in eqn.outvars}
-    saved = Counter()
+    saved: Counter[str] = Counter()
     kept = [var for var in jaxpr.outvars if not isinstance(var, core.Literal) and var in made_by]
     for var in dict.fromkeys(kept):
-        saved[_layer_of(made_by[var])] += var.aval.size * var.aval.dtype.itemsize
+        array: Any = var.aval
+        saved[_layer_of(made_by[var])] += array.size * array.dtype.itemsize
     return saved

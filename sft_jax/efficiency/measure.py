@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -26,6 +26,7 @@ from sft_jax.training.sharding import make_mesh, put_batch
 from sft_jax.training.state import create_state, state_initializer
 from sft_jax.training.step import compile_eval_step, compile_train_step
 
+Name = TypeVar("Name", bound=Hashable)
 KINDS = ("train", "infer")
 
 
@@ -127,17 +128,22 @@ class Rate(NamedTuple):
 
 
 def rates(
-    candidates: Mapping[Hashable, Candidate],
+    candidates: Mapping[Name, Candidate],
     repeats: int,
     window: int,
     kinds: Sequence[str] = KINDS,
-) -> dict[tuple[Hashable, str], Rate]:
+) -> dict[tuple[Name, str], Rate]:
     """Samples a second by name and kind, all candidates taking turns."""
     calls = {
         (name, kind): getattr(entry, kind) for name, entry in candidates.items() for kind in kinds
     }
     timings = time_interleaved(calls, repeats, window)
     return {key: Rate.of(timing, candidates[key[0]].batch_size) for key, timing in timings.items()}
+
+
+def megabytes(size: int | float | None) -> float | None:
+    """Bytes for a table; None where they are not known."""
+    return None if size is None else round(size / 1e6, 1)
 
 
 def compare(configs: Mapping[str, Config], repeats: int) -> list[dict[str, Any]]:
@@ -159,7 +165,7 @@ def compare(configs: Mapping[str, Config], repeats: int) -> list[dict[str, Any]]
             "forward GFLOP": round(forward_gflop(config), 3),
             "train samples/s": round(measured[name, "train"].median, 1),
             "inference samples/s": round(measured[name, "infer"].median, 1),
-            "temporary MB": round(candidates[name].temporary_bytes["train"] / 1e6, 1),
+            "temporary MB": megabytes(candidates[name].temporary_bytes["train"]),
         }
         for name, config in configs.items()
     ]
@@ -252,7 +258,9 @@ def intensities(
     for name, entry in measured.items():
         for kind in KINDS:
             flops = entry.gflop[kind] * 1e9
-            moved = candidates[name].moved_bytes(kind) / candidates[name].batch_size
+            count = candidates[name].moved_bytes
+            assert count is not None  # as asked for
+            moved = count(kind) / candidates[name].batch_size
             points.append(
                 {
                     "model": name,

@@ -1,6 +1,7 @@
 """What a configured model costs without running it, and a batch to run it on."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,13 +78,18 @@ def traceable(config: Config):
     check_complete(config)
     model, inputs = registry.build(config), example_inputs(config.modalities)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    return lambda variables: model.apply(variables, *inputs).logits.sum(), shapes
+
+    def total(variables):
+        out: Any = model.apply(variables, *inputs)
+        return out.logits.sum()
+
+    return total, shapes
 
 
 def random_batch(config: Config, seed: int = 0) -> Batch:
     """A batch of the configured size and shapes, everything real."""
     rng, rows = np.random.default_rng(seed), config.train.batch_size
-    inputs = {}
+    inputs: dict[str, np.ndarray] = {}
     for spec in config.modalities:
         if spec.tokenizer == "token":
             ids = rng.integers(0, spec.feature_dim, (rows, spec.length))

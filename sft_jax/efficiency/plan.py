@@ -127,7 +127,7 @@ def plan(config: Config, topology: Topology) -> Plan:
     rows = config.train.batch_size // mesh.size
     memory = Memory(
         parameters=_bytes_on_chip(state.params),
-        optimizer=_bytes_on_chip(state.replace(params=())),
+        optimizer=_bytes_on_chip(dataclasses.replace(state, params=())),
         batch=_bytes_on_chip(batch),
         padding=0,
         temporary=0,

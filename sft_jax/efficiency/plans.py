@@ -8,6 +8,7 @@ import jax
 
 from sft_jax.config import Config
 from sft_jax.efficiency import roofline
+from sft_jax.efficiency.hlo_cost import ProgramCost
 from sft_jax.efficiency.plan import Plan, default_batch, largest_batch, plan, with_batch
 from sft_jax.efficiency.topology import Topology
 
@@ -84,7 +85,7 @@ def work_rows(models: Mapping[str, Entry]) -> list[Row]:
                 "MB a sample": _scaled(found, "nbytes", 1e6),
                 "of main memory": _scaled(found, "main_bytes", 1e6),
                 **{f"{part} ms": time * 1e3 for part, time in times.items()},
-                "bound by": max(times, key=times.get) if times else None,
+                "bound by": _longest(times),
                 "samples/s at best": _rate(found, times),
             }
         )
@@ -98,9 +99,9 @@ def collective_rows(models: Mapping[str, Entry]) -> list[Row]:
         if found.cost is None:
             continue
         what = roofline.describe(found.cost.collectives, found.mesh["fsdp"])
-        kinds = roofline.by_kind(found.cost.collectives) or {None: {"count": 0, "bytes": 0}}
+        kinds = roofline.by_kind(found.cost.collectives) or {"": {"count": 0, "bytes": 0}}
         for kind, total in kinds.items():
-            row = {"model": name, "collective": kind, "count": total["count"]}
+            row = {"model": name, "collective": kind or None, "count": total["count"]}
             rows.append(row | {"MB a chip": total["bytes"] / 1e6, "in all": what})
     return rows
 
@@ -124,9 +125,9 @@ def overview_rows(plans: Plans) -> list[Row]:
                     "MB a sample": _scaled(found, "nbytes", 1e6),
                     "of main memory": _scaled(found, "main_bytes", 1e6),
                     "sent by": cost and roofline.describe(cost.collectives, found.mesh["fsdp"]),
-                    "MB sent": cost and _collective_bytes(found) / 1e6,
+                    "MB sent": cost and _collective_bytes(cost) / 1e6,
                     "ms a step": max(times.values()) * 1e3 if times else None,
-                    "bound by": max(times, key=times.get) if times else None,
+                    "bound by": _longest(times),
                     "samples/s at best": _rate(found, times),
                 }
             )
@@ -168,9 +169,9 @@ def _numbers(found: Plan, largest: int | None) -> dict[str, Any]:
         "loops_of_unknown_length": cost.unknown_loops,
         "communication": roofline.describe(cost.collectives, found.mesh["fsdp"]),
         "collectives": roofline.by_kind(cost.collectives),
-        "collective_bytes_per_chip": _collective_bytes(found),
+        "collective_bytes_per_chip": _collective_bytes(cost),
         "seconds_at_best": times,
-        "bound_by": max(times, key=times.get) if times else None,
+        "bound_by": _longest(times),
     }
 
 
@@ -182,8 +183,12 @@ def seconds(found: Plan) -> dict[str, float]:
     return roofline.seconds(found.cost, topology.chip, found.dtype, topology.num_chips)
 
 
-def _collective_bytes(found: Plan) -> int:
-    return sum(total["bytes"] for total in roofline.by_kind(found.cost.collectives).values())
+def _longest(times: dict[str, float]) -> str | None:
+    return max(times, key=lambda part: times[part]) if times else None
+
+
+def _collective_bytes(cost: ProgramCost) -> int:
+    return sum(entry.count * entry.nbytes for entry in cost.collectives)
 
 
 def _fits(found: Plan) -> str | None:

@@ -43,7 +43,8 @@ def seconds(cost: ProgramCost, chip: Chip, dtype: str, num_chips: int) -> dict[s
 
 def by_kind(collectives: Sequence[Collective]) -> dict[str, dict[str, int]]:
     """`{kind: {count, bytes}}` of a step on one chip."""
-    counts, sizes = Counter(), Counter()
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for entry in collectives:
         counts[entry.kind] += entry.count
         sizes[entry.kind] += entry.count * entry.nbytes

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +34,9 @@ def at(config: Config, axis: str, value: Value) -> Config:
 
 def _length(config: Config, length: Value) -> Config:
     longest = max(config.modalities, key=lambda spec: spec.num_tokens)
-    changes = {"length": int(length)}
+    changes: dict[str, Any] = {"length": int(length)}
     if longest.pool in WINDOW_POOLS:
-        changes["window"] = max(1, int(length) * longest.window // longest.length)
+        changes["window"] = max(1, int(length) * longest.stride // longest.length)
     longer = dataclasses.replace(longest, **changes)
     model = config.model
     if model.attention == "fixed":

@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Name = TypeVar("Name", bound=Hashable)
 _PEAK_SIZE = 1024
 # Numbers of an array that no cache holds.
 _STREAM_SIZE = 2**24
@@ -43,8 +44,8 @@ def one_device_a_core():
 
 
 def time_interleaved(
-    calls: Mapping[Hashable, Callable[[], Any]], repeats: int, window: int = 1
-) -> dict[Hashable, Timing]:
+    calls: Mapping[Name, Callable[[], Any]], repeats: int, window: int = 1
+) -> dict[Name, Timing]:
     """Times calls in turn, so that a noisy machine harms all of them alike.
 
     Args:
@@ -55,7 +56,7 @@ def time_interleaved(
     Returns:
         Median, smallest and largest seconds of one call each, over the rounds.
     """
-    seconds: dict[Hashable, list[float]] = {name: [] for name in calls}
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
             start = time.perf_counter()
@@ -115,6 +116,6 @@ def peak_memory() -> int:
     """Most bytes of memory that this process has held at once since it began."""
     status = Path("/proc/self/status")
     if status.exists():  # `getrusage` there begins with the peak of the process that started it
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

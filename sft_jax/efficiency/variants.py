@@ -1,6 +1,7 @@
 """The models that a configuration is compared with, at its own shapes and widths."""
 
 import dataclasses
+from typing import Any
 
 from sft_jax.config import FIXED_ATTENTION_MODELS, BaselineConfig, Config, MixupConfig
 from sft_jax.types import WINDOW_POOLS, ConfigError, ModalitySpec, check_choice
@@ -58,7 +59,11 @@ def variant(config: Config, name: str) -> Config:
         baseline = BaselineConfig(modality=longest.name, window=_window(longest))
     elif family == "concat":
         baseline = BaselineConfig(window=_window(modalities[0]))
-    changes = {"name": family, "baseline": baseline, "attention": "fixed" if fixed else "dense"}
+    changes: dict[str, Any] = {
+        "name": family,
+        "baseline": baseline,
+        "attention": "fixed" if fixed else "dense",
+    }
     if not fixed:
         defaults = type(model)
         changes |= {"stride": defaults.stride, "expressivity": defaults.expressivity}
@@ -72,7 +77,7 @@ def variant(config: Config, name: str) -> Config:
 
 def _tokens_out(spec: ModalitySpec) -> int:
     if spec.pool in WINDOW_POOLS:
-        return spec.num_tokens // spec.window
+        return spec.num_tokens // spec.stride
     return spec.k or spec.num_tokens
 
 

@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 FORBIDDEN = ("sft_jax", "flax", "optax", "orbax", "grain", "torch", "tensorflow", "jax2onnx")
 
@@ -50,7 +51,8 @@ def memory(entry):
 def main(kind, artefact, inputs, outputs, rows):
     """See the module."""
     forbidden = FORBIDDEN if kind == "stablehlo" else (*FORBIDDEN, "jax", "jaxlib")
-    sys.modules.update(dict.fromkeys(forbidden))  # importing one of them fails from here on
+    for name in forbidden:  # importing one of them fails from here on
+        sys.modules[name] = None  # type: ignore[assignment]  # as documented for this use
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     import numpy as np
@@ -68,7 +70,8 @@ def main(kind, artefact, inputs, outputs, rows):
     parts = [
         call({name: x[i : i + rows] for name, x in arrays.items()}) for i in range(0, size, rows)
     ]
-    np.savez(outputs, **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+    found: dict[str, Any] = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    np.savez(outputs, **found)
     print(json.dumps({"ready_seconds": ready, "runtime_bytes": runtime}), flush=True)
     for line in sys.stdin:
         seconds = []

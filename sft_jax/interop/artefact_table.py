@@ -34,7 +34,8 @@ def measure(models: Mapping[str, Exportable], rounds: int, calls: int = 5) -> li
     Raises:
         ConfigError: an artefact that does not compute what its model does.
     """
-    rows, processes, seconds = [], [], []
+    rows, processes = [], []
+    seconds: list[list[float]] = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, model in models.items():

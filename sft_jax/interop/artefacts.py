@@ -93,7 +93,8 @@ def example(model: Exportable, rows: int, seed: int = 0) -> dict[str, np.ndarray
         rows: samples.
         seed: of the draw.
     """
-    rng, arrays = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray] = {}
     specs = model.config.modalities
     for i, spec in enumerate(specs):
         length = rng.integers(1, spec.length + 1, (rows, 1))
@@ -102,11 +103,13 @@ def example(model: Exportable, rows: int, seed: int = 0) -> dict[str, np.ndarray
             length[(np.arange(rows) % (2 * len(specs))) == 2 * i + 1] = 0
         shape = (rows, spec.length)
         if spec.tokenizer == "token":
-            x = rng.integers(0, spec.feature_dim, shape, dtype=np.int32)
+            arrays[spec.name] = rng.integers(0, spec.feature_dim, shape, dtype=np.int32)
         else:
             x = rng.standard_normal((*shape, spec.feature_dim), np.float32)
-            x = x * np.float32(model.scale[spec.name]) + np.float32(model.shift[spec.name])
-        arrays[spec.name] = x
+            scale, shift = (
+                np.asarray(of[spec.name], np.float32) for of in (model.scale, model.shift)
+            )
+            arrays[spec.name] = x * scale + shift
         arrays[f"mask/{spec.name}"] = np.arange(spec.length) < length
     return arrays
 
@@ -139,11 +142,13 @@ class Differences:
         """Of two dicts of outputs with the same names."""
         if given.keys() != expected.keys():
             raise ConfigError(f"outputs: given {sorted(given)}, expected {sorted(expected)}")
-        largest = (float(np.abs(given[n] - expected[n]).max()) for n in ("logits", "probabilities"))
+        logits, probabilities = (
+            float(np.abs(given[n] - expected[n]).max()) for n in ("logits", "probabilities")
+        )
         classes = (x["probabilities"].argmax(axis=-1) for x in (given, expected))
         slots = [given[n] != expected[n] for n in expected if n.endswith("/indices")]
         kept = float(np.mean(np.concatenate([x.ravel() for x in slots]))) if slots else 0.0
-        return cls(*largest, float(np.mean(np.not_equal(*classes))), kept)
+        return cls(logits, probabilities, float(np.mean(np.not_equal(*classes))), kept)
 
     def check(self, kind: str):
         """Raises `ConfigError` unless a float32 artefact computes what the model does."""
@@ -202,9 +207,10 @@ def running(
     flags = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
-        np.savez(inputs, **arrays)
+        given: dict[str, Any] = dict(arrays)
+        np.savez(inputs, **given)
         command = [sys.executable, "-P", artefact_process.__file__, runtime]
-        process = subprocess.Popen(
+        process: Any = subprocess.Popen(
             [*command, path, inputs, outputs, str(rows)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@ inside, and arrays are named as `python -m sft_jax.predict` names them. Computed
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.export
@@ -124,16 +124,23 @@ def forward_for(config: Config, platform: str = "", implementation: str = "auto"
         platform: `cpu` or `gpu` (what any accelerator takes); the one at hand if empty.
         implementation: of dense attention; `auto` is never a kernel of one device here.
     """
-    changes = {"dtype": "float32", "remat": "none", "implementation": implementation}
+    changes: dict[str, Any] = {
+        "dtype": "float32",
+        "remat": "none",
+        "implementation": implementation,
+    }
     network = registry.build(
         dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
     )
 
+    def apply(params: Any, inputs: Arrays, mask: Arrays) -> Arrays:
+        return _outputs(cast(Output, network.apply({"params": params}, inputs, mask)))
+
     def forward(params: Any, inputs: Arrays, mask: Arrays) -> Arrays:
         if not platform:
-            return _outputs(network.apply({"params": params}, inputs, mask))
+            return apply(params, inputs, mask)
         with compiling_for(platform):
-            return _outputs(network.apply({"params": params}, inputs, mask))
+            return apply(params, inputs, mask)
 
     return forward
 

@@ -11,6 +11,7 @@ The format (`metrics.npz`): any number of classifications and regressions, by pr
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -39,7 +40,8 @@ def compare(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, f
     Raises:
         DataError: an entry is missing or left over, or a metric is not known.
     """
-    found, used = {}, set()
+    found: dict[str, Any] = {}
+    used: set[str] = set()
     for entry in (name for name in arrays if "_expected" in name):
         prefix, _, kind = entry.rpartition("_expected")
         names = ("logits", "labels") if not kind else ("pred", "true")

@@ -39,11 +39,10 @@ _POOLS = {"attn": "attn_avg", "topk": "channel_topk", "attn_wkmedoids": "attn_km
 # The reference's MulT joins its streams as text, audio, video; in recordings they bear these names.
 _MULT_ORDER = ({"text"}, {"spec", "spect", "audio"}, {"rgb", "vision", "video"})
 # Every program runs a few times at most, so compiling it is what takes time.
-_QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jax.__version_info__ < (0, 11):
+    # XLA dropped the choice while jax was at 0.11, and refuses it as unknown.
+    _QUICK["xla_cpu_use_fusion_emitters"] = False
 _TRAINING = OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, clip_norm=0.8)
 
 
@@ -211,7 +210,7 @@ class Recording:
         has_gradients = any(name.startswith("grad/") for name in self.arrays)
 
         def loss_of(params):
-            out = model.apply({"params": params}, batch["inputs"], batch["mask"])
+            out: Any = model.apply({"params": params}, batch["inputs"], batch["mask"])
             return cross_entropy(out.logits, batch["label"]).mean(), out
 
         grads = None
@@ -286,7 +285,8 @@ class Recording:
 
         @functools.partial(jax.jit, compiler_options=_QUICK)
         def run(params, mixup):
-            out = self.model.apply({"params": params}, batch["inputs"], batch["mask"], None, mixup)
+            inputs = batch["inputs"], batch["mask"]
+            out: Any = self.model.apply({"params": params}, *inputs, None, mixup)
             partner = label[mixup.partner]
             return out.logits, mixed_cross_entropy(
                 out.logits, label, partner, mixup.label_share

@@ -20,12 +20,12 @@ def pool(
         spec: with one of `POOLS`.
     """
     if spec.pool == "attn_topk":
-        return _top(tokens, mask, saliency, spec.k)
+        return _top(tokens, mask, saliency, spec.count)
     if mask is None:
-        count = tokens.shape[1] // spec.window
-        windows = tokens[:, : count * spec.window].unflatten(1, (count, spec.window))
+        count = tokens.shape[1] // spec.stride
+        windows = tokens[:, : count * spec.stride].unflatten(1, (count, spec.stride))
         return (windows.amax(dim=2) if spec.pool == "max" else windows.mean(dim=2)), None
-    windows, real = _windows(tokens, mask, spec.window)
+    windows, real = _windows(tokens, mask, spec.stride)
     some = real.any(dim=2)
     if spec.pool == "max":
         lowest = torch.finfo(tokens.dtype).min

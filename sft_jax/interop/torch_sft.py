@@ -101,7 +101,8 @@ class Network(nn.Module):
 
     def forward(self, tokens: list[Tensor], masks: tuple[Tensor | None, ...]) -> Tensor:
         """Logits `[b, c]` from every modality's tokens and their masks (without CLS)."""
-        cls, kept, kept_masks = 0, [], []
+        cls: Any = 0
+        kept, kept_masks = [], []
         parts = zip(self.specs, tokens, masks, self.sparse_attn, strict=True)
         for spec, z, mask, attend in parts:
             z = self._blocks(spec.name, z, _with_cls(mask))
@@ -322,7 +323,7 @@ def optimizer_of(config: Config, model: nn.Module) -> torch.optim.AdamW:
     """AdamW as `training/optimizer.py` sets it up: decay on the weights of linear layers only."""
     named, options = list(model.named_parameters()), config.optimizer
     decayed = {name for name, p in named if name.endswith("weight") and p.ndim == 2}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for name, p in named if name in decayed]},
         {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
     ]

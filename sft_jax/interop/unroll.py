@@ -99,7 +99,7 @@ def _bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
 def _scan(inputs, *, jaxpr, length, reverse, num_consts, num_carry, **_):
     consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
     rows = inputs[num_consts + num_carry :]
-    stacked = [[] for _ in range(len(jaxpr.out_avals) - num_carry)]
+    stacked: list[list[Any]] = [[] for _ in range(len(jaxpr.out_avals) - num_carry)]
     for i in reversed(range(length)) if reverse else range(length):
         results = _run(jaxpr, [*consts, *carry, *(x[i] for x in rows)])
         carry = results[:num_carry]
@@ -145,4 +145,4 @@ def _remainder(x, y):
     return x - jax.lax.div(x, y) * y
 
 
-_REWRITTEN = {"pad": _pad, "dot_general": _dot, "rem": _remainder}
+_REWRITTEN: dict[str, Callable[..., Any]] = {"pad": _pad, "dot_general": _dot, "rem": _remainder}

@@ -1,5 +1,7 @@
 """Baselines that fuse nothing, late, or at once (arXiv 2111.11992, section 4.2)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num
@@ -72,7 +74,7 @@ class LateFusion(nn.Module):
         block = BlockConfig.from_model(self.config)
         depth = self.config.num_pre_layers + self.config.num_post_layers
         head = Head(self.config.num_classes, name="head")
-        logits = 0.0
+        logits: Any = 0.0
         tokenized = tokenize(inputs, mask, self.modalities, block)
         for i, (name, (z, token_mask)) in enumerate(tokenized.items()):
             if depth:
@@ -150,8 +152,9 @@ def _only(modalities: tuple[ModalitySpec, ...], config: ModelConfig) -> Modality
     )
 
 
-def _window(config: ModelConfig, spec: ModalitySpec) -> int | None:
-    return config.baseline.window or spec.window
+def _window(config: ModelConfig, spec: ModalitySpec) -> int:
+    """0 where neither the baseline nor the modality has one."""
+    return config.baseline.window or spec.window or 0
 
 
 def _check_window(config: ModelConfig, spec: ModalitySpec, num_tokens: int):

@@ -135,7 +135,7 @@ class MultiHeadAttention(nn.Module):
         if context is None:
             query, key, value = self._project(x, slice(0, 3))
         else:
-            query, key, value = *self._project(x, slice(0, 1)), *self.keys_values(context)
+            (query,), (key, value) = self._project(x, slice(0, 1)), self.keys_values(context)
         if fixed:
             attention = fixed_attention(
                 query,
@@ -162,7 +162,9 @@ class MultiHeadAttention(nn.Module):
         """CLS alone as query, which attends to everything, and its row of the map over heads."""
         query = self._project(x, slice(0, 1))[0]
         weights = jnp.ones(x.shape[:2], jnp.float32)
-        attention = self._dense(query, *keys_values, key_mask, weights)
+        key, value = keys_values
+        attention = self._dense(query, key, value, key_mask, weights)
+        assert attention.saliency is not None  # weights ask for it
         return self.out(attention.values), attention.saliency
 
     def of_tokens(
@@ -174,12 +176,13 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Array, "b q d"]:
         """The tokens at `indices` alone as queries (CLS has index 0 and is none of them)."""
         query = self._project(x, slice(0, 1))[0]
+        key, value = keys_values
         if self.config.attention == "fixed":
             values = fixed_attention_of(
-                query, indices, *keys_values, key_mask=key_mask, **self._pattern()
+                query, indices, key, value, key_mask=key_mask, **self._pattern()
             )
         else:
-            values = self._dense(query, *keys_values, key_mask, None).values
+            values = self._dense(query, key, value, key_mask, None).values
         return self.out(values)
 
     def _project(self, x, parts):

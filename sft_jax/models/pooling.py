@@ -41,7 +41,7 @@ class SparsePooling(nn.Module):
         real = mask[:, 1:]
 
         def choose(row):
-            return choose_top(row, real, self.spec.k)
+            return choose_top(row, real, self.spec.count)
 
         kept, indices, row = attention.of_chosen(z, mask, fold_in(keys, 0), choose)
         return kept[:, 0], as_pooled(kept[:, 1:], real, indices, row)

@@ -150,16 +150,16 @@ def attn_topk(
     tokens: Tokens, mask: Mask, saliency: Score, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
     """Keeps the `k` tokens of highest saliency, most salient first."""
-    return gather(tokens, mask, choose_top(saliency, mask, spec.k), saliency)
+    return gather(tokens, mask, choose_top(saliency, mask, spec.count), saliency)
 
 
 def attn_kmedoids(
     tokens: Tokens, mask: Mask, saliency: Score, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
     """Keeps the medoids of `k` clusters that start at the most salient tokens."""
-    if spec.k >= tokens.shape[1]:
+    if spec.count >= tokens.shape[1]:
         return keep_all(tokens, mask, saliency, keys, spec)
-    start = choose_top(saliency, mask, spec.k)
+    start = choose_top(saliency, mask, spec.count)
     return gather(tokens, mask, choose_medoids(tokens, mask, saliency, start), saliency)
 
 
@@ -167,7 +167,7 @@ def attn_random(
     tokens: Tokens, mask: Mask, saliency: Score, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
     """Draws `k` tokens in proportion to their saliency, without replacement."""
-    indices = choose_top(gumbel(saliency, mask, keys), mask, spec.k)
+    indices = choose_top(gumbel(saliency, mask, keys), mask, spec.count)
     return gather(tokens, mask, indices, saliency)
 
 
@@ -175,14 +175,14 @@ def random_k(
     tokens: Tokens, mask: Mask, saliency: Score | None, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
     """Draws `k` tokens, all alike, without replacement."""
-    return gather(tokens, mask, choose_top(uniform(mask, keys), mask, spec.k))
+    return gather(tokens, mask, choose_top(uniform(mask, keys), mask, spec.count))
 
 
 def strided_random(
     tokens: Tokens, mask: Mask, saliency: Score | None, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
     """Draws one token out of every window."""
-    indices, real = choose_in_windows(uniform(mask, keys), mask, spec.window)
+    indices, real = choose_in_windows(uniform(mask, keys), mask, spec.stride)
     picked = jnp.take_along_axis(tokens, indices[..., None], axis=1)
     return Pooled(
         tokens=jnp.where(real[..., None], picked, 0),
@@ -198,7 +198,7 @@ def max_pool(
     tokens: Tokens, mask: Mask, saliency: Score | None, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
     """Maximum of each channel over every window."""
-    return max_windows(tokens, mask, spec.window)
+    return max_windows(tokens, mask, spec.stride)
 
 
 def max_windows(tokens: Tokens, mask: Mask, window: int) -> Pooled:
@@ -212,7 +212,7 @@ def avg_pool(
     tokens: Tokens, mask: Mask, saliency: Score | None, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
     """Mean of each channel over the real tokens of every window."""
-    windows, real = to_windows(tokens, mask, spec.window)
+    windows, real = to_windows(tokens, mask, spec.stride)
     total = jnp.where(real[..., None], windows, 0).sum(axis=2, dtype=jnp.float32)
     count = jnp.maximum(real.sum(axis=2), 1)[..., None]
     return _windowed((total / count).astype(tokens.dtype), real)
@@ -222,8 +222,8 @@ def attn_avg(
     tokens: Tokens, mask: Mask, saliency: Score, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
     """Saliency-weighted mean over every window: `avg(x s) / (avg(s) + 1e-5)`."""
-    windows, real = to_windows(tokens, mask, spec.window)
-    score = to_windows(saliency[..., None], mask, spec.window)[0]  # [b, k, window, 1]
+    windows, real = to_windows(tokens, mask, spec.stride)
+    score = to_windows(saliency[..., None], mask, spec.stride)[0]  # [b, k, window, 1]
     score = jnp.where(real[..., None], score, 0)
     total = jnp.sum(jnp.where(real[..., None], windows, 0) * score, axis=2)
     count = jnp.maximum(real.sum(axis=2), 1)[..., None]
@@ -236,8 +236,8 @@ def channel_topk(
 ) -> Pooled:
     """The `k` largest values of each channel over time, descending."""
     values = jnp.where(mask[..., None], tokens, -jnp.inf).swapaxes(1, 2)  # [b, d, t]
-    largest = jax.lax.top_k(values, spec.k)[0].swapaxes(1, 2)
-    real = jnp.arange(spec.k) < mask.sum(axis=1, keepdims=True)
+    largest = jax.lax.top_k(values, spec.count)[0].swapaxes(1, 2)
+    real = jnp.arange(spec.count) < mask.sum(axis=1, keepdims=True)
     return Pooled(tokens=jnp.where(real[..., None], largest, 0), mask=real)
 
 
@@ -245,7 +245,7 @@ def merge(
     tokens: Tokens, mask: Mask, saliency: Score | None, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
     """Averages similar tokens until `k` are left (see `merge_to`)."""
-    return Pooled(*merge_to(tokens, mask, spec.k))
+    return Pooled(*merge_to(tokens, mask, spec.count))
 
 
 def keep_all(

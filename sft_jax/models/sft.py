@@ -1,5 +1,7 @@
 """The Sparse Fusion Transformer (arXiv 2111.11992, figure 2)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
@@ -47,7 +49,8 @@ class SparseFusionTransformer(nn.Module):
         """
         check_inputs(inputs, mask, self.modalities)
         pre, post = self.config.num_pre_layers, self.config.num_post_layers
-        cls, tokens, token_masks, pooled = 0.0, [], [], {}
+        cls: Any = 0.0
+        tokens, token_masks, pooled = [], [], {}
         for i, spec in enumerate(self.modalities):
             encoder = ModalityEncoder(spec, self.config, name=f"encoder_{spec.name}")
             own_cls, kept = encoder(

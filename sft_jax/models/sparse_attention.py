@@ -123,10 +123,11 @@ def _rows_of_sample(query, token, key, value, slots, pattern):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _fixed(query, key, value, weights, slots, pattern):
-    return _fixed_forward_pass(query, key, value, weights, slots, pattern)[0]
+    return _fixed_forward_pass((query, key, value, weights, slots), pattern)[0]
 
 
-def _fixed_forward_pass(query, key, value, weights, slots, pattern):
+def _fixed_forward_pass(inputs, pattern):
+    query, key, value, weights, slots = inputs
     forward = functools.partial(forward_head, pattern=pattern)
     outputs = over_heads(forward, (query, key, value), (), (weights, slots))
     (values,), (log_sum,), (saliency,) = outputs
@@ -135,7 +136,7 @@ def _fixed_forward_pass(query, key, value, weights, slots, pattern):
 
 def _fixed_forward(query, key, value, weights, slots, pattern):
     inputs = jax.tree.map(lambda x: x.value, (query, key, value, weights, slots))
-    return _fixed_forward_pass(*inputs, pattern)
+    return _fixed_forward_pass(inputs, pattern)
 
 
 def _fixed_backward(pattern, residuals, cotangents):

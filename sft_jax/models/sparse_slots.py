@@ -103,7 +103,7 @@ def arrange(x, slots: Slots, pattern: Pattern):
 
 def restore(x, slots: Slots, t: int, pattern: Pattern):
     """`[slots, ...] -> [t, ...]` of one sample; zero where a token is masked."""
-    if slots.slot is not None:
+    if slots.slot is not None and slots.mask is not None:
         x = jnp.take(x, slots.slot, axis=0, mode="clip")
         return jnp.where(slots.mask[1:].reshape(-1, *[1] * (x.ndim - 1)), x, 0)
     start, gap = ragged(t, pattern.stride)

@@ -68,7 +68,7 @@ def backward_head(heads, rows, samples, pattern: Pattern):
     delta = product("te,te->t", d_values, values)
     per_query = (query, d_values, delta, None if d_saliency is None else weights)
     cls = jax.tree.map(lambda x: x[:1], per_query)
-    d_query, d_key, d_value = _cls_backward(*cls, log_sum[:1], key, value, d_saliency, slots.mask)
+    d_query, d_key, d_value = _cls_backward(cls, log_sum[:1], key, value, d_saliency, slots.mask)
     if len(key) > 1:
         tokens = _tokens_backward(per_query, log_sum[1:], key, value, d_saliency, slots, pattern)
         d_query = jnp.concatenate([d_query, tokens[0]])
@@ -95,7 +95,8 @@ def _cls_forward(query, key, value, weight, mask):
     return values, log_sum, None if weight is None else attention[0] * weight
 
 
-def _cls_backward(query, d_values, delta, weight, log_sum, key, value, d_saliency, mask):
+def _cls_backward(cls, log_sum, key, value, d_saliency, mask):
+    query, d_values, delta, weight = cls
     attention = jnp.exp2(_cls_scores(query, key, mask) - log_sum[:, None])
     d_attention = product("re,ke->rk", d_values, value)
     if d_saliency is not None:
@@ -155,7 +156,10 @@ def _tokens_forward(query, key, value, weights, cls, slots, pattern):
     keys = _keys(key, value, slots, pattern)
     query = cut(arrange(query, slots, pattern), pattern)
     weights = None if weights is None else _blocks(weights, slots, pattern)
-    run = functools.partial(functools.partial, _run_tiles)
+
+    def run(shift):
+        return functools.partial(_run_tiles, shift=shift)
+
     inputs = query, weights, cls[:2], keys
     if target_platform() == "cpu":
         small = are_small(query, [keys.key, keys.local_key], [keys.value, keys.local_value])
@@ -185,8 +189,8 @@ def _run_tiles(query, weights, cls, keys, *, shift):
     shared = keys.key, _counted(keys.value, keys.real)
 
     def tile(totals, block):
-        i, *block = block
-        values, log_sum, far, near = _tile_forward(*block, shared, shift)
+        i, query, weights, local = block
+        values, log_sum, far, near = _tile_forward(query, weights, local, shared, shift)
         put = functools.partial(
             jax.lax.dynamic_update_slice_in_dim, start_index=1 + i * rows, axis=0
         )
@@ -244,7 +248,7 @@ def _tokens_backward(per_query, log_sum, key, value, d_saliency, slots, pattern)
     counted = keys.key * keys.real[:, None].astype(key.dtype)
 
     def tile(totals, block):
-        d_query, d_key, d_value, *local = _tile_backward(*block, keys, counted, d_shared)
+        d_query, d_key, d_value, *local = _tile_backward(block, keys, counted, d_shared)
         return (totals[0] + d_key, totals[1] + d_value), (d_query, *local)
 
     zeros = jnp.zeros(keys.key.T.shape, jnp.float32)
@@ -260,7 +264,8 @@ def _tokens_backward(per_query, log_sum, key, value, d_saliency, slots, pattern)
     return restore(merge(d_query), slots, t, pattern), *map(to_tokens, shared, local)
 
 
-def _tile_backward(per_query, log_sum, local, d_local, keys, counted, d_shared):
+def _tile_backward(block, keys, counted, d_shared):
+    per_query, log_sum, local, d_local = block
     query, d_values, delta, weights = per_query
     local_key, local_value, local_real = local
     far_query, far_d_values = (x.reshape(-1, x.shape[2]) for x in (query, d_values))

@@ -11,7 +11,7 @@ its row sums come out of the same product as the values.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,15 +71,16 @@ def _even_rows(queries: int, most: int) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _streamed(query, key, value, mask, weights, tiling):
-    return _forward_pass(query, key, value, mask, weights, tiling)[0]
+    return _forward_pass((query, key, value, mask, weights), tiling)[0]
 
 
 def _forward(query, key, value, mask, weights, tiling):
-    inputs = (x and x.value for x in (query, key, value, mask, weights))
-    return _forward_pass(*inputs, tiling)
+    inputs = [x and x.value for x in (query, key, value, mask, weights)]
+    return _forward_pass(inputs, tiling)
 
 
-def _forward_pass(query, key, value, mask, weights, tiling):
+def _forward_pass(inputs, tiling):
+    query, key, value, mask, weights = inputs
     head = functools.partial(_forward_head, rows=tiling.forward)
     outputs = over_heads(head, (query, key, value), (), (mask, weights))
     (values,), (log_sum,), (saliency,) = outputs
@@ -118,7 +119,10 @@ def _forward_head(heads, _, samples, *, rows):
     query, key, value = scaled(query), _real(key, mask), _real(value, mask)
     counted = jnp.ones(len(value)) if mask is None else mask
     counted = jnp.concatenate([value, counted[:, None].astype(value.dtype)], axis=1)
-    run = functools.partial(functools.partial, _forward_tiles, rows=rows)
+
+    def run(shift):
+        return functools.partial(_forward_tiles, rows=rows, shift=shift)
+
     inputs = (query, key, counted, mask, weights)
     if target_platform() == "cpu":
         shift = jnp.logical_not(are_small(query, [key], [value]))
@@ -146,7 +150,7 @@ def _forward_tile(query, key, counted, mask, weights, shift):
     largest score is taken away first, as large scores need it.
     """
     scores = product("ke,re->kr", key, query)
-    largest = 0.0
+    largest: Any = 0.0
     if shift:
         if mask is not None:
             scores = jnp.where(mask[:, None], scores, _MASKED)
@@ -184,8 +188,8 @@ def _backward_head(heads, rows_of_map, samples, *, rows):
     # The derivative by a score to base 2 is that by a plain one times log 2.
     d_query = scaled(_from_blocks(d_query, len(query))) * math.log(2)
     grads = d_query, _real(d_key.T, mask) * math.log(2), _real(d_value.T, mask)
-    grads = (grad.astype(x.dtype) for grad, x in zip(grads, (query, key, value), strict=True))
-    return tuple(grads), (), ()
+    primals = (query, key, value)
+    return tuple(g.astype(x.dtype) for g, x in zip(grads, primals, strict=True)), (), ()
 
 
 def _backward_tile(block, key, value, mask, d_saliency):

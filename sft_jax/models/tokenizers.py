@@ -117,9 +117,8 @@ def check_inputs(
                 "modality, with an all-false mask where it is missing"
             )
     for spec in specs:
-        shape, tail = inputs[spec.name].shape, (spec.length,)
-        if spec.tokenizer != "token":
-            tail += (spec.feature_dim,)
+        features = () if spec.tokenizer == "token" else (spec.feature_dim,)
+        shape, tail = inputs[spec.name].shape, (spec.length, *features)
         if shape[1:] != tail or mask[spec.name].shape != shape[:2]:
             raise ValueError(
                 f"modality {spec.name!r}: given shape {shape} with mask "

@@ -56,10 +56,11 @@ def round_up(size: int, step: int) -> int:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(query, far, near, weights, tiling):
     """`tpu_kernels.forward` with a gradient: values and the saliency of far and near keys."""
-    return _attend_forward_pass(query, far, near, weights, tiling)[0]
+    return _attend_forward_pass((query, far, near, weights), tiling)[0]
 
 
-def _attend_forward_pass(query, far, near, weights, tiling):
+def _attend_forward_pass(inputs, tiling):
+    query, far, near, weights = inputs
     out = tpu_kernels.forward(query, far, near, weights, tiling)
     result = (out["values"], out.get("far_saliency"), out.get("near_saliency"))
     return result, (query, far, near, weights, out["values"], out["log_sum"])
@@ -67,7 +68,7 @@ def _attend_forward_pass(query, far, near, weights, tiling):
 
 def _attend_forward(query, far, near, weights, tiling):
     inputs = jax.tree.map(lambda x: x.value, (query, far, near, weights))
-    return _attend_forward_pass(*inputs, tiling)
+    return _attend_forward_pass(inputs, tiling)
 
 
 def _attend_backward(tiling, residuals, cotangents):

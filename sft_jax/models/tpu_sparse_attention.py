@@ -28,7 +28,8 @@ class _Layout(NamedTuple):
     length: int  # of the sequence
     size: int  # lanes of a sequence and of its slots
     rows: int  # lanes of a tile, which are whole blocks
-    count: int  # summaries; CLS lies behind them
+    # Summaries; CLS lies behind them. Hides tuple.count, which nobody needs here.
+    count: int  # type: ignore[assignment]
     far: int  # lanes of the summaries and CLS
     slots: Array  # [b, size] which slots hold a token
     summaries: Array  # [b, size] which slots are a summary's
@@ -126,19 +127,23 @@ def kernel_fixed_attention(
     far = project(layout.far_of(in_slots, of_cls), slice(1, 3))
     h, e = query.shape[1:3]
     far_real = layout.far_of(layout.slots[:, None].astype(x.dtype), jnp.ones_like(x[:, :1, :1]))
-    far = _keys(far, far_real[:, 0] > 0)
-    near = _keys(near, layout.slots & ~layout.summaries)
+    far_keys = _keys(far, far_real[:, 0] > 0)
+    near_keys = _keys(near, layout.slots & ~layout.summaries)
     weights = None
     if query_weights is not None:
         weights = jax.lax.stop_gradient(query_weights)[:, None] / h
         weights, of_cls_weights = layout.forth(weights), weights[..., :1]
     values, *saliency = attend(
-        _pad_width(query * e**-0.5), far, near, weights, Tiling(layout.rows, pattern.stride)
+        _pad_width(query * e**-0.5),
+        far_keys,
+        near_keys,
+        weights,
+        Tiling(layout.rows, pattern.stride),
     )
     cls_query = _pad_width(project(of_cls, slice(0, 1))[0] * e**-0.5)
     last = slice(layout.count, layout.count + 1)
-    own = far.key[..., last], far.value[..., last]
-    cls_values, *cls_maps = _cls_row(cls_query, own, near, layout.slots)
+    own = far_keys.key[..., last], far_keys.value[..., last]
+    cls_values, *cls_maps = _cls_row(cls_query, own, near_keys, layout.slots)
     tokens = layout.back(finish(values[:, :, :e]), finish(cls_values[:, :, :e])).transpose(0, 2, 1)
     if weights is None:
         return tokens, None

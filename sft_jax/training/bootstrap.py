@@ -22,7 +22,7 @@ def bootstrap_draws(
         DataError: fewer than two groups (or samples), or not one group a sample.
     """
     member = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    units = int(member.max()) + 1 if n else 0
+    units = int(np.max(member)) + 1 if n else 0
     if units < 2 or len(member) != n:
         raise DataError(
             f"bootstrap: found {units} groups over {len(member)} samples, expected at least 2 over "
@@ -91,7 +91,7 @@ def bootstrap_interval(
             raise DataError(f"bootstrap: found {len(values)} values, expected one for each of {n}")
 
         def statistic(times: np.ndarray) -> float:
-            return times @ values / times.sum()
+            return float(times @ values / times.sum())
 
     draws = bootstrap_draws(statistic, n, seed, groups=groups, replicates=replicates)
     return interval_of(draws, level)
@@ -133,5 +133,5 @@ def estimate(value: float, low: float, high: float) -> dict[str, float | None]:
     An interval is stated whole or not at all, and never around a value that is not there.
     """
     if not np.isfinite([value, low, high]).all():
-        low = high = None
-    return {"value": value if np.isfinite(value) else None, "low": low, "high": high}
+        return {"value": value if np.isfinite(value) else None, "low": None, "high": None}
+    return {"value": value, "low": low, "high": high}

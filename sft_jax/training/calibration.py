@@ -26,7 +26,7 @@ class Reliability(NamedTuple):
     """
 
     edges: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # tuple.count, which nobody needs here
     confidence: np.ndarray
     accuracy: np.ndarray
 

@@ -135,7 +135,7 @@ def train(
                 bar.set_postfix(recorder.flush())
             if evaluates or saves:
                 progress = dataclasses.replace(progress, data=parts.batches.get_state())
-            if evaluates:
+            if evaluates and parts.validate is not None:
                 values = parts.validate(state.params)
                 recorder.validated(step, values)
                 state, progress, is_best = _judge(config, schedule, state, progress, step, values)
@@ -162,7 +162,7 @@ def _judge(
     if config.optimizer.schedule == "plateau":
         plateau = progress.plateau.update(values["loss"], config.optimizer)
         progress = dataclasses.replace(progress, plateau=plateau)
-        state = state.replace(lr_scale=_like(state.lr_scale, plateau))
+        state = dataclasses.replace(state, lr_scale=_like(state.lr_scale, plateau))
     value = values[config.train.best_metric]
     sign = -1.0 if config.train.best_metric == "loss" else 1.0
     better = progress.best is None or sign * value > sign * progress.best

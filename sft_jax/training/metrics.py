@@ -217,7 +217,7 @@ def evaluate(
     rows = (probabilities, label, ranking)
     probabilities, label, ranking = (np.repeat(row, times, axis=0) for row in rows)
     group = None if group is None else np.repeat(group, times)
-    draws = {"groups": group, "bootstrap": {"seed": seed, "replicates": replicates}}
+    draws: dict[str, Any] = {"groups": group, "bootstrap": {"seed": seed, "replicates": replicates}}
     return {
         "split": split,
         "step": step,
@@ -245,7 +245,9 @@ def _sample_level(
     def f1(times: np.ndarray) -> float:
         return macro_f1(confusion_matrix(label, predicted, num_classes, times))
 
-    statistics = {f"top{k}": _hits(probabilities, label, k) for k in _ks(num_classes)}
+    statistics: dict[str, Any] = {
+        f"top{k}": _hits(probabilities, label, k) for k in _ks(num_classes)
+    }
     statistics |= {"loss": _nats(probabilities, label), "macro_f1": f1}
     return {name: _estimate(what, n, groups, bootstrap) for name, what in statistics.items()}
 
@@ -295,7 +297,7 @@ def _group_level(
     """Groups judged by `vote`; None without them, for single samples, and for mixed classes."""
     if groups is None:
         return None
-    members = {}
+    members: dict[str, set[int]] = {}
     for name, cls in zip(groups.tolist(), label.tolist(), strict=True):
         members.setdefault(name, set()).add(cls)
     if len(members) == len(label) or max(map(len, members.values())) > 1:

@@ -65,7 +65,8 @@ def take_rows(split: Batch, fold: Int[Array, ""], rows: Int[Array, " b"]) -> Bat
     def blank(x):
         return jnp.where(real.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
 
-    return {**jax.tree.map(blank, batch), "id": jnp.where(real, batch["id"], -1)}
+    taken: Batch = jax.tree.map(blank, batch)
+    return {**taken, "id": jnp.where(real, batch["id"], -1)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -61,7 +62,7 @@ def requested(
     Raises:
         ConfigError: values that are no numbers, out of range, or only some of the three.
     """
-    given = {
+    given: dict[str, Any] = {
         "coordinator": coordinator or environ.get(VARIABLES["coordinator"]),
         "num_processes": _number("num_processes", num_processes, environ),
         "process_index": _number("process_index", process_index, environ),
@@ -207,12 +208,13 @@ def parting() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        usual = isinstance(error, SystemExit) and not error.code
+        code = error.code if isinstance(error, SystemExit) else None
+        usual = isinstance(error, SystemExit) and not code
         if usual or not jax.distributed.is_initialized():
             raise
         where = f"process {jax.process_index()} of {jax.process_count()}"
-        said = isinstance(error, SystemExit) and isinstance(error.code, str)
-        text = error.code if said else traceback.format_exc()
+        said = isinstance(code, str)
+        text = code if said else traceback.format_exc()
         print(f"{where}: {text}", file=sys.stderr, flush=True)
         if not said:
             print(_LOST, file=sys.stderr, flush=True)

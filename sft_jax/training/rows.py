@@ -33,7 +33,7 @@ def distributions(
     times = counted(weight, len(label))
     kept = times > 0
     rows = probabilities[kept]
-    good = np.isfinite(rows).all(axis=1) & (rows >= 0).all(axis=1)
+    good = np.asarray(np.isfinite(rows).all(axis=1) & (rows >= 0).all(axis=1))
     good[good] = np.abs(rows[good].sum(axis=1) - 1) < 1e-2  # rows rounded to bfloat16 pass
     if not good.all():
         at = int(np.flatnonzero(kept)[np.argmin(good)])

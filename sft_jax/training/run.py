@@ -22,8 +22,10 @@ from sft_jax.training.step import ApplyFn, StepConfig
 from sft_jax.types import CheckpointError, ConfigError
 
 # Settings that say where and how fast, not what: they may change between resumes.
-_MAY_CHANGE = ("data.data_dir", "data.num_threads", "data.prefetch", "train.keep")
-_MAY_CHANGE += ("train.data_parallel", "train.fsdp_parallel")
+_MAY_CHANGE = (
+    *("data.data_dir", "data.num_threads", "data.prefetch", "train.keep"),
+    *("train.data_parallel", "train.fsdp_parallel"),
+)
 # A process that dies is noticed before; one that prepares large data may take long.
 _PATIENCE_MS = 12 * 3600 * 1000
 
@@ -172,7 +174,7 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: json.loads(json.dumps(tree))}
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
     return flat

@@ -206,7 +206,7 @@ def evaluate(
         group=shared,
     )
     ablated = _without_each(session, eval_step, state.params, split) if ablate else {}
-    predictions = {
+    predictions: dict[str, Any] = {
         "id": np.asarray(session.source.ids(split)),
         "group": groups,
         "label": outputs["label"],

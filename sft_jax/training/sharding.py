@@ -61,7 +61,7 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def shard(path, leaf):
-        spec = [None] * len(leaf.shape)
+        spec: list[str | None] = [None] * len(leaf.shape)
         axis = split_axis(path_name(path), leaf.shape, mesh.shape["fsdp"])
         if axis is not None:
             spec[axis] = "fsdp"

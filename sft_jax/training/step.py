@@ -175,7 +175,7 @@ def _sum_over(axes: Sequence[str], sums: Any, split: Mapping[str, int]) -> Any:
     others = tuple(axis for axis in axes if axis != "fsdp" and jax.lax.axis_size(axis) > 1)
     parts = {name: own[name] for name in split}
     own = {**whole, **(jax.lax.psum(parts, others) if others else parts)}
-    return structure.unflatten([own[path_name(path)] for path, _ in leaves]), metrics
+    return jax.tree.unflatten(structure, [own[path_name(path)] for path, _ in leaves]), metrics
 
 
 def apply_gradients(
@@ -189,7 +189,8 @@ def apply_gradients(
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": config.schedule(state.step) * state.lr_scale,
     }
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,

@@ -169,7 +169,8 @@ class _Trainer:
         size = config.train.batch_size
         self.orders = [batch_order(sizes[f], size, s) for f, s in padded]
         self.train_split = self._put_split([fold.splits["train"] for fold in folds])
-        self.valid = [fold.splits.get("valid") for fold in folds]
+        # Looked at only if every fold has one.
+        self.valid: list[Any] = [fold.splits.get("valid") for fold in folds]
         if config.optimizer.schedule == "plateau" and None in self.valid:
             raise ConfigError(
                 "optimizer.schedule: given 'plateau' for folds without a validation split, "
@@ -218,8 +219,8 @@ class _Trainer:
         logits = self.population.logits(
             params, self.members, split, self.population.put(rows, runs=True)
         )
-        logits = np.asarray(logits).reshape(len(rows), num_steps * size, -1)
-        return [x[: counts[fold]] for x, fold in zip(logits, self.fold, strict=True)]
+        by_run = np.asarray(logits).reshape(len(rows), num_steps * size, -1)
+        return [x[: counts[fold]] for x, fold in zip(by_run, self.fold, strict=True)]
 
     def _validate(self, step: int) -> dict[str, np.ndarray]:
         """Metrics of every run; keeps the parameters of those that are better than before."""
@@ -244,7 +245,8 @@ class _Trainer:
                 for plateau, loss in zip(self.plateaus, values["loss"], strict=True)
             ]
             scale = np.array([plateau.scale for plateau in self.plateaus], np.float32)
-            self.states = self.states.replace(lr_scale=self.population.put(scale, runs=True))
+            lr_scale = self.population.put(scale, runs=True)
+        self.states = dataclasses.replace(self.states, lr_scale=lr_scale)
         return {f"valid {name}": value for name, value in values.items()}
 
     def _sums(self, step: int, pending: list[Any]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import QUICK
 
 from sft_jax.config import BaselineConfig, Config, ModelConfig
 from sft_jax.interop import recorded
@@ -19,14 +20,6 @@ from sft_jax.types import ModalitySpec
 
 VECTORS = Path(__file__).parent.parent / "reference_vectors"
 FILES = sorted(path.name for path in VECTORS.glob("*.npz"))
-
-
-# Compiling takes most of the time here, so what only makes the result faster is left out.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 # --- the recorded files

@@ -8,17 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from quick import QUICK
 
 from sft_jax.models import streamed_attention
 from sft_jax.models.attention import dot_product_attention
 
 BOTH = ("xla", "streamed")
-# Compiling takes most of the time here, so what only makes the result faster is left out.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 # --- the oracle: float64, one head at a time ------------------------------------------------------

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import QUICK
 
 from sft_jax.config import ModelConfig
 from sft_jax.models.layers import BlockConfig, EncoderBlock
@@ -16,12 +17,6 @@ LENGTHS = {"a": 3, "b": 5, "c": 2}
 # Samples: all there, b missing, all but a missing, none there.
 PRESENT = {"a": [1, 1, 1, 0], "b": [1, 0, 0, 0], "c": [1, 1, 0, 0]}
 BOTTLENECKS = 2
-# Compiling takes most of the time here, so what only makes the result faster is left out.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 def block():

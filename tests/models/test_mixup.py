@@ -6,18 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick import QUICK
 
 from sft_jax.config import ModelConfig
 from sft_jax.models.mixup import Mixup, draw_depth, draw_lam, draw_partners, mix, mixer
 from sft_jax.models.sft import SparseFusionTransformer
 from sft_jax.types import ModalitySpec
-
-# Compiling takes most of the time here, so what only makes the result faster is left out.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 def mixup_of(depth, lam, partner):

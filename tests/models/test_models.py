@@ -8,18 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick import QUICK
 
 from sft_jax.config import BASELINE_SETTINGS, BaselineConfig, Config, ModelConfig
 from sft_jax.models import registry
 from sft_jax.types import COUNTING_POOLS, POOLS, ModalitySpec
 
 B = 3
-# Compiling takes most of the time here, so what only makes the result faster is left out.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 # Over the four counts of modalities every pool has its turn.
 POOLS_OF = {
     1: ("cls_topk",),

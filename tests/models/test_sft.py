@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick import QUICK
 
 from sft_jax.config import ModelConfig
 from sft_jax.models.sft import SparseFusionTransformer
@@ -31,12 +32,6 @@ SPECS = (
 )
 NAMES = tuple(spec.name for spec in SPECS)
 BOTH = ("xla", "streamed")
-# Compiling takes most of the time here, so what only makes the result faster is left out.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 PADDING = 4  # steps, two rows of patches or tubelets
 B = 2
 

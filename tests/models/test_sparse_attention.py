@@ -11,19 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
+from quick import QUICK
 
 from sft_jax.models import sparse_tiles
 from sft_jax.models.attention import dot_product_attention
 from sft_jax.models.sparse_attention import fixed_attention
 from sft_jax.types import ConfigError
-
-# Compiling takes most of the time here, so what only makes the result faster is left out.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
-
 
 # --- the oracle -----------------------------------------------------------------------------------
 

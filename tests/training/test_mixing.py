@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import QUICK
 
 from sft_jax.config import Duration, MixupConfig
 from sft_jax.training import session
@@ -78,12 +79,6 @@ def test_a_run_with_mixup_can_be_evaluated_on_any_devices(tiny, monkeypatch, dev
 # --- the draw
 
 
-# Compiling takes most of the time here, so what only makes the result faster is left out.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 jitted = jax.jit(draw_mixup, static_argnums=(0, 1), compiler_options=QUICK)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from sft_jax.data.arrays import ArrayTable, read_arrays, source_files
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
-from sft_jax.data.records import Contents, LazyRecords, Record
+from sft_jax.data.records import Contents, LazyRecords, Record, Records
 from sft_jax.data_config import ArraysOptions
 from sft_jax.types import DataError
 
@@ -36,7 +36,8 @@ class Arrays(SourceBuilder, skip_registration=True):
         """Reads, checks and splits the arrays."""
         table = read_arrays(self.options.path, require_label=True)
         groups = split_groups(sorted(set(table.group)), self.options)
-        splits = {}
+        assert table.label is not None  # as asked for
+        splits: dict[str, Records] = {}
         for name, members in groups.items():
             chosen = set(members)
             rows = [row for row, group in enumerate(table.group) if group in chosen]

@@ -23,7 +23,8 @@ from sft_jax.types import DataError
 SHARD_BYTES = 64 << 20
 
 
-class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+# TFDS comes without types, so mypy does not see that its classes take the keyword.
+class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A source as a TFDS builder that neither prepares nor reads with TensorFlow.
 
     Shards are written as they come: the shuffling of `GeneratorBasedBuilder` needs TensorFlow once
@@ -40,9 +41,14 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """
 
     VERSION = tfds.core.Version("1.1.0")
+    _contents: Contents  # once `write` has read them
     # There are no downloads whose checksums TFDS would look for beside the code, and its search
     # imports importlib_resources, which it does not declare.
     code_path = None
+
+    def __init_subclass__(cls, *, skip_registration: bool = True):
+        """No source is registered: its records are read by the directory they lie in."""
+        super().__init_subclass__(skip_registration=skip_registration)
 
     def __init__(self, options: Any, data_dir: str | os.PathLike):
         """Places the source; nothing is read but the hash of the source file.
@@ -54,7 +60,6 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self.options = options
         self.sha256 = self.source_sha256()
         self.resources = contextlib.ExitStack()
-        self._contents: Contents | None = None
         self._root = Path(data_dir).expanduser().absolute()
 
     @abc.abstractmethod

@@ -61,7 +61,8 @@ def _table(
     key = f"{split}/regression_labels"
     size = len(inputs[MODALITIES[0]])
     value = column(path, key, entries["regression_labels"], (size,), "fiu").astype(np.float64)
-    mask, repairs = {}, {}
+    mask: dict[str, np.ndarray] = {}
+    repairs: dict[str, int] = {}
     for name, values in inputs.items():
         known = _known_mask(path, split, name, values, size, entries)
         mask[name], counts = inspect(values, known)

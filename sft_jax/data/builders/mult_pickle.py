@@ -112,11 +112,12 @@ def _table(
         given = column(path, key, entries["labels"], (size, len(EMOTIONS), 2), "fiu")
         label = _one_of_two(path, key, given, EMOTIONS.index(emotion))
         value = np.full(size, np.nan)
-    mask, repairs = {}, {}
+    mask: dict[str, np.ndarray] = {}
+    repairs: dict[str, int] = {}
     for name, values in inputs.items():
         mask[name], counts = inspect(values)
         repairs |= {f"{name}: {kind} set to 0": count for kind, count in counts.items()}
-    parts = [(f"{split}{row:06d}",) for row in range(size)]
+    parts: list[tuple[str, ...]] = [(f"{split}{row:06d}",) for row in range(size)]
     if "id" in entries:
         parts = names(path, f"{split}/id", entries["id"], size)
     return SequenceTable(

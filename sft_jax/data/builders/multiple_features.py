@@ -86,12 +86,12 @@ def read_views(
         DataError: a file is not as documented, or files disagree.
     """
     views: dict[str, np.ndarray] = {}
-    label = None
+    label = np.empty(0, np.int64)
     for view, shape in VIEWS.items():
         member = members[file_name(view)]
         values, own = read_view(member, shape[0] * shape[1])
         first = file_name(next(iter(VIEWS)))
-        label = own if label is None else label
+        label = label if views else own
         if len(own) != len(label):
             wanted = f"{len(label)}, as {first} has"
             raise layout_error(member.where, "rows", f"{len(own)} rows", wanted, _AGAIN)
@@ -143,11 +143,11 @@ def split(
         DataError: a class with fewer samples than folds, or than are to be held out.
     """
     counts = np.bincount(label, minlength=NUM_CLASSES)
-    if counts.min() < options.folds:
+    if np.min(counts) < options.folds:
         raise layout_error(
             options.path,
             "rows",
-            f"{counts.min()} of class {counts.argmin()}",
+            f"{np.min(counts)} of class {np.argmin(counts)}",
             f"at least {options.folds} of every class, one a fold",
             "lower data.options.folds, or get the files again (docs/data.md)",
         )
