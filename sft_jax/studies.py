@@ -1,7 +1,5 @@
 """What the studies of the smartwatch recordings share (see configs/studies/)."""
 
-import dataclasses
-
 from sft_jax.config import (
     AugmentConfig,
     Config,
@@ -54,7 +52,7 @@ _CHOSEN = (
 )
 
 
-def smartwatch(steps: int = 600) -> Config:
+def smartwatch(steps: int = 600, valid_subjects: int = 0) -> Config:
     """SFT on windows of accelerometer and gyroscope, without a fold yet.
 
     Widths, augmentation and optimizer were chosen by accuracy on validation subjects, with six
@@ -62,6 +60,7 @@ def smartwatch(steps: int = 600) -> Config:
 
     Args:
         steps: of training.
+        valid_subjects: of each fold. The last parameters are judged all the same.
     """
     return Config(
         # A token is a fifth of a second; three of the 25 are kept.
@@ -82,7 +81,9 @@ def smartwatch(steps: int = 600) -> Config:
         ),
         data=DataConfig(
             source="smartwatch_exercises",
-            options=SmartwatchOptions(window=250, step=50, valid_subjects=0, folds=NUM_FOLDS),
+            options=SmartwatchOptions(
+                window=250, step=50, valid_subjects=valid_subjects, folds=NUM_FOLDS
+            ),
             normalization="rms",
         ),
         augment=AugmentConfig(
@@ -104,6 +105,7 @@ def smartwatch(steps: int = 600) -> Config:
             eval_every=_steps(100),
             checkpoint_every=_steps(steps),
             best_metric="top1",
+            best_after=_steps(steps if valid_subjects else 0),
         ),
     )
 
@@ -127,20 +129,11 @@ def study(
         held_out: `subjects` or `time`.
         valid_subjects: of each fold, to choose a setting by.
     """
-    base = smartwatch()
+    base = smartwatch(valid_subjects=valid_subjects)
     held = {"data.options.held_out": held_out}
     protocol = _PROTOCOLS["validation" if valid_subjects else held_out]
     protocol += _TRAINING.format(steps=int(base.train.duration.value))
-    if valid_subjects:
-        # The last parameters are judged, as where there is no validation.
-        options = dataclasses.replace(base.data.options, valid_subjects=valid_subjects)
-        base = dataclasses.replace(
-            base,
-            data=dataclasses.replace(base.data, options=options),
-            train=dataclasses.replace(base.train, best_after=base.train.duration),
-        )
-    else:
-        protocol += _CHOSEN
+    protocol += "" if valid_subjects else _CHOSEN
     return Study(
         name=name,
         title=title,
