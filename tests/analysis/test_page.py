@@ -203,8 +203,9 @@ def test_page_and_twin_of_a_run_hold_the_same_tables(workdir):
 def test_page_and_twin_of_a_study_hold_the_same_tables(study):
     folder = study(lambda setting, fold, seed: 0.5 + 0.1 * (setting == "sft"))
     rows = same_tables(report.read_document([folder]))
-    # Scores and conditions per sample and per group, other metrics, cost, calibration, settings.
-    assert sum(row[0] == "sft" for row in rows) == 8
+    # In short, scores and conditions per sample and per group, other metrics, cost, calibration,
+    # settings.
+    assert sum(row[0] == "sft" for row in rows) == 9
 
 
 def test_the_written_page_loads_nothing(workdir):
