@@ -182,7 +182,8 @@ def _no_device_needed() -> Iterator[None]:
     # Several processes may compile at once; the cloud's metadata server is not asked for a slice.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    if jax.config.read("jax_platforms") is None:
+    # The stubs of jax do not list every setting.
+    if jax.config.jax_platforms is None:  # type: ignore[attr-defined]
         jax.config.update("jax_platforms", "cpu")
     logger = logging.getLogger("jax._src.xla_bridge")
     level = logger.level
