@@ -13,7 +13,7 @@ TESTS ?= $(shell sed '/^\#/d' .ci/selection.txt)
 TOOLS := build/tools
 
 .PHONY: install test lint demo benchmark notebooks docs clean
-.PHONY: $(SETS) versions locks wheel audit licences
+.PHONY: $(SETS) sets versions locks wheel audit licences
 
 install: $(VENV)/installed
 
@@ -37,6 +37,9 @@ lint: install
 
 test: lint
 	$(RUN) pytest --numprocesses=auto --dist=loadfile
+
+sets:
+	@echo $(SETS)
 
 # Tests that a set of versions may break, with that set.
 $(SETS):
