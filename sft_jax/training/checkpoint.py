@@ -209,9 +209,9 @@ class Checkpoints:
                 raise self._none_whole("last", damaged)
             raise CheckpointError(
                 f"{lost}: this best checkpoint is damaged, and no whole one in "
-                f"{self.root / 'last'} is from before it; remove "
-                f"{self.root / 'best' / str(best[0])} to go on and keep the best of the validations "
-                "still to come, or train into a new workdir"
+                f"{self.root / 'last'} is from before it; remove {best[0]} from "
+                f"{self.root / 'best'} to go on and keep the best of the validations still to "
+                "come, or train into a new workdir"
             )
         step = going_on[0] if going_on else -1
         then = f"the training goes on from step {max(step, 0)}"

@@ -202,7 +202,8 @@ def test_a_damaged_best_is_an_error_where_it_cannot_be_written_again(
     flip(folder / "best" / "6" / "state" / "_METADATA")
     for _ in range(2):
         with pytest.raises(
-            CheckpointError, match=r"best/6/state/_METADATA.*is damaged.*remove .*best/6 to go on"
+            CheckpointError,
+            match=r"best/6/state/_METADATA.*damaged.*remove 6 from .*best to go on",
         ):
             resume(tmp_path, abstract)
     shutil.rmtree(folder / "best" / "6")
