@@ -15,7 +15,7 @@ OPTIONAL = {
     for module in ("interop.state_dict", "interop.torch_pools", "interop.torch_sft")
 }
 
-CORE = ("types", "config", "data_config", "training_config", "study_config", "config_io")
+CORE = ("types", "config", "data_config", "training_config", "study_config", "config_io", "schema")
 # Commands: nothing imports them. `cli` and `inference` are what they share.
 VERBS = {
     *("train", "evaluate", "predict", "benchmark", "plan", "export", "prepare", "report"),
@@ -39,6 +39,7 @@ ALLOWED = {
     "study_config": {"types", "config", "config_io"},
     "studies": {"types", "config", "data_config", "study_config"},
     "config_io": {"types", "config", "data_config"},
+    "schema": {"types", "version"},
     "paper": {"types", "config", "data_config"},
     "data": {"types", "config", "data_config", "data"},
     "models": {"types", "config", "models"},
