@@ -30,7 +30,6 @@ from tests.fuzz.mutate import write_input
 OUTCOMES = ("read", "named", "crashes", "hangs", "over_memory", "code_run")
 FINDINGS = OUTCOMES[2:]
 MEMORY_BYTES = 512 << 20
-RESERVED_BYTES = 2 << 30
 WARM_UP_SECONDS = 120.0
 # Of findings that look alike.
 MOST_KEPT = 3
@@ -140,6 +139,9 @@ class Fuzzing:
 
     def _lost(self, outcome: str, number: int, what: str) -> None:
         self.board.count(outcome)
+        log = self.work / "log.txt"
+        said = log.read_bytes()[-4000:].decode(errors="replace") if log.exists() else ""
+        what = f"{said}\n{what}"
         keep(self.findings, self.reader.name, outcome, self.seed, number, what, self.scratch)
 
     def _next(self, work: Callable[[int], int], seconds: float, number: int = -1) -> None:
@@ -189,7 +191,7 @@ class Fuzzing:
             self.reader.read(self._seed_copy(path))
         audit.install(self.scratch, self.work)
         base = status_bytes("VmRSS")
-        reserved = status_bytes("VmData") + max(RESERVED_BYTES, 2 * self.limits.memory)
+        reserved = status_bytes("VmData") + self.limits.memory
         resource.setrlimit(resource.RLIMIT_DATA, (reserved, reserved))
         while time.monotonic() < self._stop and number != (self.limits.inputs or -1):
             self._try(number, seeds)

@@ -33,7 +33,13 @@ TOKENS = (
     *(b"99999999999999999999", b"\\u0000", b"\\ud800", b":", b",", b";", b"\n", b"\r", b"\x00"),
     *(b"@data", b"@classLabel", b"nan", b"inf", b"1e400", b"1_000", b"\xef\xbb\xbf", b"\xff\xfe"),
     *(b"\x89HDF\r\n\x1a\n", b"TREE", b"HEAP", b"SNOD", b"OHDR", b"FRHP", b"GCOL", b"\xff" * 8),
-    *(b"!!python/object/apply:os.system", b"${x}", b"../../outside.txt", b"/etc/passwd", b"C:\\x"),
+    *(
+        b"!!python/object/apply:os.system",
+        b"${x}",
+        b"../../outside.txt",
+        b"/etc/passwd",
+        b"tests.fuzz.bait.Bait",
+    ),
 )
 
 

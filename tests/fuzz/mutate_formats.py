@@ -159,6 +159,7 @@ def _holders(content: Any) -> list[tuple[Any, Any]]:
 def _value(rng: random.Random, old: Any) -> Any:
     values: tuple = (None, True, False, 0, -1, 1, 2**31, 2**64, 10**30, 1e308, -0.5, float("nan"))
     values += (float("inf"), "", "x", "../../outside.txt", "/etc/passwd", "\x00", "\ud800", [], {})
+    values += ("tests.fuzz.bait.Bait", "tests.fuzz.bait", "antigravity.Geohash")
     values += ([old], {"x": old}, [0] * 1000, str(old), "9" * 5000)
     if isinstance(old, int | float):
         values += (old + 1, old * 2, -old, old * 10**9, float(old))
