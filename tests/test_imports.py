@@ -15,7 +15,8 @@ OPTIONAL = {
     for module in ("interop.state_dict", "interop.torch_pools", "interop.torch_sft")
 }
 
-CORE = ("types", "config", "data_config", "training_config", "study_config", "config_io")
+FILES = ("json_files", "array_files", "layouts")
+CORE = ("types", "config", "data_config", "training_config", "study_config", "config_io", *FILES)
 # Commands: nothing imports them. `cli` and `inference` are what they share.
 VERBS = {
     *("train", "evaluate", "predict", "benchmark", "plan", "export", "prepare", "report"),
@@ -33,6 +34,9 @@ ALLOWED = {
     "": {"version", "inference"},
     "version": set(),
     "types": set(),
+    "json_files": {"types"},
+    "array_files": {"types"},
+    "layouts": {"json_files"},
     "data_config": {"types"},
     "training_config": {"types"},
     "config": {"types", "data_config", "training_config"},
@@ -40,7 +44,7 @@ ALLOWED = {
     "studies": {"types", "config", "data_config", "study_config"},
     "config_io": {"types", "config", "data_config"},
     "paper": {"types", "config", "data_config"},
-    "data": {"types", "config", "data_config", "data"},
+    "data": {*FILES, "types", "config", "data_config", "data"},
     "models": {"types", "config", "models"},
     "training": {*CORE, "models", "data", "training"},
     "training.step": {*CORE, "training"},

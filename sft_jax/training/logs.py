@@ -7,6 +7,9 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from sft_jax.json_files import parse, read_text
+from sft_jax.layouts import METRIC_LINE
+
 
 class MetricLog:
     """Appends records to `metrics.jsonl` and to TensorBoard event files."""
@@ -41,5 +44,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """Complete records of a log; a line that was cut off while it was written is left out."""
     if not path.exists():
         return []
-    whole = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    remedy = "remove the line, or train into a new workdir"
+    whole = read_text(path, remedy).rpartition("\n")[0]
+    return [
+        parse(line, f"{path}, line {number}", METRIC_LINE, remedy)
+        for number, line in enumerate(whole.splitlines(), start=1)
+    ]

@@ -14,6 +14,8 @@ from jax.experimental import multihost_utils
 
 from sft_jax.config import Config
 from sft_jax.config_io import from_dict, to_dict
+from sft_jax.json_files import Shape, anything, mapped, read_json
+from sft_jax.layouts import data_of_run
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
 from sft_jax.training.mixing import MixupPlan
@@ -95,31 +97,26 @@ def read_config(workdir: Path) -> Config:
     Raises:
         CheckpointError: the folder holds no run.
     """
-    return from_dict(_read(Path(workdir) / "config.json"))
+    return from_dict(_read(Path(workdir) / "config.json", mapped(anything)))
 
 
 def read_data(workdir: Path) -> dict[str, Any]:
     """What the run knows of its data: classes, normalisation, counts, fingerprint.
 
     Raises:
-        CheckpointError: the folder holds no run.
+        CheckpointError: the folder holds no run, or one that is damaged.
     """
-    return _read(Path(workdir) / "data.json")
+    needed = data_of_run("class_names", "normalizer", "fingerprint")
+    return _read(Path(workdir) / "data.json", needed)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, shape: Shape) -> Any:
     if not path.is_file():
         raise CheckpointError(
             f"{path}: not found, expected the folder of a run; give --workdir of a run that "
             "`python -m sft_jax.train` has begun"
         )
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path}: found no JSON ({error}), expected what training wrote; restore the file, or "
-            "train into a new workdir"
-        ) from error
+    return read_json(path, shape, "restore the file, or train into a new workdir")
 
 
 def meet(place: str):
