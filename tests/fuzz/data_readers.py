@@ -1,7 +1,6 @@
 """Readers of data sets: the sources, and what was prepared from them."""
 
 import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from sft_jax.data_config import (
 )
 from sft_jax.types import DataError
 from tests.fuzz.harness import Reader
-from tests.fuzz.hostile import member
+from tests.fuzz.zips import write_zip
 
 _SHAPES = {"vision": (6, 4), "audio": (5, 3), "text": (4, 5)}
 
@@ -135,10 +134,10 @@ def _japanese_vowels(folder: Path) -> list[Path]:
 def _folder_and_archive(folder: Path, files: dict[str, str]) -> list[Path]:
     directory, archive = folder / "files", folder / "files.whl"
     directory.mkdir()
-    with zipfile.ZipFile(archive, "w") as packed:
-        for name, text in files.items():
-            (directory / name).write_text(text)
-            packed.writestr(member(f"sets/{name}"), text)
+    for name, text in files.items():
+        (directory / name).write_text(text)
+    members = [(f"sets/{name}", text.encode()) for name, text in files.items()]
+    archive.write_bytes(write_zip(members))
     return [directory, archive]
 
 

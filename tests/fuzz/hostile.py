@@ -6,9 +6,10 @@ import pickle
 import random
 import socket
 import subprocess
-import zipfile
 
 import numpy as np
+
+from tests.fuzz.zips import Packed, bomb, write_zip
 
 # Of zip, npy, pickle, JSON, CSV, HDF5, protocol buffers, YAML and flatbuffers.
 TOKENS = (
@@ -40,6 +41,12 @@ TOKENS = (
         b"/etc/passwd",
         b"tests.fuzz.bait.Bait",
     ),
+)
+
+
+BOMB_BYTES = 700 << 20
+_ZEROS = b"\x93NUMPY\x01\x00\x76\x00" + b"%-117s\n" % (
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 1, 1), }" % (BOMB_BYTES - 128)
 )
 
 
@@ -91,19 +98,11 @@ def hostile_npy(rng: random.Random) -> bytes:
 
 def hostile_zip(rng: random.Random) -> bytes:
     """An archive of members that leave it, of objects, or of very many zeros."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in rng.sample(("../x.npy", "/abs.npy", "label.npy", "rgb.npy", "data.pkl"), 3):
-            large = rng.random() < 0.1
-            archive.writestr(member(name), bytes(700 << 20) if large else hostile_npy(rng))
-    return stream.getvalue()
-
-
-def member(name: str) -> zipfile.ZipInfo:
-    """The entry of a compressed member, always of the same date."""
-    info = zipfile.ZipInfo(name)
-    info.compress_type = zipfile.ZIP_DEFLATED
-    return info
+    names = rng.sample(("../x.npy", "/abs.npy", "label.npy", "rgb.npy", "data.pkl"), 3)
+    members: list[tuple[str, bytes | Packed]] = [(name, hostile_npy(rng)) for name in names]
+    if rng.random() < 0.3:
+        members.append(("zeros.npy", bomb(_ZEROS, BOMB_BYTES)))
+    return write_zip(members)
 
 
 def hostile_file(rng: random.Random) -> bytes:

@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from tests.fuzz.hostile import hostile_npy, hostile_pickle, member
+from tests.fuzz.hostile import BOMB_BYTES, hostile_npy, hostile_pickle
+from tests.fuzz.zips import Packed, bomb, write_zip
 
 Bytes = Callable[[random.Random, bytes], bytes]
 
@@ -122,7 +123,7 @@ def mutate_json(rng: random.Random, data: bytes) -> bytes | None:
     """Another value, or of another type, somewhere in it; a name more or less."""
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     holders = _holders(content)
     if not holders:
@@ -196,21 +197,23 @@ def _zip(rng: random.Random, data: bytes, change: Bytes) -> bytes | None:
     """Members changed, renamed, doubled, missing, or of another size than they say."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+            infos = [info for info in archive.infolist() if info.file_size < BOMB_BYTES // 8]
+            read = [(info.filename, archive.read(info)) for info in infos]
     # It was damaged by an earlier change.
     except (zipfile.BadZipFile, ValueError, OSError, zlib.error, NotImplementedError, EOFError):
         return None
     except (RuntimeError, KeyError):
         return None
-    if not members:
+    if not read:
         return None
+    members: list[tuple[str, bytes | Packed]] = list(read)
     place = rng.randrange(len(members))
-    name, content = members[place]
+    name, content = read[place]
     how = rng.randrange(10)
     if how == 0:
         del members[place]
     elif how == 1:
-        other = members[rng.randrange(len(members))][0]
+        other = rng.choice(read)[0]
         names = (f"../{name}", f"/tmp/{name}", f"a/{name}", other, f"..\\{name}", "x" * 300, "")
         members[place] = (rng.choice(names), content)
     elif how == 2:
@@ -218,15 +221,11 @@ def _zip(rng: random.Random, data: bytes, change: Bytes) -> bytes | None:
     elif how == 3:
         members[place] = (name, hostile_npy(rng))
     elif how == 4 and rng.random() < 0.2:
-        members[place] = (name, content[:200] + bytes(rng.choice((1 << 20, 700 << 20))))
+        members[place] = (name, bomb(content[:200], rng.choice((1 << 20, BOMB_BYTES))))
     elif how < 9:
         changed = mutate_format(rng, content, change) if rng.random() < 0.8 else None
         members[place] = (name, change(rng, content) if changed is None else changed)
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, content in members:
-            archive.writestr(member(name), content)
-    made = bytearray(stream.getvalue())
+    made = bytearray(write_zip(members))
     if how == 9:
         _lie(rng, made)
     return bytes(made)
