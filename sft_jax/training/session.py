@@ -1,5 +1,6 @@
 """From a configuration and a folder to a run: trains it, evaluates it."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,7 +143,8 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     except BaseException:
         # Other processes may be gone, or wait for this one; closing would wait for them.
         if jax.process_count() == 1:
-            checkpoints.close()
+            with contextlib.suppress(CheckpointError):  # said already, or less than what is raised
+                checkpoints.close()
         raise
     checkpoints.close()
     return outcome
