@@ -17,7 +17,7 @@ class MetricLog:
     def __init__(self, workdir: Path, resume_step: int):
         """Opens the logs; records after `resume_step` will come again and are dropped."""
         self._path = workdir / "metrics.jsonl"
-        kept = [line for line in _lines(self._path) if line["step"] <= resume_step]
+        kept = [line for line in read_log(self._path) if line["step"] <= resume_step]
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(partial, self._path)
@@ -40,8 +40,12 @@ class MetricLog:
         self._events.close()
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Complete records of a log; a line that was cut off while it was written is left out."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Complete records of a log; a line that was cut off while it was written is left out.
+
+    Raises:
+        CheckpointError: a line that is no record.
+    """
     if not path.exists():
         return []
     remedy = "remove the line, or train into a new workdir"
