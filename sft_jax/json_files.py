@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_jax.types import CheckpointError
+from sft_jax.types import CheckpointError, DataError
 
 Shape = Callable[[Any, str], None]
 
@@ -155,6 +155,14 @@ def record(required: Mapping[str, Shape], optional: Mapping[str, Shape] | None =
                 of(value[name], _below(place, name))
 
     return check
+
+
+def fits(value: Any, shape: Shape, place: str, remedy: str, error: type[Exception] = DataError):
+    """Raises `error` with the place, what was found and expected, unless `value` has the shape."""
+    try:
+        shape(value, place)
+    except MisfitError as misfit:
+        raise error(f"{misfit}; {remedy}") from None
 
 
 def _below(place: str, name: str) -> str:

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from sft_jax import config_io
-from sft_jax.analysis import markdown, performance, plan_plots, report
+from sft_jax.analysis import markdown, page, performance, plan_plots, report
+from sft_jax.analysis.document import Document, Pictures, Section
 from sft_jax.analysis.run_folder import read_run, save_example
 from sft_jax.analysis.spread import spread_rows
 from sft_jax.analysis.study_folder import read_study_folder
-from sft_jax.analysis.study_report import study_document
+from sft_jax.analysis.study_scores import cost_rows, curve_bands, metric_rows, overview_rows
 from sft_jax.config import Config, ModelConfig
 from sft_jax.data.arrays import read_arrays
 from sft_jax.data.pipeline import Normalizer
@@ -39,9 +40,7 @@ _SPECS = (
 )
 _TINY = Config(
     modalities=_SPECS,
-    model=ModelConfig(
-        num_classes=3, embed_dim=8, num_heads=2, num_pre_layers=0, num_post_layers=1
-    ),
+    model=ModelConfig(num_classes=3, embed_dim=8, num_heads=2, num_pre_layers=0, num_post_layers=1),
 )
 
 
@@ -101,13 +100,30 @@ def _read_run(path: Path) -> None:
 
 
 def _reports(folder: Path) -> list[Path]:
-    study = write_study(folder / "study", lambda *run: 0.5, folds=("fold0",), seeds=(0, 1))
-    return [*_run(folder), study]
+    options = {"folds": ("fold0",), "seeds": (0, 1), "levels": ("sample",)}
+    study = write_study(folder / "study", lambda *run: 0.5, conditions=("complete",), **options)
+    (workdir,) = _run(folder)
+    (workdir / "evaluation_valid.json").unlink()
+    return [workdir, study]
 
 
-def _write_report(path: Path) -> None:
-    page = report.write_report(path, folder=path.parent / "report").read_text()
-    assert "<script" not in page
+def _draw_report(path: Path) -> None:
+    document = report.read_document([path])
+    for picture in document.pictures():
+        assert Path(picture.name).name == picture.name
+        picture.figure.draw_without_rendering()
+    pages = [markdown.render(document)]
+    pages.append(page.render(dataclasses.replace(document, sections=_without_pictures(document))))
+    for text in pages:
+        text.encode()
+    assert "<script" not in pages[1]
+
+
+def _without_pictures(document: Document) -> list[Section]:
+    return [
+        Section(of.title, [block for block in of.blocks if not isinstance(block, Pictures)])
+        for of in document.sections
+    ]
 
 
 # Studies, as reports and sweeps open them.
@@ -139,7 +155,11 @@ def _studies(folder: Path) -> list[Path]:
 
 
 def _read_study(path: Path) -> None:
-    markdown.render(study_document(read_study_folder(path)))
+    study = read_study_folder(path)
+    for rows in (overview_rows(study), metric_rows(study), cost_rows(study), curve_bands(study)):
+        assert rows is not None
+    for name in study.names:
+        assert all(len(part["label"]) for part in study.predictions(name))
     found = Results(path, _study())
     for setting in _study().settings:
         found.missing(setting)
@@ -194,7 +214,7 @@ def _read_checkpoint(path: Path) -> None:
             state, progress = opened.restore(kind, _abstract_state())
             jax.block_until_ready(state)
             assert progress.best is None or progress.best < 1e9
-            assert progress.plateau.bad >= 0 if hasattr(progress.plateau, "bad") else True
+            assert progress.plateau.stale >= 0
     finally:
         opened.close()
 
@@ -295,7 +315,7 @@ def _draw_measured(path: Path) -> None:
     if "sweep" in found:
         figure = performance.sweep_lines(found["sweep"], found.get("axis"))
     elif "topologies" in found:
-        figure = plan_plots.time_points(found["topologies"], "av_base")
+        figure = plan_plots.time_points(found["topologies"], "sft")
     elif "topology" in found:
         figure = plan_plots.memory_bars(found.get("models"))
     else:
@@ -305,7 +325,7 @@ def _draw_measured(path: Path) -> None:
 
 RUN_READERS = (
     Reader("run_folder", _run, _read_run, _NAMED),
-    Reader("report", _reports, _write_report, _NAMED),
+    Reader("report", _reports, _draw_report, _NAMED),
     Reader("study_folder", _studies, _read_study, _NAMED),
     Reader("checkpoint", _checkpoints, _read_checkpoint, (CheckpointError,)),
     Reader("stablehlo", _artefacts, _read_artefact, (ValueError,)),
