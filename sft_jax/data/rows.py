@@ -102,8 +102,8 @@ def as_rows(value: Any) -> Rows | None:
             return None
         try:
             return np.asarray(value)
-        # Nested lists of several lengths, or numbers beyond any type.
-        except (ValueError, OverflowError):
+        # Nested lists of several lengths.
+        except ValueError:
             return None
     return value if isinstance(value, np.ndarray | FileArray) else None
 
