@@ -6,6 +6,7 @@ valid files as they are, every other is one of them, changed in one to five plac
 
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -154,8 +155,7 @@ def _known_token(rng: random.Random, data: bytearray) -> bytes:
     if not there:
         return _token(rng, data)
     old = rng.choice(there)
-    places = [place for place in range(len(data)) if data.startswith(old, place)][:1000]
-    place = rng.choice(places)
+    place = rng.choice([found.start() for found in re.finditer(re.escape(old), data)])
     data[place : place + len(old)] = rng.choice(TOKENS)
     return bytes(data)
 
