@@ -21,7 +21,7 @@ from sft_jax.data.arrays import read_arrays
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.inference import Predictor
 from sft_jax.interop import recorded
-from sft_jax.interop.artefact_process import open_stablehlo
+from sft_jax.interop.foreign import open_stablehlo
 from sft_jax.interop.export import Exportable, to_stablehlo
 from sft_jax.json_files import anything, read_json
 from sft_jax.study_config import Setting, Study
@@ -328,7 +328,7 @@ RUN_READERS = (
     Reader("report", _reports, _draw_report, _NAMED),
     Reader("study_folder", _studies, _read_study, _NAMED),
     Reader("checkpoint", _checkpoints, _read_checkpoint, (CheckpointError,)),
-    Reader("stablehlo", _artefacts, _read_artefact, (ValueError,)),
+    Reader("stablehlo", _artefacts, _read_artefact, (DataError,)),
     Reader("recordings", _recordings, _read_recording, (DataError,)),
     Reader("predict_input", _samples, _predict, (DataError,)),
     Reader("config", _configs, _read_config, (ConfigError, CheckpointError)),
