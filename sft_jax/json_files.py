@@ -157,12 +157,12 @@ def record(required: Mapping[str, Shape], optional: Mapping[str, Shape] | None =
     return check
 
 
-def fits(value: Any, shape: Shape, place: str, remedy: str, error: type[Exception] = DataError):
+def fits(value: Any, shape: Shape, where: str, remedy: str, error: type[Exception] = DataError):
     """Raises `error` with the place, what was found and expected, unless `value` has the shape."""
     try:
-        shape(value, place)
+        shape(value, "")
     except MisfitError as misfit:
-        raise error(f"{misfit}; {remedy}") from None
+        raise error(f"{where}: {misfit}; {remedy}") from None
 
 
 def _below(place: str, name: str) -> str:

@@ -42,8 +42,9 @@ from sft_jax import config_io
 from sft_jax.analysis.run_checks import check_agreement, checked_example, checked_predictions
 from sft_jax.array_files import read_npz
 from sft_jax.config import Config
-from sft_jax.json_files import anything, mapped, parse, read_json, read_text
+from sft_jax.json_files import anything, mapped, parse, read_text
 from sft_jax.layouts import ABLATION, EVALUATION, METRIC_LINE, data_of_run
+from sft_jax.schema import read_stored
 from sft_jax.types import CheckpointError, DataError
 
 SPLIT_ORDER = ("test", "valid", "train")
@@ -164,7 +165,7 @@ class Run:
         paths = {split: self.workdir / f"ablation_{split}.json" for split in self.splits}
         remedy = "write it again with `python -m sft_jax.evaluate --ablate`"
         return {
-            split: read_json(path, ABLATION, remedy)
+            split: read_stored(path, ABLATION, remedy)
             for split, path in paths.items()
             if path.is_file()
         }
@@ -199,8 +200,10 @@ def read_run(workdir: Path) -> Run:
     data = data_of_run("class_names", "modalities", "counts")
     run = Run(
         workdir=workdir,
-        config=config_io.from_dict(read_json(workdir / "config.json", mapped(anything), _RESTORE)),
-        data=read_json(workdir / "data.json", data, _RESTORE),
+        config=config_io.from_dict(
+            read_stored(workdir / "config.json", mapped(anything), _RESTORE)
+        ),
+        data=read_stored(workdir / "data.json", data, _RESTORE),
         records=read_metrics(workdir / "metrics.jsonl"),
         evaluations=read_evaluations(workdir),
     )
@@ -234,7 +237,7 @@ def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
         CheckpointError: there is none.
     """
     paths = sorted(workdir.glob("evaluation_*.json"))
-    evaluations = [read_json(path, EVALUATION, _EVALUATE) for path in paths]
+    evaluations = [read_stored(path, EVALUATION, _EVALUATE) for path in paths]
     if not evaluations:
         raise CheckpointError(
             f"{workdir}: found no evaluation_<split>.json; make one with "

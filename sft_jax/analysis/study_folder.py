@@ -25,8 +25,9 @@ import numpy as np
 from jaxtyping import Float
 
 from sft_jax.array_files import read_npz
-from sft_jax.json_files import read_json, read_text
+from sft_jax.json_files import read_text
 from sft_jax.layouts import STUDY
+from sft_jax.schema import read_stored
 from sft_jax.training.calibration import reliability
 from sft_jax.types import CheckpointError, DataError
 
@@ -181,7 +182,7 @@ def read_study_folder(workdir: Path) -> StudyFolder:
         CheckpointError: `study.json` or `results.csv` is missing, damaged, or says too little.
         DataError: a row of a table that does not belong to the study, or is no number.
     """
-    record = read_json(workdir / "study.json", STUDY, _SWEEP)
+    record = read_stored(workdir / "study.json", STUDY, _SWEEP)
     _check_names(workdir / "study.json", record)
     path = workdir / "results.csv"
     if not path.is_file():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import logging
 
+from sft_jax.checksums import find_damage
 from sft_jax.data.builders import BUILDERS, SourceBuilder
 from sft_jax.data.prepared import Shards, read_info
 from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Records
@@ -18,6 +19,8 @@ from sft_jax.types import DataError
 
 # Decoding a record takes longer than a small model takes to train on it.
 MEMORY_BYTES = 512 << 20
+# Shards that take more are only measured when they are opened: their sums would take seconds.
+SUMMED_BYTES = 256 << 20
 
 
 def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
@@ -70,6 +73,9 @@ class Source:
             DataError: they are not what was prepared.
         """
         self.info = read_info(directory)
+        damage = find_damage(directory, SUMMED_BYTES)
+        if damage is not None:
+            raise DataError(f"{damage}; remove {directory} to have it prepared again")
         self._split = functools.cache(self._read_split)
         self._columns = functools.cache(self._read_columns)
 

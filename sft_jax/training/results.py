@@ -20,10 +20,12 @@ import numpy as np
 from sft_jax.array_files import read_npz
 from sft_jax.config import Config
 from sft_jax.config_io import to_dict
-from sft_jax.json_files import anything, both, listed, mapped, read_json, read_text, record
+from sft_jax.json_files import anything, both, listed, mapped, read_text, record
 from sft_jax.layouts import STUDY
+from sft_jax.schema import read_stored, stamped
 from sft_jax.study_config import COMPLETE, Setting, Study
 from sft_jax.training.folds import Fold
+from sft_jax.training.lock import locked
 from sft_jax.training.run import write_json
 from sft_jax.training.sweep import Trained, scores
 from sft_jax.types import CheckpointError
@@ -60,7 +62,7 @@ class Results:
         self._record = _description(self._study)
         path = self.workdir / "study.json"
         if path.is_file():
-            self._join(read_json(path, _RECORD, _NEW))
+            self._join(read_stored(path, _RECORD, _NEW))
         self._scores, self._curves = (
             _read_csv(self.workdir / name, columns)
             for name, columns in (("results.csv", SCORES), ("curves.csv", CURVES))
@@ -91,7 +93,12 @@ class Results:
         Raises:
             CheckpointError: the runs that are there are of other data.
         """
-        self._read()  # another sweep may have finished other settings meanwhile
+        # Another sweep may have finished other settings meanwhile, or be about to.
+        with locked(self.workdir, wait=True):
+            self._read()
+            self._add(setting, trained, cost)
+
+    def _add(self, setting: Setting, trained: Trained, cost: Callable[[Config], dict[str, Any]]):
         for data in trained.folds:
             self._check_source(data)
         (self.workdir / "predictions").mkdir(parents=True, exist_ok=True)
@@ -112,7 +119,7 @@ class Results:
         name = {"setting": setting.name}
         self._curves = others(self._curves) + [name | row for row in _curve_rows(trained)]
         self._scores = others(self._scores) + [name | row for row in scores(trained)]
-        write_json(self.workdir / "study.json", self._record)
+        write_json(self.workdir / "study.json", stamped(self._record))
         _write_csv(self.workdir / "curves.csv", CURVES, self._curves)
         _write_csv(self.workdir / "results.csv", SCORES, self._scores)  # last: it says what is done
 

@@ -14,10 +14,11 @@ from jax.experimental import multihost_utils
 
 from sft_jax.config import Config
 from sft_jax.config_io import from_dict, to_dict
-from sft_jax.json_files import Shape, anything, mapped, read_json
+from sft_jax.json_files import Shape, anything, mapped
 from sft_jax.layouts import data_of_run
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
+from sft_jax.schema import read_stored, stamped
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import Schedule
 from sft_jax.training.step import ApplyFn, StepConfig
@@ -95,7 +96,7 @@ def read_config(workdir: Path) -> Config:
     """The configuration a run was started with.
 
     Raises:
-        CheckpointError: the folder holds no run.
+        CheckpointError: the folder holds no run, or one of a newer version.
     """
     return from_dict(_read(Path(workdir) / "config.json", mapped(anything)))
 
@@ -104,7 +105,7 @@ def read_data(workdir: Path) -> dict[str, Any]:
     """What the run knows of its data: classes, normalisation, counts, fingerprint.
 
     Raises:
-        CheckpointError: the folder holds no run, or one that is damaged.
+        CheckpointError: the folder holds no run, or one that is damaged or of a newer version.
     """
     needed = data_of_run("class_names", "normalizer", "fingerprint")
     return _read(Path(workdir) / "data.json", needed)
@@ -116,7 +117,7 @@ def _read(path: Path, shape: Shape) -> Any:
             f"{path}: not found, expected the folder of a run; give --workdir of a run that "
             "`python -m sft_jax.train` has begun"
         )
-    return read_json(path, shape, "restore the file, or train into a new workdir")
+    return read_stored(path, shape, "restore the file, or train into a new workdir")
 
 
 def meet(place: str):
@@ -140,8 +141,8 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
     """
     if jax.process_index() == 0 and not (workdir / "config.json").exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "data.json", data)
-        write_json(workdir / "config.json", to_dict(config))
+        write_json(workdir / "data.json", stamped(data))
+        write_json(workdir / "config.json", stamped(to_dict(config)))
     if jax.process_count() > 1:
         # Nobody looks before it is written: a network disk may remember that it was not there.
         multihost_utils.sync_global_devices("run folder")

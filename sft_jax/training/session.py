@@ -15,10 +15,12 @@ from sft_jax.config_io import to_dict
 from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source
 from sft_jax.models import registry
+from sft_jax.schema import stamped
 from sft_jax.training import loop, run
 from sft_jax.training.ablation import ablation, without
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.evaluation import collect, mean_metrics
+from sft_jax.training.lock import locked
 from sft_jax.training.metrics import evaluate as score
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate
@@ -107,7 +109,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     Raises:
         ConfigError: settings that cannot be used.
         DataError: data that cannot be used.
-        CheckpointError: the folder belongs to another run.
+        CheckpointError: the folder belongs to another run, or another process trains there.
         NonFiniteError: training diverged.
     """
     session = Session.open(config)
@@ -125,12 +127,27 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     state, abstract = create_state(
         state_initializer(model, optimizer, config.train.seed), session.mesh
     )
-    record = {**_data_record(session, state), "command": command}
-    run.open_run(workdir, config, record)
-    if jax.process_index() == 0:
-        print(describe(config, run.count_parameters(state.params), session.mesh), flush=True)
     step = run.step_config(config, model, optimizer, rate, mixup)
-    checkpoints = Checkpoints(workdir, config.train.keep, config=to_dict(config))
+    record = {**_data_record(session, state), "command": command}
+    with locked(workdir):
+        run.open_run(workdir, config, record)
+        if jax.process_index() == 0:
+            parameters = run.count_parameters(state.params)
+            print(describe(config, parameters, session.mesh), flush=True)
+        return _train_there(session, schedule, step, abstract, state, workdir)
+
+
+def _train_there(
+    session: Session,
+    schedule: loop.Schedule,
+    step: StepConfig,
+    abstract: TrainState,
+    state: TrainState,
+    workdir: Path,
+) -> loop.Outcome:
+    """Trains in a folder that is this run's and nobody else's."""
+    config = session.config
+    checkpoints = Checkpoints(workdir, config.train.keep, config=stamped(to_dict(config)))
     parts = loop.Parts(
         step=compile_train_step(step, session.mesh, abstract),
         batches=_train_batches(session),

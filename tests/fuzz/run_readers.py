@@ -21,8 +21,8 @@ from sft_jax.data.arrays import read_arrays
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.inference import Predictor
 from sft_jax.interop import recorded
-from sft_jax.interop.foreign import open_stablehlo
 from sft_jax.interop.export import Exportable, to_stablehlo
+from sft_jax.interop.foreign import open_stablehlo
 from sft_jax.json_files import anything, read_json
 from sft_jax.study_config import Setting, Study
 from sft_jax.training import checkpoint, logs, optimizer, run

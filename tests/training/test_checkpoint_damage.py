@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
+from sft_jax.checksums import find_damage, write_checksums
 from sft_jax.training import checkpoint
 from sft_jax.training.checkpoint import Checkpoints, Progress
-from sft_jax.training.checksums import find_damage, write_checksums
 from sft_jax.types import CheckpointError
 
 PROGRESS = Progress(data={"position": 7})
@@ -202,7 +202,8 @@ def test_a_damaged_best_is_an_error_where_it_cannot_be_written_again(
     flip(folder / "best" / "6" / "state" / "_METADATA")
     for _ in range(2):
         with pytest.raises(
-            CheckpointError, match=r"best/6/state/_METADATA.*is damaged.*remove .*best/6 to go on"
+            CheckpointError,
+            match=r"best/6/state/_METADATA.*damaged.*remove 6 from .*best to go on",
         ):
             resume(tmp_path, abstract)
     shutil.rmtree(folder / "best" / "6")
