@@ -183,7 +183,7 @@ def read_text(path: Path, remedy: str, error: type[Exception] = CheckpointError)
             raise error(f"{path}: found {size} bytes, expected at most {LARGEST_FILE}; {remedy}")
         return path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as cause:
-        raise error(f"{path}: not readable as text ({cause}); {remedy}") from cause
+        raise error(f"{path}: found no text ({cause}), expected UTF-8; {remedy}") from cause
 
 
 def parse(

@@ -23,9 +23,7 @@ KNOWN = record({**_ESTIMATE, "value": number()})
 # `data.json`. What a report needs and what a model needs differ, so each asks for its own.
 _DATA = {
     "class_names": listed(text(), least=1),
-    "modalities": listed(
-        record({"name": text(), "length": integer(), "feature_dim": integer()}), least=1
-    ),
+    "modalities": listed(record({"name": text(), "length": integer(), "feature_dim": integer()})),
     "counts": mapped(_COUNTS),
     "groups": mapped(integer()),
     "num_parameters": integer(),

@@ -101,14 +101,17 @@ def read_config(workdir: Path) -> Config:
     return from_dict(_read(Path(workdir) / "config.json", mapped(anything)))
 
 
-def read_data(workdir: Path) -> dict[str, Any]:
+def read_data(workdir: Path, *needed: str) -> dict[str, Any]:
     """What the run knows of its data: classes, normalisation, counts, fingerprint.
+
+    Args:
+        workdir: of the run.
+        needed: entries that must be there beside the fingerprint.
 
     Raises:
         CheckpointError: the folder holds no run, or one that is damaged or of a newer version.
     """
-    needed = data_of_run("class_names", "normalizer", "fingerprint")
-    return _read(Path(workdir) / "data.json", needed)
+    return _read(Path(workdir) / "data.json", data_of_run("fingerprint", *needed))
 
 
 def _read(path: Path, shape: Shape) -> Any:

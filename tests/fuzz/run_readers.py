@@ -89,10 +89,9 @@ def _read_run(path: Path) -> None:
     for split in found.splits:
         spread_rows([path], split, "top1")
     assert config_io.from_dict(config_io.to_dict(run.read_config(path))) == found.config
-    normalizer = Normalizer.from_json(run.read_data(path)["normalizer"])
+    normalizer = Normalizer.from_json(run.read_data(path, "normalizer")["normalizer"])
     for name, scale in normalizer.scale.items():
-        if normalizer.shift.keys() == normalizer.scale.keys():
-            normalizer(name, np.ones((2, len(scale)), np.float32), np.ones(2, bool))
+        normalizer(name, np.ones((2, len(scale)), np.float32), np.ones(2, bool))
     logs.read_log(path / "metrics.jsonl")
 
 
