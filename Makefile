@@ -12,7 +12,7 @@ TESTS ?= $(shell sed '/^\#/d' .ci/selection.txt)
 # Tools of an environment of their own: sft_jax does not need what they need.
 TOOLS := build/tools
 
-.PHONY: install test lint demo benchmark notebooks docs clean
+.PHONY: install test lint demo benchmark fuzz faults notebooks docs clean
 .PHONY: $(SETS) sets versions locks wheel audit licences
 
 install: $(VENV)/installed
@@ -94,6 +94,10 @@ demo: install
 
 benchmark: install
 	$(RUN) sft_jax.benchmark
+
+# What strangers' files can do to the readers: ten minutes for each of them.
+fuzz: install
+	$(RUN) tests.fuzz --seconds=600 --jobs=2 --json=docs/results/fuzz.json --page=docs/fuzz.md
 
 notebooks: install
 	$(VENV)/bin/python notebooks/execute.py

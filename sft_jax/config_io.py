@@ -7,6 +7,7 @@ dataclasses and refuses what it does not know. Nobody past this module sees a `C
 
 import dataclasses
 import difflib
+import reprlib
 import runpy
 import types
 import typing
@@ -20,6 +21,7 @@ from sft_jax.config import Config, Duration
 from sft_jax.data_config import OPTIONS, DataConfig
 from sft_jax.types import ConfigError, ModalitySpec, check_choice
 
+_LARGEST_INTEGER = 2**63 - 1
 _OPTIONAL = (types.UnionType, typing.Union)
 
 
@@ -66,7 +68,7 @@ def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     given["modalities"] = tuple(_modality(name, spec) for name, spec in modalities.items())
     data = given.get("data", {})
     if isinstance(data, Mapping) and isinstance(data.get("options", {}), Mapping):
-        source = data.get("source", DataConfig.source)
+        source = _convert(str, data.get("source", DataConfig.source), "data.source")
         check_choice("data.source", source, tuple(OPTIONS))
         options = _build(OPTIONS[source], data.get("options", {}), "data.options")
         given["data"] = {**data, "options": options}
@@ -159,7 +161,7 @@ def _modality(name: str, given: Any) -> ModalitySpec:
     where = f"modalities.{name}"
     if not isinstance(given, Mapping) or "name" in given:
         raise ConfigError(
-            f"{where}: given {given!r}, expected a mapping of its settings without 'name', since "
+            f"{where}: given {reprlib.repr(given)}, expected a mapping without 'name', since "
             "its key is its name"
         )
     # A command line cannot say None: 0 takes a size away, so that pools can be exchanged there.
@@ -172,10 +174,10 @@ def _build(cls: type, given: Mapping[str, Any], where: str) -> Any:
     prefix = f"{where}." if where else ""
     for key in given:
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
+            close = difflib.get_close_matches(str(key)[:60], fields, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "remove it"
             raise ConfigError(
-                f"{prefix}{key}: given, but there is no such setting; expected one of "
+                f"{prefix}{str(key)[:60]}: given, but there is no such setting; expected one of "
                 f"{', '.join(fields)}; {hint}"
             )
     required = {
@@ -214,12 +216,21 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
                     _convert(item, entry, where) for item, entry in zip(items, value, strict=True)
                 )
     elif isinstance(value, bool) is (kind is bool):
+        if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+            raise ConfigError(
+                f"{where}: given {reprlib.repr(value)}, expected a number of at most 64 bits"
+            )
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ConfigError(
+                f"{where}: given {reprlib.repr(value)}, expected text in Unicode, without halves "
+                "of characters; write it again"
+            )
         if isinstance(value, kind):
             return value
         if kind is float and isinstance(value, int):
             return float(value)
     raise ConfigError(
-        f"{where}: given {value!r} ({type(value).__name__}), expected "
+        f"{where}: given {reprlib.repr(value)} ({type(value).__name__}), expected "
         f"{kind.__name__ if isinstance(kind, type) else kind}"
     )
 

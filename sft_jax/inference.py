@@ -21,6 +21,7 @@ from sft_jax.training.step import eval_outputs
 from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS, ConfigError, DataError, ModalitySpec
 
 LARGEST_BATCH = 256
+_NEEDED = ("normalizer", "class_names")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
         CheckpointError: there is no run, or no checkpoint.
     """
     workdir = Path(workdir).expanduser().absolute()
-    config, data = run.read_config(workdir), run.read_data(workdir)
+    config, data = run.read_config(workdir), run.read_data(workdir, *_NEEDED)
     mesh = make_mesh(TrainConfig(), jax.devices()[:1])
     state = session.restore(config, registry.build(config), mesh, workdir, checkpoint)
     normalizer = Normalizer.from_json(data["normalizer"])

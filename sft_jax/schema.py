@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sft_jax.json_files import Shape, anything, fits, read_json
 from sft_jax.types import CheckpointError
 from sft_jax.version import __version__
 
@@ -57,3 +58,19 @@ def accepted(content: Any, path: Path) -> dict[str, Any]:
     for upgrade in UPGRADES[schema:]:
         rest = upgrade(path.name, rest)
     return rest
+
+
+def read_stored(path: Path, shape: Shape, remedy: str) -> Any:
+    """What a JSON file of this or an older version says.
+
+    Args:
+        path: of the file.
+        shape: that the content must have, as this version writes it.
+        remedy: what to do where it has not.
+
+    Raises:
+        CheckpointError: it cannot be read, has another shape, or is of a newer version.
+    """
+    content = accepted(read_json(path, anything, remedy), path)
+    fits(content, shape, str(path), remedy, CheckpointError)
+    return content

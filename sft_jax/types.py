@@ -32,6 +32,10 @@ POOLS = (*COUNTING_POOLS, *WINDOW_POOLS, "none")
 SALIENCY_POOLS = ("attn_topk", "attn_kmedoids", "attn_random", "attn_avg")
 
 
+# Characters of a modality's name, which becomes part of the names of files.
+LONGEST_NAME = 48
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used: the message says what was given, expected, and to do."""
 
@@ -106,11 +110,12 @@ class ModalitySpec:
     window: int | None = None
 
     def __post_init__(self):
-        where = f"modality {self.name!r}"
-        if not re.fullmatch(r"[A-Za-z]\w*", self.name):
+        where = f"modality {self.name[: LONGEST_NAME + 1]!r}"
+        if not re.fullmatch(r"[A-Za-z]\w*", self.name) or len(self.name) > LONGEST_NAME:
             raise ConfigError(
                 f"{where}: given as a name, expected a letter, then letters, digits and "
-                "underscores, since parameters and settings are called after it; rename it"
+                f"underscores, at most {LONGEST_NAME} in all, since parameters, settings and files "
+                "are called after it; rename it"
             )
         check_choice(f"{where}: tokenizer", self.tokenizer, TOKENIZERS)
         check_choice(f"{where}: pool", self.pool, POOLS)

@@ -36,14 +36,28 @@ def _block(block: Block) -> str:
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Commands):
-        return f"```bash\n{block.text}\n```"
+        fence = "`" * max(3, _longest_run(block.text) + 1)
+        return f"{fence}bash\n{block.text}\n{fence}"
     return _pictures(block)
 
 
 def _text(text: Text) -> str:
     return "".join(
-        f"`{part.text}`" if isinstance(part, Mono) else escape(part) for part in text.parts
+        _code(part.text) if isinstance(part, Mono) else escape(part) for part in text.parts
     )
+
+
+def _code(text: str) -> str:
+    """Code within a line, which ends at no backtick of its own."""
+    line = " ".join(text.splitlines())
+    if "`" not in line:
+        return f"`{line}`"
+    fence = "`" * (_longest_run(line) + 1)
+    return f"{fence} {line} {fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _table(table: Table) -> str:

@@ -9,9 +9,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sft_jax.analysis.plots import BLACK, CHANNEL_COLORS, FRAME, SKY
+from sft_jax.json_files import fits, listed, mapped, nullable, number, record, text
 from sft_jax.types import DataError
 
 _PANELS = (("train", "Training"), ("infer", "Inference"))
+_MEASURE = "measure again with `python -m sft_jax.benchmark --json=...`"
+_KINDS = tuple(kind for kind, _ in _PANELS)
+# What has a logarithm, and can be drawn beside others.
+_POSITIVE = number(1e-30, 1e30)
+_RATE = record(dict.fromkeys(("median", "low", "high"), _POSITIVE))
+_RATES = record({"samples_per_second": _RATE})
+_COSTS = record(
+    {"samples_per_second": _RATE, "temporary_bytes_per_sample": nullable(number(0, 1e30))}
+)
+_INTENSITY = record(
+    {"model": text(), "kind": text(), "flops_per_byte": _POSITIVE, "flops_per_second": _POSITIVE}
+)
+
+
+def _axis(value: Any, place: str):
+    text(100)(value, place) if isinstance(value, str) else _POSITIVE(value, place)
+
+
 # More models than colours are told apart by their markers.
 _LOOKS = tuple(
     {"color": color, "marker": marker} for marker in ("o", "s") for color in CHANNEL_COLORS
@@ -30,6 +49,7 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     if not measured:
         raise DataError("measured: found no model, expected at least one; run the benchmark")
+    fits(measured, mapped(record(dict.fromkeys(_KINDS, _RATES))), "models", _MEASURE)
     names = list(measured)
     figure = Figure(figsize=(9.6, 1.4 + 0.38 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -74,6 +94,7 @@ def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes:
     """
     if not points:
         raise DataError("points: found none, expected at least one; time a model first")
+    fits(points, listed(_INTENSITY), "points", _MEASURE)
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     axes = figure.subplots()
     ridge = peak_flops / peak_bytes
@@ -143,9 +164,13 @@ def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
     """
     if not points:
         raise DataError("points: found none, expected at least one; run the benchmark's sweep")
+    own = {"model": text(), axis: _axis, **dict.fromkeys(_KINDS, _COSTS)}
+    fits(points, listed(record(own)), "sweep", _MEASURE)
     names = list(dict.fromkeys(point["model"] for point in points))
     values = list(dict.fromkeys(point[axis] for point in points))
-    numbers = all(isinstance(value, int | float) for value in values)
+    numbers = not any(isinstance(value, str) for value in values)
+    if not numbers and not all(isinstance(value, str) for value in values):
+        raise DataError(f"sweep: found {axis} {values}, expected numbers alone or names alone")
     figure = Figure(figsize=(9.6, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     for column, (kind, title) in enumerate(_PANELS):

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from sft_jax.analysis.plots import BLACK, BLUE, FRAME, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from sft_jax.json_files import fits, integer, mapped, number, record
 from sft_jax.types import DataError
 
 _PARTS = {
@@ -19,6 +20,11 @@ _PARTS = {
     "program": FRAME,
 }
 _SPENT = {"products": BLUE, "memory": ORANGE, "network": GREEN}
+_PLAN = "plan again with `python -m sft_jax.plan --json=...`"
+_BYTES = number(0, 1e30)
+_MEMORY = record(dict.fromkeys((*_PARTS, "capacity"), _BYTES))
+_MODELS = mapped(record({"models": mapped(record({}))}))
+_TIMES = mapped(record(dict.fromkeys(_SPENT, number(0, 1e30))))
 
 
 def memory_bars(models: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -33,6 +39,7 @@ def memory_bars(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     if not models:
         raise DataError("models: found none, expected at least one; plan one first")
+    fits(models, mapped(record({"memory": _MEMORY})), "models", _PLAN)
     figure = Figure(figsize=(9.6, 1.5 + 0.42 * len(models)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(models))
@@ -71,6 +78,7 @@ def time_points(topologies: Mapping[str, Mapping[str, Any]], model: str) -> Figu
     Raises:
         DataError: no topology has a time to draw.
     """
+    fits(topologies, _MODELS, "topologies", _PLAN)
     times = {
         name: entry["models"][model].get("seconds_at_best")
         for name, entry in topologies.items()
@@ -82,6 +90,9 @@ def time_points(topologies: Mapping[str, Mapping[str, Any]], model: str) -> Figu
             f"topologies: found no times of {model!r} in {', '.join(topologies) or 'none'}, "
             "expected at least one; plan for chips whose speeds are published, not for cpu"
         )
+    fits(times, _TIMES, "seconds_at_best", _PLAN)
+    sizes = {name: topologies[name]["models"][model].get("batch_size") for name in times}
+    fits(sizes, mapped(integer()), "batch_size", _PLAN)
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(times))
@@ -92,7 +103,7 @@ def time_points(topologies: Mapping[str, Mapping[str, Any]], model: str) -> Figu
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    labels = [f"{name}\nbatch {topologies[name]['models'][model]['batch_size']}" for name in times]
+    labels = [f"{name}\nbatch {size}" for name, size in sizes.items()]
     axes.set_xticks(places, labels)
     axes.set_ylabel("least time of a step (ms)")
     axes.grid(axis="y", color=BLACK, alpha=0.12)

@@ -32,7 +32,6 @@ The last three may be missing; a report leaves out what it would say of them.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,18 @@ from typing import Any
 import numpy as np
 
 from sft_jax import config_io
+from sft_jax.analysis.run_checks import check_agreement, checked_example, checked_predictions
+from sft_jax.array_files import read_npz
 from sft_jax.config import Config
-from sft_jax.schema import accepted
+from sft_jax.json_files import anything, mapped, parse, read_text
+from sft_jax.layouts import ABLATION, EVALUATION, METRIC_LINE, data_of_run
+from sft_jax.schema import read_stored
 from sft_jax.types import CheckpointError, DataError
 
 SPLIT_ORDER = ("test", "valid", "train")
 _FILES = ("config.json", "data.json", "metrics.jsonl")
+_EVALUATE = "write it again with `python -m sft_jax.evaluate`"
+_RESTORE = "restore the file, or train into a new workdir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +93,7 @@ def save_example(path: Path, example: Example) -> Path:
 
 def load_example(path: Path) -> Example:
     """Reads what `save_example` wrote; raises `DataError` when an entry is missing."""
-    with np.load(path, allow_pickle=False) as file:
-        entries = {key: file[key] for key in file.files}
+    entries = read_npz(path, _EVALUATE)
     names = [key.removeprefix("signal/") for key in entries if key.startswith("signal/")]
     wanted = [f"{prefix}/{name}" for prefix in ("kept", "span") for name in names]
     missing = [key for key in (*wanted, "sampling_rate", "title") if key not in entries]
@@ -102,6 +106,7 @@ def load_example(path: Path) -> Example:
         prefix: {m: entries[f"{prefix}/{m}"] for m in names if f"{prefix}/{m}" in entries}
         for prefix in ("signal", "kept", "saliency", "span")
     }
+    checked_example(path, names, entries)
     return Example(
         signals=parts["signal"],
         kept=parts["kept"],
@@ -148,18 +153,22 @@ class Run:
     def predictions(self) -> dict[str, dict[str, np.ndarray]]:
         """`predictions_<split>.npz` of the evaluated splits that have one, by split."""
         paths = {split: self.workdir / f"predictions_{split}.npz" for split in self.splits}
-        found = {}
-        for split, path in paths.items():
-            if path.is_file():
-                with np.load(path, allow_pickle=False) as file:
-                    found[split] = {key: file[key] for key in file.files}
-        return found
+        return {
+            split: checked_predictions(path, read_npz(path, _EVALUATE), self.config.modalities)
+            for split, path in paths.items()
+            if path.is_file()
+        }
 
     @functools.cached_property
     def ablations(self) -> dict[str, dict[str, Any]]:
         """`ablation_<split>.json` of the evaluated splits that have one, by split."""
         paths = {split: self.workdir / f"ablation_{split}.json" for split in self.splits}
-        return {s: read_json(path, "without") for s, path in paths.items() if path.is_file()}
+        remedy = "write it again with `python -m sft_jax.evaluate --ablate`"
+        return {
+            split: read_stored(path, ABLATION, remedy)
+            for split, path in paths.items()
+            if path.is_file()
+        }
 
     @property
     def example(self) -> Example | None:
@@ -177,7 +186,10 @@ def read_run(workdir: Path) -> Run:
     """Opens a run folder.
 
     Raises:
-        CheckpointError: a file of the run is missing; the message names the command that makes it.
+        CheckpointError: a file of the run is missing, and the message names the command that makes
+            it; or is damaged.
+        ConfigError: a configuration that this version does not know.
+        DataError: files that disagree.
     """
     for name in _FILES:
         if not (workdir / name).is_file():
@@ -185,13 +197,18 @@ def read_run(workdir: Path) -> Run:
                 f"{workdir}: found no {name}, expected a run folder; make one with "
                 f"`python -m sft_jax.train --config=configs/<run>.py --workdir={workdir}`"
             )
-    return Run(
+    data = data_of_run("class_names", "modalities", "counts")
+    run = Run(
         workdir=workdir,
-        config=config_io.from_dict(read_json(workdir / "config.json")),
-        data=read_json(workdir / "data.json", "class_names", "modalities", "counts"),
+        config=config_io.from_dict(
+            read_stored(workdir / "config.json", mapped(anything), _RESTORE)
+        ),
+        data=read_stored(workdir / "data.json", data, _RESTORE),
         records=read_metrics(workdir / "metrics.jsonl"),
         evaluations=read_evaluations(workdir),
     )
+    check_agreement(workdir, run.data, run.records, run.evaluations)
+    return run
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -201,15 +218,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         CheckpointError: a line is not a record, or there is none.
     """
     records = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records[record["kind"], record["step"]] = record
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(
-                f"{path}, line {number}: found {line[:60]!r}, expected an object with kind and "
-                "step; a run that was cut off may have left it: remove the line"
-            ) from error
+    remedy = "a run that was cut off may have left it: remove the line"
+    for number, line in enumerate(read_text(path, _RESTORE).splitlines(), start=1):
+        record = parse(line, f"{path}, line {number}", METRIC_LINE, remedy)
+        records[record["kind"], record["step"]] = record
     if not records:
         raise CheckpointError(
             f"{path}: found no record, expected what training logs; let `python -m sft_jax.train` "
@@ -224,33 +236,18 @@ def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: there is none.
     """
-    keys = ("split", "step", "num_samples", "metrics", "majority", "per_class", "confusion")
-    evaluations = [read_json(path, *keys) for path in workdir.glob("evaluation_*.json")]
+    paths = sorted(workdir.glob("evaluation_*.json"))
+    evaluations = [read_stored(path, EVALUATION, _EVALUATE) for path in paths]
     if not evaluations:
         raise CheckpointError(
             f"{workdir}: found no evaluation_<split>.json; make one with "
             f"`python -m sft_jax.evaluate --workdir={workdir} --split=test`"
         )
+    for path, evaluation in zip(paths, evaluations, strict=True):
+        if path.stem != f"evaluation_{evaluation['split']}":
+            raise CheckpointError(
+                f"{path}: found split {evaluation['split']!r}, expected the one that the file is "
+                f"named after; {_EVALUATE}"
+            )
     order = {split: i for i, split in enumerate(SPLIT_ORDER)}
     return sorted(evaluations, key=lambda e: (order.get(e["split"], len(order)), e["split"]))
-
-
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: it is no JSON, of a newer version, or lacks one of `keys`.
-    """
-    try:
-        content = accepted(json.loads(path.read_text()), path)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: found no JSON ({error}), expected an object; write it again"
-        ) from error
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise CheckpointError(
-            f"{path}: found {sorted(content)}, expected also {missing}; write it again with this "
-            "version"
-        )
-    return content

@@ -80,6 +80,11 @@ def _values(workdir: Path, split: str, metric: str) -> Mapping[str, float]:
         )
     found = {"sample": evaluation["metrics"][metric]["value"]}
     group = evaluation["group"]
-    if group is not None and metric in group:
+    if group is not None and metric == "top1":  # the one that groups vote on
         found["group"] = group[metric]["value"]
+    if None in found.values():
+        raise DataError(
+            f"{workdir}: found no value of {metric!r} on {split!r}, expected a number; choose a "
+            "metric that is defined in every run"
+        )
     return found

@@ -14,6 +14,8 @@ A study may still be running: what has no score yet is left out.
 
 import csv
 import dataclasses
+import io
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +24,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sft_jax.analysis.run_folder import read_json
+from sft_jax.array_files import read_npz
+from sft_jax.json_files import read_text
+from sft_jax.layouts import STUDY
+from sft_jax.schema import read_stored
+from sft_jax.training.calibration import reliability
 from sft_jax.types import CheckpointError, DataError
 
-_KEYS = ("name", "title", "protocol", "metric", "class_names", "settings", "folds", "seeds")
+_SWEEP = "write it again with `python -m sft_jax.sweep`"
 _WHERE = ("setting", "fold", "seed")
+# What sums and figures of float64 values can still hold.
+_LARGEST = 1e100
 
 
 class Key(NamedTuple):
@@ -113,6 +121,32 @@ class StudyFolder:
         """Of the complete test split."""
         return self._found("metric", split="test", condition="complete", level=level)
 
+    def _checked(self, path: Path, entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`seed`, `label`, `probabilities` of a file, if they are what a sweep writes."""
+        seed, label, probabilities = (
+            entries.get(name, np.zeros(())) for name in ("seed", "label", "probabilities")
+        )
+        classes = len(self.record["class_names"])
+        expected = (seed.size, label.size, classes)
+        if (
+            (seed.ndim, label.ndim, probabilities.shape) != (1, 1, expected)
+            or seed.dtype.kind not in "iu"
+            or label.dtype.kind not in "iu"
+            or probabilities.dtype.kind != "f"
+            or 0 in expected
+        ):
+            found = {name: f"{array.dtype}{list(array.shape)}" for name, array in entries.items()}
+            raise DataError(
+                f"{path}: found {found}, expected whole numbers seed [s] and label [n], and "
+                f"probabilities [s, n, {classes}]; {_SWEEP}"
+            )
+        for rows in probabilities:
+            try:
+                reliability(rows, label)  # which checks rows and labels
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from error
+        return {"seed": seed, "label": label, "probabilities": probabilities}
+
     def _found(self, what: str, **where: str) -> list[str]:
         keys = (key for key in self.scores if all(getattr(key, k) == v for k, v in where.items()))
         return list(dict.fromkeys(getattr(key, what) for key in keys))
@@ -133,8 +167,7 @@ class StudyFolder:
         for fold in self.record["folds"]:
             path = self.workdir / "predictions" / f"{setting}-{fold['name']}.npz"
             if path.is_file():
-                with np.load(path, allow_pickle=False) as file:
-                    yield {key: file[key] for key in ("seed", "label", "probabilities")}
+                yield self._checked(path, read_npz(path, _SWEEP))
 
 
 def is_study(folder: Path) -> bool:
@@ -146,10 +179,11 @@ def read_study_folder(workdir: Path) -> StudyFolder:
     """Opens the folder of a study.
 
     Raises:
-        CheckpointError: `study.json` or `results.csv` is missing or says too little.
+        CheckpointError: `study.json` or `results.csv` is missing, damaged, or says too little.
         DataError: a row of a table that does not belong to the study, or is no number.
     """
-    record = read_json(workdir / "study.json", *_KEYS)
+    record = read_stored(workdir / "study.json", STUDY, _SWEEP)
+    _check_names(workdir / "study.json", record)
     path = workdir / "results.csv"
     if not path.is_file():
         raise CheckpointError(
@@ -168,7 +202,35 @@ def read_study_folder(workdir: Path) -> StudyFolder:
             "a setting"
         )
     axis, curves = _read_curves(workdir / "curves.csv", runs)
-    return StudyFolder(workdir, record, scores, curves, axis)
+    study = StudyFolder(workdir, record, scores, curves, axis)
+    _check_scores(path, study)
+    return study
+
+
+def _check_names(path: Path, record: dict[str, Any]):
+    for what in ("settings", "folds"):
+        names = [entry["name"] for entry in record[what]]
+        if len(set(names)) < len(names):
+            raise CheckpointError(
+                f"{path}: {what}: found the names {names}, expected each once; {_SWEEP}"
+            )
+    if len(set(record["seeds"])) < len(record["seeds"]):
+        raise CheckpointError(
+            f"{path}: seeds: found {record['seeds']}, expected each once; {_SWEEP}"
+        )
+
+
+def _check_scores(path: Path, study: StudyFolder):
+    """Every setting with a score must have the one that settings are compared by."""
+    metric = study.record["metric"]
+    for level in study.levels or ["sample"]:
+        for name in study.names:
+            values = study.scores_of(name, level, metric)
+            if values is None or np.isnan(values).all():
+                raise DataError(
+                    f"{path}: found no {metric} per {level} of setting {name!r} on the complete "
+                    f"test split, expected one; remove its rows, or run the sweep again"
+                )
 
 
 class _Runs:
@@ -191,40 +253,54 @@ class _Runs:
                     f"{path}, line {line}: found {name} {row[name]!r}, expected one of study.json: "
                     f"{', '.join(map(str, names))}; run the sweep into a new folder"
                 )
-        try:
-            value = float(row["value"])
-        except ValueError as error:
-            raise DataError(
-                f"{path}, line {line}: found value {row['value']!r}, expected a number; remove the "
-                "line, or run the sweep again"
-            ) from error
+        value = _number(path, line, row, "value", -_LARGEST)
         return (self._folds[row["fold"]], self._seeds[row["seed"]]), value
+
+
+def _number(path: Path, line: int, row: dict[str, str], name: str, least: int | float) -> float:
+    """A number of a row; NaN where a metric was undefined."""
+    try:
+        value = float(row[name])
+        if not math.isnan(value) and not least <= value <= _LARGEST:
+            raise ValueError("out of range")
+    except ValueError as error:
+        raise DataError(
+            f"{path}, line {line}: found {name} {row[name]!r}, expected a number; remove the line, "
+            "or run the sweep again"
+        ) from error
+    return value
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Lines of a table with their numbers."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(io.StringIO(read_text(path, _SWEEP, DataError), newline=""))
+    try:
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
             raise DataError(
-                f"{path}: found columns {reader.fieldnames}, expected also {missing}; write it "
-                "again with `python -m sft_jax.sweep`"
+                f"{path}: found columns {reader.fieldnames}, expected also {missing}; {_SWEEP}"
             )
         for line, row in enumerate(reader, start=2):
-            yield line, {name: value or "" for name, value in row.items() if name is not None}
+            yield line, {name: row[name] or "" for name in columns}
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: found no table ({error}), expected lines of fields; {_SWEEP}"
+        ) from error
 
 
 def _read_curves(path: Path, runs: _Runs) -> tuple[str, dict[tuple[str, str], Curve]]:
     if not path.is_file():
         return "step", {}
-    with path.open(newline="") as file:
-        axis = "epoch" if "epoch" in next(csv.reader(file), []) else "step"
+    head = read_text(path, _SWEEP, DataError).partition("\n")[0]
+    axis = "epoch" if "epoch" in head.strip().split(",") else "step"
     found: dict[tuple[str, str], dict[float, np.ndarray]] = defaultdict(dict)
     for line, row in _rows(path, (*_WHERE, axis, "metric", "value")):
         place, value = runs.place(path, line, row)
+        step = _number(path, line, row, axis, 0)
+        if math.isnan(value) or math.isnan(step):
+            continue  # a metric that was undefined leaves a gap
         points = found[row["setting"], row["metric"]]
-        points.setdefault(float(row[axis]), runs.empty())[place] = value
+        points.setdefault(step, runs.empty())[place] = value
     curves = {}
     for key, points in found.items():
         steps = sorted(points)

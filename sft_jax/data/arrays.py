@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
-from sft_jax.data.checks import layout_error
+from sft_jax.data.checks import explained, layout_error
+from sft_jax.data.memory import check_fits
+from sft_jax.data.npz import array_bytes, read_npz
 from sft_jax.data.records import ModalityInfo, Record, fixed_length
 from sft_jax.types import DataError
 
 _COLUMNS = ("label", "id", "group")
 _MAX_MODALITIES = 8
+# Every class up to the largest has a name, and a count in each split.
+_MAX_CLASSES = 1_000_000
 _CHUNK = 1024
 
 
@@ -85,6 +90,7 @@ def source_files(path: str | os.PathLike) -> SourceFiles:
         entries = {
             file.relative_to(root).with_suffix("").as_posix(): file
             for file in sorted(root.rglob("*.npy"))
+            if file.is_file()
         }
         return SourceFiles(root, entries)
     if root.is_file() and root.suffix == ".npz":
@@ -167,12 +173,11 @@ def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     root, files = source_files(path)
     try:
         if root.is_file():
-            # Opened here, since np.load leaves a damaged file open.
-            with open(root, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        return {
-            key: np.load(file, mmap_mode="r", allow_pickle=False) for key, file in files.items()
-        }
+            return read_npz(root)
+        # Of a header alone, which says that there are objects before any is read.
+        found = {key: open_memmap(file, mode="r") for key, file in files.items()}
+    except DataError:
+        raise
     # Truncation and damage surface as errors of the zip and header readers, of many types.
     except Exception as error:
         raise layout_error(
@@ -182,6 +187,9 @@ def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
             "complete arrays of numbers or text, not Python objects",
             "save it again with np.savez or np.save; text as np.array(names, dtype=str)",
         ) from error
+    needed = array_bytes({key: (values.shape, values.dtype) for key, values in found.items()})
+    check_fits(needed, root, "folder", "give fewer samples")
+    return found
 
 
 def _modality_names(entries: Mapping[str, np.ndarray], where: str) -> list[str]:
@@ -319,12 +327,13 @@ def _read_label(label: np.ndarray, size: int, where: str) -> np.ndarray:
         )
     if len(label) != size:
         raise _samples_error(where, "label", len(label), size)
-    if label.min() < 0:
+    if label.min() < 0 or label.max() >= _MAX_CLASSES:
+        row = int(np.argmin(label) if label.min() < 0 else np.argmax(label))
         raise layout_error(
             where,
             "label",
-            f"{label.min()} for sample {int(np.argmin(label))}",
-            "classes from 0",
+            f"{label[row]} for sample {row}",
+            f"classes from 0 to below {_MAX_CLASSES}",
             "remove samples without a class, and number the classes from 0",
         )
     return label.astype(np.int64)
@@ -346,9 +355,14 @@ def _read_text(
         )
     if len(values) != size:
         raise _samples_error(where, key, len(values), size)
-    if values.dtype.kind == "S":
-        return [value.decode() for value in values.tolist()]
-    return [str(value) for value in values.tolist()]
+    return explained(lambda: list(map(_text, values.tolist())), where, f"UTF-8 text in {key}")
+
+
+def _text(value: str | bytes | int) -> str:
+    name = value.decode() if isinstance(value, bytes) else str(value)
+    # Half of a pair of code units is no text, and could not be stored.
+    name.encode()
+    return name
 
 
 def _check_unique(ids: list[str], where: str) -> None:

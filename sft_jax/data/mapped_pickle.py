@@ -15,7 +15,6 @@ import math
 import mmap
 import os
 import pickle
-import pickletools
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -23,19 +22,13 @@ from typing import Any
 import numpy as np
 
 from sft_jax.data.checks import explained
+from sft_jax.data.pickle_opcodes import opcodes
 from sft_jax.data.rows import FileArray, absolute
-from sft_jax.data.safe_pickle import SafeUnpickler
+from sft_jax.data.safe_pickle import Call, SafeUnpickler, checked_shape, encode
 
 # Shorter strings stay in the stream.
 LARGE = 4096
 
-_SIZES = {
-    pickletools.TAKEN_FROM_ARGUMENT1: struct.Struct("<B"),
-    pickletools.TAKEN_FROM_ARGUMENT4: struct.Struct("<i"),
-    pickletools.TAKEN_FROM_ARGUMENT4U: struct.Struct("<I"),
-    pickletools.TAKEN_FROM_ARGUMENT8U: struct.Struct("<Q"),
-}
-_OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 # How a long string is to be understood. Python 2 wrote bytes as `BINSTRING`.
 _ENCODINGS = {
     "BINBYTES": None,
@@ -67,7 +60,7 @@ class _Payload:
         return raw if self.encoding is None else raw.decode(self.encoding, "surrogatepass")
 
     def array(self, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> FileArray:
-        made = FileArray(self.path, self.offset, dtype, shape, order)
+        made = FileArray(self.path, self.offset, dtype, checked_shape(shape, dtype), order)
         if self.encoding == "utf-8" or made.num_bytes != self.size:
             raise pickle.UnpicklingError(
                 f"{self.size} bytes for an array of {dtype} and shape {shape}"
@@ -87,7 +80,7 @@ class _Encoded:
 
     def array(self, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
         raw = self._decoded()
-        if math.prod(shape) * dtype.itemsize != len(raw):
+        if math.prod(checked_shape(shape, dtype)) * dtype.itemsize != len(raw):
             raise pickle.UnpicklingError(f"{len(raw)} bytes for an array of {dtype} and {shape}")
         return np.ndarray(shape, dtype, raw, order=order)
 
@@ -110,11 +103,14 @@ class _MappedUnpickler(SafeUnpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
-        return _encode if found is codecs.encode else found
+        return _ENCODE if (module, name) == ("_codecs", "encode") else found
 
 
 def _encode(text: Any, encoding: str) -> bytes | _Encoded:
-    return _Encoded(text, encoding) if isinstance(text, _Payload) else codecs.encode(text, encoding)
+    return _Encoded(text, encoding) if isinstance(text, _Payload) else encode(text, encoding)
+
+
+_ENCODE = Call(_encode)
 
 
 def map_pickle(path: str | os.PathLike) -> Any:
@@ -142,7 +138,7 @@ def _without_payloads(path: str) -> tuple[bytes, list[_Payload]]:
     stream = bytearray()
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         kept = 0
-        for name, start, body, stop in _opcodes(data):
+        for name, start, body, stop in opcodes(data):
             if name in ("PERSID", "BINPERSID"):
                 raise pickle.UnpicklingError("a reference to something outside the file")
             large = name in _ENCODINGS and stop - body >= LARGE
@@ -155,34 +151,3 @@ def _without_payloads(path: str) -> tuple[bytes, list[_Payload]]:
                 payloads.append(_Payload(path, body, stop - body, _ENCODINGS[name]))
         stream += data[kept:stop]
     return bytes(stream), payloads
-
-
-def _opcodes(data: mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
-    """Name, start, start of the string it holds, and end of every opcode up to the last."""
-    position, size = 0, len(data)
-    while position < size:
-        opcode = _OPCODES.get(data[position])
-        if opcode is None:
-            raise pickle.UnpicklingError(f"{data[position : position + 1]!r} at byte {position}")
-        body = position + 1
-        width = opcode.arg.n if opcode.arg else 0
-        if width == pickletools.UP_TO_NEWLINE:
-            stop = body
-            for _ in range(2 if opcode.arg and opcode.arg.name == "stringnl_noescape_pair" else 1):
-                stop = data.find(b"\n", stop) + 1 or size + 1
-        elif width < 0:
-            count = _SIZES[width]
-            if body + count.size > size:
-                break
-            length = count.unpack_from(data, body)[0]
-            body += count.size
-            stop = body + length if length >= 0 else size + 1
-        else:
-            stop = body + width
-        if stop > size:
-            break
-        yield opcode.name, position, body, stop
-        if opcode.name == "STOP":
-            return
-        position = stop
-    raise EOFError(f"the file ends after {size} bytes, in the middle of the pickle")

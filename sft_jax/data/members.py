@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_jax.data.checks import explained, layout_error
+from sft_jax.data.memory import check_fits
 from sft_jax.types import DataError
 
 _AGAIN = "get the file again (docs/data.md)"
+# A file as it is, as text, as lines and as the fields of these.
+_TEXT_COPIES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,7 @@ def _in_folder(folder: Path, name: str) -> Member:
     path = folder / name
     if not path.is_file():
         raise _missing(folder, name, [entry.name for entry in folder.iterdir()])
+    _check_size(path.stat().st_size, path)
     return Member(str(path), path.read_bytes())
 
 
@@ -107,8 +111,19 @@ def _extract(archive: zipfile.ZipFile, path: Path, name: str) -> Member:
     if len(found) > 1:
         remedy = "unpack it, and give the folder that is meant"
         raise layout_error(path, name, f"it in {', '.join(found)}", "one file of that name", remedy)
-    data = explained(lambda: archive.read(found[0]), path, f"a whole {found[0]}")
-    return Member(f"{path}/{found[0]}", data)
+    info = archive.getinfo(found[0])
+    _check_size(info.file_size, f"{path}/{found[0]}")
+
+    def read() -> bytes:
+        with archive.open(info) as stream:
+            # Asked for all there is, zipfile would unpack more than the size that was looked at.
+            return stream.read(info.file_size + 1)
+
+    return Member(f"{path}/{found[0]}", explained(read, path, f"a whole {found[0]}"))
+
+
+def _check_size(num_bytes: int, where: str | Path) -> None:
+    check_fits(_TEXT_COPIES * num_bytes, where, "size", _AGAIN)
 
 
 def _missing(path: Path, name: str, entries: Sequence[str]) -> DataError:

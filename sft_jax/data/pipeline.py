@@ -56,11 +56,21 @@ class Normalizer:
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> "Normalizer":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            DataError: shift and scale of other modalities or features.
+        """
         numbers = {
             field: {name: tuple(values) for name, values in given[field].items()}
             for field in ("shift", "scale")
         }
+        sizes = [{name: len(values) for name, values in own.items()} for own in numbers.values()]
+        if sizes[0] != sizes[1]:
+            raise DataError(
+                f"normalizer: found shift of {sizes[0]} and scale of {sizes[1]} features, expected "
+                "as many of each; restore data.json of the run"
+            )
         return cls(kind=given["kind"], **numbers)
 
     @functools.cached_property

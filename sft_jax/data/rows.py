@@ -97,12 +97,21 @@ def as_rows(value: Any) -> Rows | None:
         if arrays and len(arrays) == len(value):
             same = {(item.shape, item.dtype) for item in arrays}
             return ListArray(arrays) if len(same) == 1 and arrays[0].shape else None
+        # As an array, every text is as long as the longest.
+        if _holds_text(value):
+            return None
         try:
             return np.asarray(value)
         # Nested lists of several lengths.
         except ValueError:
             return None
     return value if isinstance(value, np.ndarray | FileArray) else None
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_text, value))
+    return isinstance(value, str | bytes)
 
 
 def chunks(rows: Rows) -> Iterator[slice]:

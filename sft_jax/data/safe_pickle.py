@@ -5,18 +5,19 @@ few names that numpy arrays and plain containers need are mapped to the function
 other name is refused before it is imported.
 """
 
-import codecs
 import collections
 import io
 import math
 import os
 import pickle
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.lib import format as npy_format
 
 from sft_jax.data.checks import explained
+from sft_jax.data.pickle_opcodes import opcodes
 from sft_jax.types import DataError
 
 # Stands for `numpy.ndarray` in the stream. The class itself must not be reachable: called with a
@@ -36,6 +37,30 @@ class Payload(Protocol):
 
     def load(self) -> bytes | str:
         """The bytes, or the text, in memory."""
+
+
+_MOST_EMPTY = 1 << 24
+_ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")
+# How often a part may be there again: an entry or two of a file are, but lists of lists of lists
+# of the same few would become an array of any size.
+_MOST_SHARED = 16
+_ROOM = 1 << 20
+
+
+class Call:
+    """A function that stands for a name of the stream, which can do nothing but call it."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function returns."""
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError(f"a function may not be given the state {state!r}")
 
 
 class _Dtype:
@@ -79,7 +104,8 @@ class _Array:
 
 def _array(raw: Any, dtype: _Dtype, shape: Any, order: Any) -> Any:
     """What `numpy._core.numeric._frombuffer` is called for (protocol 5), and states are made of."""
-    kind, shape = dtype.made, tuple(shape)
+    kind = dtype.made
+    shape = checked_shape(shape, kind)
     if kind == np.dtype(object) and isinstance(raw, list):
         made = np.empty(len(raw), object)
         for i, entry in enumerate(raw):
@@ -97,6 +123,24 @@ def _array(raw: Any, dtype: _Dtype, shape: Any, order: Any) -> Any:
     return np.ndarray(shape, kind, buffer, order=order)
 
 
+def checked_shape(shape: Any, dtype: np.dtype) -> tuple[int, ...]:
+    """A shape of whole numbers, none of them below zero.
+
+    Where there are no values, it may still not promise very many of them, since something will be
+    made for each.
+
+    Raises:
+        UnpicklingError: it is anything else.
+    """
+    shape = tuple(shape)
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise pickle.UnpicklingError(f"an array may not be of shape {shape}")
+    empty = 0 in shape or not dtype.itemsize
+    if empty and math.prod(max(size, 1) for size in shape) > _MOST_EMPTY:
+        raise pickle.UnpicklingError(f"an empty array of {dtype} may not be of shape {shape}")
+    return shape
+
+
 def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
     """What `numpy._core.multiarray._reconstruct` is called for; the state is set afterwards."""
     if kind is not NDARRAY or tuple(shape) != (0,):
@@ -112,19 +156,40 @@ def _scalar(dtype: Any, *data: Any) -> np.generic:
     return np.frombuffer(raw, dtype.made, 1)[0]
 
 
+def encode(text: str, encoding: str) -> bytes:
+    """What `_codecs.encode` is called for: bytes that were written as text."""
+    if not isinstance(text, str) or encoding not in _ENCODINGS:
+        raise pickle.UnpicklingError(f"bytes may not be made of {type(text)} by {encoding!r}")
+    return text.encode(encoding)
+
+
+def _bytes_of(kind: type) -> Callable[..., Any]:
+    """Makes bytes of bytes or text; of a number, they would be as many zeros."""
+
+    def make(*args: Any) -> Any:
+        if args and not isinstance(args[0], bytes | bytearray | str):
+            raise pickle.UnpicklingError(f"a {kind.__name__} may not be made of {type(args[0])}")
+        if len(args) > 1:
+            return kind(encode(*args))
+        return kind(*args)
+
+    return make
+
+
 def _admitted() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): NDARRAY,
         ("numpy", "dtype"): _Dtype,
-        ("_codecs", "encode"): codecs.encode,
+        ("_codecs", "encode"): Call(encode),
         ("collections", "OrderedDict"): collections.OrderedDict,
     }
     for core in NUMPY_CORES:
-        names[core + ".multiarray", "_reconstruct"] = _reconstruct
-        names[core + ".multiarray", "scalar"] = _scalar
-        names[core + ".numeric", "_frombuffer"] = _array
+        names[core + ".multiarray", "_reconstruct"] = Call(_reconstruct)
+        names[core + ".multiarray", "scalar"] = Call(_scalar)
+        names[core + ".numeric", "_frombuffer"] = Call(_array)
     for builtins in ("builtins", "__builtin__"):
-        names |= {(builtins, kind.__name__): kind for kind in (set, frozenset, bytearray, bytes)}
+        names |= {(builtins, kind.__name__): kind for kind in (set, frozenset)}
+        names |= {(builtins, k.__name__): Call(_bytes_of(k)) for k in (bytearray, bytes)}
     return names
 
 
@@ -135,9 +200,12 @@ class SafeUnpickler(pickle.Unpickler):
     """Looks up nothing: names are mapped by the table above or refused with a `DataError`."""
 
     def __init__(self, file: io.BufferedIOBase, name: str):
-        """Reads from `file`, which messages call `name`; Python 2 strings are latin-1."""
+        """Reads all of `file`, which messages call `name`; Python 2 strings are latin-1."""
         super().__init__(file, encoding="latin1")
         self._name = name
+        # An entry takes a byte at least.
+        self._length = file.seek(0, io.SEEK_END)
+        file.seek(0)
 
     def find_class(self, module: str, name: str) -> Any:
         """The function that stands for a name of the stream."""
@@ -151,10 +219,14 @@ class SafeUnpickler(pickle.Unpickler):
 
     def content(self) -> Any:
         """What the stream holds, with arrays in place of what stood for them."""
-        return _resolved(self.load(), set())
+        content = _resolved(self.load(), {})
+        expanded = _expanded(content, {})
+        if expanded > _MOST_SHARED * self._length + _ROOM:
+            raise pickle.UnpicklingError(f"{expanded} entries, most of them the same few again")
+        return content
 
 
-def _resolved(value: Any, seen: set[int]) -> Any:
+def _resolved(value: Any, seen: dict[int, Any]) -> Any:
     # Most of a long list; asked first, since asking for a protocol takes long.
     if isinstance(value, str | bytes | int | float):
         return value
@@ -162,19 +234,45 @@ def _resolved(value: Any, seen: set[int]) -> Any:
         return _resolved(value.made, seen)
     if isinstance(value, Payload):
         return value.load()
+    if id(value) in seen:
+        return seen[id(value)][1]
     if isinstance(value, tuple):
-        return tuple(_resolved(entry, seen) for entry in value)
-    if isinstance(value, dict | list) and id(value) not in seen:
-        seen.add(id(value))
+        made = tuple(_resolved(entry, seen) for entry in value)
+        # The tuple is kept, so that nothing else gets its id.
+        seen[id(value)] = (value, made)
+        return made
+    seen[id(value)] = (value, value)
+    if isinstance(value, dict | list):
         for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
             value[key] = _resolved(entry, seen)
-    elif isinstance(value, np.ndarray) and value.dtype == object and id(value) not in seen:
-        seen.add(id(value))
+    elif isinstance(value, np.ndarray) and value.dtype == object:
         # With one more axis, the entry of an array without any can be set as well.
         entries = value[None]
         for index in np.ndindex(entries.shape):
             entries[index] = _resolved(entries[index], seen)
     return value
+
+
+def _expanded(value: Any, sizes: dict[int, int]) -> int:
+    """Entries of all containers in `value`, counted as often as they are there.
+
+    `sizes` holds them by the id of each container; one that holds itself is counted once.
+    """
+    if isinstance(value, dict):
+        entries: Any = value.values()
+    elif isinstance(value, list | tuple):
+        entries = value
+    elif isinstance(value, np.ndarray) and value.dtype == object:
+        entries = value.flat
+    else:
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = 1
+        sizes[id(value)] += sum(
+            1 if isinstance(entry, str | bytes | int | float) else _expanded(entry, sizes)
+            for entry in entries
+        )
+    return sizes[id(value)]
 
 
 def load_pickle(file: io.BufferedIOBase, name: str) -> Any:
@@ -187,7 +285,15 @@ def load_pickle(file: io.BufferedIOBase, name: str) -> Any:
     Raises:
         DataError: the pickle names anything else, is truncated, or is not a pickle.
     """
-    return explained(lambda: SafeUnpickler(file, name).content(), name, "a complete pickle")
+
+    def read() -> Any:
+        stream = file.read()
+        # Looked at as a whole first: some sizes are taken at their word when they are met.
+        for _ in opcodes(stream):
+            pass
+        return SafeUnpickler(io.BytesIO(stream), name).content()
+
+    return explained(read, name, "a complete pickle")
 
 
 def load_npy_object(path: str | os.PathLike) -> np.ndarray:

@@ -8,17 +8,19 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
 
+from sft_jax.checksums import find_damage
 from sft_jax.data.builders import BUILDERS, SourceBuilder
-from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Record, Records
+from sft_jax.data.prepared import Shards, read_info
+from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Records
 from sft_jax.data_config import DataConfig
 from sft_jax.types import DataError
 
 # Decoding a record takes longer than a small model takes to train on it.
 MEMORY_BYTES = 512 << 20
+# Shards that take more are only measured when they are opened: their sums would take seconds.
+SUMMED_BYTES = 256 << 20
 
 
 def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
@@ -49,7 +51,7 @@ def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
             # way of the other's, and as good.
             if not _is_prepared(builder.directory):
                 raise
-    return _open(builder.directory)[1]
+    return read_info(builder.directory)
 
 
 def open_source(config: DataConfig) -> "Source":
@@ -65,8 +67,15 @@ class Source:
     """Records of a prepared source by split and position."""
 
     def __init__(self, directory: Path):
-        """Opens the files in `directory`."""
-        self._reader, self.info = _open(directory)
+        """Opens the files in `directory`.
+
+        Raises:
+            DataError: they are not what was prepared.
+        """
+        self.info = read_info(directory)
+        damage = find_damage(directory, SUMMED_BYTES)
+        if damage is not None:
+            raise DataError(f"{damage}; remove {directory} to have it prepared again")
         self._split = functools.cache(self._read_split)
         self._columns = functools.cache(self._read_columns)
 
@@ -76,7 +85,7 @@ class Source:
         They are kept decoded in memory when the split takes less than 512 MiB.
 
         Raises:
-            DataError: there is no such split, or it is empty.
+            DataError: there is no such split, it is empty, or its files are damaged.
         """
         if not self.info.num_records.get(name):
             filled = [split for split in SPLITS if self.info.num_records[split]]
@@ -108,9 +117,9 @@ class Source:
         return columns
 
     def _read_split(self, name: str) -> Records:
-        stored = self._reader.as_data_source(name)
-        records = LazyRecords(len(stored), lambda index: _decode(stored[index]))
-        if len(stored) * self.info.record_bytes < MEMORY_BYTES:
+        shards = Shards(self.info, name)
+        records = LazyRecords(len(shards), shards.__getitem__)
+        if len(shards) * self.info.record_bytes < MEMORY_BYTES:
             return tuple(records)
         return records
 
@@ -122,23 +131,6 @@ def _builder(config: DataConfig) -> SourceBuilder:
 def _is_prepared(directory: Path) -> bool:
     # Written last by TFDS, into a directory that only then gets its name.
     return (directory / "dataset_info.json").is_file()
-
-
-def _open(directory: Path) -> tuple[tfds.core.DatasetBuilder, DataInfo]:
-    with _quiet():
-        reader = tfds.builder_from_directory(directory)
-    return reader, DataInfo.from_json(reader.info.metadata, str(directory))
-
-
-def _decode(stored: dict) -> Record:
-    return Record(
-        inputs={name: np.asarray(value) for name, value in stored["inputs"].items()},
-        mask={name: np.asarray(value) for name, value in stored["mask"].items()},
-        label=int(stored["label"]),
-        value=float(stored["value"]),
-        id=stored["id"].decode(),
-        group=stored["group"].decode(),
-    )
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from sft_jax.json_files import mapped, number
 from sft_jax.training.metrics import top_k
 from sft_jax.training.ranking import ranking_metrics
 from sft_jax.training.sentiment import classification_view, regression_view
@@ -54,7 +55,17 @@ def compare(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, f
             )
         used |= {entry, *inputs}
         recorded = _recorded(entry, arrays[entry])
-        first, second = (np.asarray(arrays[name]) for name in inputs)
+        first, second = (_numbers(name, arrays[name]) for name in inputs)
+        if (
+            len(first) != len(second)
+            or not len(first)
+            or (first.ndim, second.ndim) != ((1, 1) if kind else (2, 1))
+        ):
+            raise DataError(
+                f"{entry}: found {inputs[0]} {first.shape} and {inputs[1]} {second.shape}, "
+                f"expected {'[n] and [n]' if kind else '[n, c] and whole numbers [n]'}; record the "
+                "file again"
+            )
         if kind:
             ours = _regression(first, second, SUFFIX[kind.removeprefix("_")])
         else:
@@ -77,8 +88,10 @@ def compare(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, f
 
 def _recorded(entry: str, text: np.ndarray) -> dict[str, float]:
     try:
-        values = {name: float(value) for name, value in json.loads(str(text)).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        values = json.loads(str(text))
+        mapped(number(undefined=True))(values, "")
+        values = {name: float(value) for name, value in values.items()}
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{entry}: found {str(text)[:60]!r}, expected a JSON object of numbers; record the "
             "file again"
@@ -86,9 +99,19 @@ def _recorded(entry: str, text: np.ndarray) -> dict[str, float]:
     return {name: value / 100 if _k(name) else value for name, value in values.items()}
 
 
+def _numbers(name: str, array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiu" or not array.ndim or not np.isfinite(array).all():
+        raise DataError(
+            f"{name}: found {array.dtype} of shape {array.shape}, expected finite numbers; record "
+            "the file again"
+        )
+    return array
+
+
 def _k(name: str) -> int:
     """The `k` of a metric `top<k>`, 0 of every other."""
-    match = re.fullmatch(r"top(\d+)", name)
+    match = re.fullmatch(r"top(\d{1,9})", name)
     return int(match[1]) if match else 0
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from sft_jax.config import AugmentConfig, BaselineConfig, Config, ModelConfig, OptimizerConfig
 from sft_jax.interop import metric_vectors
+from sft_jax.interop.recording_checks import META, check_entries
 from sft_jax.interop.reference_weights import from_reference, to_reference
 from sft_jax.interop.state_dict import read_arrays
 from sft_jax.models import registry
@@ -85,6 +86,7 @@ class Recording:
         specs = []
         try:
             meta = json.loads(str(arrays["meta"]))
+            META(meta, "meta")
             config, pool = _model(meta)
             for name, length, window in zip(names, meta["lengths"], meta["kernel"], strict=True):
                 shape = arrays[f"input/{name}"].shape
@@ -97,7 +99,8 @@ class Recording:
                 )
             if config.name == "mult":
                 specs = _as_streams(specs)
-        except (KeyError, ValueError, TypeError, IndexError) as error:
+        # A RecursionError is JSON of lists within lists.
+        except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
             raise DataError(
                 f"{path}: not a recording ({error!r}), expected entries meta, input/<m>, "
                 "param/<name> as the recorded vectors have them; check that it is the right file"
@@ -179,6 +182,7 @@ class Recording:
         Raises:
             DataError: weights that are not those of the model, or results that nothing compares.
         """
+        self.check()
         read = {"meta", "label", "lam", "index"}
         for part, names in (
             (self._outputs, r"logits|loss|pooled/.+|grad/.+"),
@@ -195,6 +199,18 @@ class Recording:
                 f"{self.file}: found {unread or 'no results'}, expected logits, loss, pooled/<m>, "
                 "grad/<name>, losses, logits_after or layer<i>/...; record the file again"
             )
+
+    def check(self):
+        """Raises `DataError` unless every entry can be computed on; compares nothing yet."""
+        check_entries(
+            self.file,
+            self.arrays,
+            samples=len(self.batch["label"]),
+            modalities=len(self.specs),
+            classes=self.config.num_classes,
+            depth=self.config.num_pre_layers + self.config.num_post_layers,
+        )
+        jax.tree.leaves(self.params)
 
     def _compare(self, quantity: str, ours: Any, recorded: Any) -> Difference:
         ours, recorded = np.asarray(ours, np.float64), np.asarray(recorded, np.float64)

@@ -61,6 +61,18 @@ def from_reference(
     """
     if not isinstance(state, Mapping):
         state = read_state(state)
+    if max(config.num_pre_layers, config.num_post_layers) > len(state):
+        raise DataError(
+            f"state dict: found {len(state)} arrays for {config.num_pre_layers} and "
+            f"{config.num_post_layers} layers, expected some of each; set the depths to those of "
+            "the model that the weights come from"
+        )
+    for name, array in state.items():
+        # numpy knows bfloat16 by its name alone.
+        if np.asarray(array).dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+            raise DataError(
+                f"state dict: {name}: found {array.dtype}, expected numbers; save it as float32"
+            )
     slots = _slots(config, modalities, state)
     wanted = {name for slot in slots for name in slot.names}
     extra = set(state) - wanted - _ignored(config, modalities)
@@ -82,7 +94,7 @@ def from_reference(
         branch = params
         for key in path[:-1]:
             branch = branch.setdefault(key, {})
-        branch[path[-1]] = np.stack(leaf) if isinstance(leaf, list) else leaf
+        branch[path[-1]] = _stacked(path, leaf) if isinstance(leaf, list) else leaf
     return params
 
 
@@ -141,12 +153,22 @@ def _paths(tree: Mapping[str, Any], prefix: Keys = ()) -> Iterator[Keys]:
             yield (*prefix, key)
 
 
+def _stacked(path: Keys, layers: list[np.ndarray]) -> np.ndarray:
+    if len({layer.shape for layer in layers}) > 1:
+        raise DataError(
+            f"state dict: layers of {'/'.join(path)} have the shapes "
+            f"{[layer.shape for layer in layers]}, expected one; check that all are of one model"
+        )
+    return np.stack(layers)
+
+
 # --- layouts
 
 
 def _to_ours(arrays: list[np.ndarray], slot: Slot, num_heads: int) -> np.ndarray:
-    array = np.concatenate(arrays)
+    array = arrays[0]
     try:
+        array = np.concatenate(arrays)
         match slot.kind:
             case "same":
                 return array
@@ -158,7 +180,7 @@ def _to_ours(arrays: list[np.ndarray], slot: Slot, num_heads: int) -> np.ndarray
                 return array.reshape(3, num_heads, -1)
             case "out_weight":  # [d, d] -> [h, e, d]
                 return array.T.reshape(num_heads, -1, array.shape[0])
-    except ValueError:
+    except (ValueError, IndexError):
         pass
     raise DataError(
         f"state dict: {', '.join(slot.names)} of shape {array.shape} does not split into "

@@ -1,13 +1,12 @@
 """State dicts of PyTorch models, from files."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
+from sft_jax.array_files import read_npz
 from sft_jax.types import DataError
 
 
@@ -44,19 +43,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         DataError: the file cannot be read.
     """
-    try:
-        # Opened here, since numpy leaves a file open that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {
-                name: x.view(jnp.bfloat16) if x.dtype.str == "|V2" else x
-                for name, x in arrays.items()
-            }
-    # A TypeError is a single array under this ending: it is no archive to open.
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}: found no readable .npz ({error}), expected arrays by name; restore the file, "
-            "or write it with numpy.savez"
-        ) from error
+    return {
+        name: x.view(jnp.bfloat16) if x.dtype.str == "|V2" else x
+        for name, x in read_npz(path).items()
+    }
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:

@@ -13,8 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from sft_jax.checksums import find_damage, write_checksums
 from sft_jax.schema import accepted
-from sft_jax.training.checksums import find_damage, write_checksums
 from sft_jax.training.optimizer import Plateau
 from sft_jax.training.state import TrainState
 from sft_jax.types import CheckpointError

@@ -7,6 +7,9 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from sft_jax.json_files import parse, read_text
+from sft_jax.layouts import METRIC_LINE
+
 
 class MetricLog:
     """Appends records to `metrics.jsonl` and to TensorBoard event files."""
@@ -14,7 +17,7 @@ class MetricLog:
     def __init__(self, workdir: Path, resume_step: int):
         """Opens the logs; records after `resume_step` will come again and are dropped."""
         self._path = workdir / "metrics.jsonl"
-        kept = [line for line in _lines(self._path) if line["step"] <= resume_step]
+        kept = [line for line in read_log(self._path) if line["step"] <= resume_step]
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(partial, self._path)
@@ -37,9 +40,17 @@ class MetricLog:
         self._events.close()
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Complete records of a log; a line that was cut off while it was written is left out."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Complete records of a log; a line that was cut off while it was written is left out.
+
+    Raises:
+        CheckpointError: a line that is no record.
+    """
     if not path.exists():
         return []
-    whole = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    remedy = "remove the line, or train into a new workdir"
+    whole = read_text(path, remedy).rpartition("\n")[0]
+    return [
+        parse(line, f"{path}, line {number}", METRIC_LINE, remedy)
+        for number, line in enumerate(whole.splitlines(), start=1)
+    ]

@@ -8,6 +8,7 @@ predictions/<setting>-<fold>.npz probabilities on the test split
 
 import csv
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -16,18 +17,29 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.array_files import read_npz
 from sft_jax.config import Config
 from sft_jax.config_io import to_dict
-from sft_jax.schema import stamped
+from sft_jax.json_files import anything, both, listed, mapped, read_text, record
+from sft_jax.layouts import STUDY
+from sft_jax.schema import read_stored, stamped
 from sft_jax.study_config import COMPLETE, Setting, Study
 from sft_jax.training.folds import Fold
 from sft_jax.training.lock import locked
-from sft_jax.training.run import read_json, write_json
+from sft_jax.training.run import write_json
 from sft_jax.training.sweep import Trained, scores
 from sft_jax.types import CheckpointError
 
 SCORES = ("setting", "fold", "seed", "split", "condition", "level", "metric", "value")
 CURVES = ("setting", "fold", "seed", "step", "metric", "value")
+_NEW = "restore the file, or give a new --workdir"
+_PART = listed(record({"overrides": mapped(anything)}))
+
+
+_RECORD = both(
+    STUDY,
+    record({"base": mapped(anything), "conditions": anything, "settings": _PART, "folds": _PART}),
+)
 
 
 class Results:
@@ -50,9 +62,10 @@ class Results:
         self._record = _description(self._study)
         path = self.workdir / "study.json"
         if path.is_file():
-            self._join(read_json(path))
+            self._join(read_stored(path, _RECORD, _NEW))
         self._scores, self._curves = (
-            _read_csv(self.workdir / name) for name in ("results.csv", "curves.csv")
+            _read_csv(self.workdir / name, columns)
+            for name, columns in (("results.csv", SCORES), ("curves.csv", CURVES))
         )
 
     def missing(self, setting: Setting, part: Study | None = None) -> list[Setting]:
@@ -181,13 +194,19 @@ def _kept_predictions(path: Path, ids: np.ndarray) -> dict[int, np.ndarray]:
     """Probabilities `[n, c]` by seed that are there already, of the same records."""
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        if not np.array_equal(file["id"], ids):
-            raise CheckpointError(
-                f"{path}: holds predictions of other records than the study has now; give a new "
-                "--workdir"
-            )
-        return dict(zip(file["seed"].tolist(), file["probabilities"], strict=True))
+    file = read_npz(path, "remove it, and run its settings again", CheckpointError)
+    rows, seeds = (file.get(name, np.zeros(())) for name in ("probabilities", "seed"))
+    if not np.array_equal(file.get("id", ()), ids):
+        raise CheckpointError(
+            f"{path}: holds predictions of other records than the study has now; give a new "
+            "--workdir"
+        )
+    if seeds.ndim != 1 or rows.ndim != 3 or rows.shape[:2] != (len(seeds), len(ids)):
+        raise CheckpointError(
+            f"{path}: found seed {seeds.shape} and probabilities {rows.shape}, expected [s] and "
+            f"[s, {len(ids)}, c]; remove it, and run its settings again"
+        )
+    return dict(zip(seeds.tolist(), rows, strict=True))
 
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -202,11 +221,25 @@ def _curve_rows(trained: Trained) -> Iterable[dict[str, Any]]:
                 yield {**where, "metric": metric, "value": float(value)}
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    content = io.StringIO(read_text(path, _NEW), newline="")
+    try:
+        reader = csv.DictReader(content)
+        rows = list(reader)
+        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+            raise ValueError(f"no column {', '.join(missing)}")
+        for row in rows:
+            if None in row or None in row.values():
+                raise ValueError(f"a line of other length than the first: {row}")
+            int(row["seed"])
+    except (csv.Error, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: found no table of a sweep ({str(error)[:300]}), expected the columns "
+            f"{', '.join(columns)}; {_NEW}"
+        ) from error
+    return rows
 
 
 def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[dict[str, Any]]):

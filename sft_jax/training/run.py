@@ -14,9 +14,11 @@ from jax.experimental import multihost_utils
 
 from sft_jax.config import Config
 from sft_jax.config_io import from_dict, to_dict
+from sft_jax.json_files import Shape, anything, mapped
+from sft_jax.layouts import data_of_run
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
-from sft_jax.schema import accepted, stamped
+from sft_jax.schema import read_stored, stamped
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import Schedule
 from sft_jax.training.step import ApplyFn, StepConfig
@@ -96,43 +98,29 @@ def read_config(workdir: Path) -> Config:
     Raises:
         CheckpointError: the folder holds no run, or one of a newer version.
     """
-    return from_dict(read_json(Path(workdir) / "config.json"))
+    return from_dict(_read(Path(workdir) / "config.json", mapped(anything)))
 
 
-def read_data(workdir: Path) -> dict[str, Any]:
+def read_data(workdir: Path, *needed: str) -> dict[str, Any]:
     """What the run knows of its data: classes, normalisation, counts, fingerprint.
 
-    Raises:
-        CheckpointError: the folder holds no run, or one of a newer version.
-    """
-    path = Path(workdir) / "data.json"
-    data = read_json(path)
-    if "fingerprint" not in data:
-        raise CheckpointError(
-            f"{path}: found {sorted(data)}, expected a fingerprint of the data as well; bring the "
-            "file back, or train into a new workdir"
-        )
-    return data
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A stored file as this version writes it, but for its `schema`.
+    Args:
+        workdir: of the run.
+        needed: entries that must be there beside the fingerprint.
 
     Raises:
-        CheckpointError: it is missing, no JSON object, or of a newer version.
+        CheckpointError: the folder holds no run, or one that is damaged or of a newer version.
     """
+    return _read(Path(workdir) / "data.json", data_of_run("fingerprint", *needed))
+
+
+def _read(path: Path, shape: Shape) -> Any:
     if not path.is_file():
         raise CheckpointError(
             f"{path}: not found, expected the folder of a run; give --workdir of a run that "
             "`python -m sft_jax.train` has begun"
         )
-    try:
-        return accepted(json.loads(path.read_text()), path)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: found no JSON ({error}), expected what training wrote; restore the file, or "
-            "train into a new workdir"
-        ) from error
+    return read_stored(path, shape, "restore the file, or train into a new workdir")
 
 
 def meet(place: str):

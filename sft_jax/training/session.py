@@ -202,7 +202,7 @@ def evaluate(
     Raises:
         CheckpointError: no run, no checkpoint, or other data than the run's.
     """
-    record = run.read_data(workdir)
+    record = run.read_data(workdir, "normalizer")
     normalizer = Normalizer.from_json(record["normalizer"])
     config = for_these_devices(run.read_config(workdir), data_dir)
     session = Session.open(config, normalizer, record["fingerprint"])

@@ -145,9 +145,8 @@ def evaluation():
     return make_evaluation
 
 
-@pytest.fixture
-def workdir(tmp_path):
-    folder = tmp_path / "a run"
+def write_run(folder):
+    """The folder of a run of one modality, evaluated on its test split."""
     folder.mkdir()
     config = Config(
         modalities=(ModalitySpec(name="m0", length=48, feature_dim=6, k=6),),
@@ -175,7 +174,11 @@ def workdir(tmp_path):
 
 
 @pytest.fixture
-def example():
+def workdir(tmp_path):
+    return write_run(tmp_path / "a run")
+
+
+def make_example():
     """A recording of which three tokens were kept, with an empty slot."""
     rng = np.random.default_rng(0)
     return Example(
@@ -186,3 +189,8 @@ def example():
         sampling_rate=50.0,
         title="sample 7 | turn",
     )
+
+
+@pytest.fixture
+def example():
+    return make_example()

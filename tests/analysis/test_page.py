@@ -131,6 +131,14 @@ def test_hostile_names_in_markdown(hostile):
     assert re.sub(r"\\(.)", r"\1", markdown.escape(HOSTILE)) == HOSTILE
 
 
+def test_code_in_markdown_does_not_end_at_a_backtick_of_its_own():
+    hostile = "a`` <b>\n```\n<script>"
+    blocks = [Text.of(Mono(hostile), Mono("plain")), Commands(hostile)]
+    text = markdown.render(Document("run", "t", Text.of("l"), [], [Section("s", blocks)]))
+    assert "```` a`` <b> ``` <script> `````plain`\n" in text
+    assert f"\n````bash\n{hostile}\n````\n" in text
+
+
 def test_words_with_underscores_stay_readable():
     assert markdown.escape("macro_f1 of a_b") == "macro_f1 of a_b"
     assert markdown.escape("_a_") == "\\_a\\_"

@@ -55,8 +55,8 @@ def test_a_missing_file_names_the_command_that_makes_it(workdir, name, command):
         ("data.json", '{"counts": {}}', r"data.json: found \['counts'\], expected also \['class_n"),
         ("evaluation_test.json", "{}", r"expected also \['split'"),
         ("metrics.jsonl", "", "metrics.jsonl: found no record"),
-        ("metrics.jsonl", '{"kind": "train", "step": 1}\n{"kin', "line 2: found '{\"kin'"),
-        ("metrics.jsonl", "3\n", "line 1: found '3'"),
+        ("metrics.jsonl", '{"kind": "train", "step": 1}\n{"kin', "line 2: found no JSON"),
+        ("metrics.jsonl", "3\n", "line 1: found 3, expected an object"),
     ],
 )
 def test_broken_files_are_named(workdir, name, content, message):

@@ -11,12 +11,18 @@ def evaluated(folder, name, top1, group=None):
     workdir = folder / name
     workdir.mkdir()
     evaluation = {
-        **{key: {} for key in ("majority", "per_class", "confusion")},
+        "majority": {"class": "up", "top1": 0.5},
+        "per_class": [],
+        "confusion": [[10]],
+        "resampled": "sample",
         "split": "test",
         "step": 1,
         "num_samples": 10,
-        "metrics": {"top1": {"value": top1}, "loss": {"value": 1 - top1}},
-        "group": None if group is None else {"num_groups": 2, "top1": {"value": group}},
+        "metrics": {
+            name: {"value": value, "low": None, "high": None}
+            for name, value in (("top1", top1), ("macro_f1", None), ("loss", 1 - top1))
+        },
+        "group": group and {"num_groups": 2, "top1": {"value": group, "low": None, "high": None}},
     }
     (workdir / "evaluation_test.json").write_text(json.dumps(evaluation))
     return workdir
@@ -50,7 +56,9 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     run = evaluated(tmp_path, "max-0", 0.5)
     with pytest.raises(DataError, match=r"evaluations of \['test'\], expected one of 'valid'"):
         spread_rows([run], "valid", "top1")
-    with pytest.raises(DataError, match=r"no metric 'mAP'.*\['loss', 'top1'\]"):
+    with pytest.raises(DataError, match=r"no metric 'mAP'.*\['loss', 'macro_f1', 'top1'\]"):
         spread_rows([run], "test", "mAP")
+    with pytest.raises(DataError, match=r"no value of 'macro_f1' on 'test'"):
+        spread_rows([run], "test", "macro_f1")
     with pytest.raises(DataError, match="named after setting and seed"):
         by_setting([Path("runs/demo")])

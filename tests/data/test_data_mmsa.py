@@ -161,7 +161,7 @@ BROKEN = {
     ),
     "text for features": (
         put("valid", "text", lambda x: ["words", "words"]),
-        ["valid/text: found <U5 of shape (2,)", "[n, t, f]", "save it as one array"],
+        ["valid/text: found a list of 2, of str", "[n, t, f]", "save it as one array"],
     ),
 }
 

@@ -81,7 +81,7 @@ def test_a_file_that_is_no_object(tmp_path, content):
 
 def test_data_without_a_fingerprint(tmp_path):
     (tmp_path / "data.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"data.json: found \[\], expected a fingerprint"):
+    with pytest.raises(CheckpointError, match=r"data.json: found \[\], expected also \['finger"):
         run.read_data(tmp_path)
 
 

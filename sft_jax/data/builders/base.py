@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from sft_jax.checksums import write_checksums
 from sft_jax.data.checks import existing_file
 from sft_jax.data.records import SPLITS, Contents, DataInfo, ModalityInfo, Record, Records
 from sft_jax.data.statistics import Moments
@@ -111,20 +112,16 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
                 file_format="array_record", download_dir=self.directory.parent / "downloads"
             )
 
+    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the shards and, before the directory gets its name, their sums."""
+        super()._download_and_prepare(*args, **kwargs)
+        write_checksums(Path(self._data_dir), "*.array_record*")
+
     def _info(self) -> tfds.core.DatasetInfo:
-        modalities = self._contents.modalities
-        features = {
-            "inputs": {m.name: _tensor(m.shape, _dtype(m)) for m in modalities},
-            "mask": {m.name: _tensor((m.length,), np.bool_) for m in modalities},
-            "label": np.int64,
-            "value": np.float32,
-            "id": tfds.features.Text(),
-            "group": tfds.features.Text(),
-        }
         return tfds.core.DatasetInfo(
             builder=self,
             description=type(self).__doc__,
-            features=tfds.features.FeaturesDict(features),
+            features=record_features(self._contents.modalities),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )
@@ -234,6 +231,20 @@ class _Tally:
         self.groups.add(record["group"])
         for name, moments in self.moments.items():
             self.moments[name] = moments.add(record["inputs"][name], record["mask"][name])
+
+
+def record_features(modalities: Sequence[ModalityInfo]) -> tfds.features.FeaturesDict:
+    """How a record lies in a shard."""
+    return tfds.features.FeaturesDict(
+        {
+            "inputs": {m.name: _tensor(m.shape, _dtype(m)) for m in modalities},
+            "mask": {m.name: _tensor((m.length,), np.bool_) for m in modalities},
+            "label": np.int64,
+            "value": np.float32,
+            "id": tfds.features.Text(),
+            "group": tfds.features.Text(),
+        }
+    )
 
 
 def _tensor(shape: tuple[int, ...], dtype: type[np.generic]) -> tfds.features.Tensor:

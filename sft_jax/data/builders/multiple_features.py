@@ -116,7 +116,7 @@ def read_view(
     if len(lines) < 2:
         wanted = "a line of headings, and rows below it"
         raise layout_error(member.where, "rows", f"{len(lines)} lines", wanted, _AGAIN)
-    table = np.empty((len(lines) - 1, num_features + 1))
+    rows = []
     for row, line in enumerate(lines, start=-1):
         fields = line.split(",")
         key = f"row {row}" if row >= 0 else "headings"
@@ -124,7 +124,8 @@ def read_view(
             wanted = f"{num_features + 1}: {num_features} features and the class"
             raise layout_error(member.where, key, f"{len(fields)} columns", wanted, _AGAIN)
         if row >= 0:
-            table[row] = numbers(member.where, key, fields)
+            rows.append(np.array(numbers(member.where, key, fields)))
+    table = np.stack(rows)
     label = table[:, -1]
     wrong = np.flatnonzero(~np.isin(label, np.arange(NUM_CLASSES)))
     if len(wrong):

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +11,18 @@ import numpy as np
 
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
 from sft_jax.data.checks import existing_file, explained, layout_error
+from sft_jax.data.memory import check_fits
 from sft_jax.data.records import Contents, LazyRecords, Record
 from sft_jax.data.rows import clean, describe, text
 from sft_jax.data.sequence_table import modality_info
 from sft_jax.data.splits import stratified
 from sft_jax.data_config import VggsoundHdf5Options
+
+# How many bytes a compressed one can stand for, and how many values may have been left to be zero.
+_LARGEST_RATIO = 1032
+_ROOM = 1 << 20
+# A name in memory, beside what is stored of it.
+_NAME_BYTES = 64
 
 
 class VggsoundHdf5(SourceBuilder, skip_registration=True):
@@ -130,17 +138,39 @@ def _open(
 
 
 def _dataset(path: Path, file: h5py.File, name: str, rank: int, what: str) -> h5py.Dataset:
-    found = file.get(name)
+    wanted = f"{what} of rank {rank} in {name}"
+    return explained(lambda: _checked_dataset(path, file, name, rank, what), path, wanted)
+
+
+def _checked_dataset(path: Path, file: h5py.File, name: str, rank: int, what: str) -> h5py.Dataset:
     remedy = "get the file again (docs/data.md), or leave it out of data.options.modalities"
+    # A link may lead to other files, and so may a dataset.
+    link = file.get(name, getlink=True)
+    found = file[name] if isinstance(link, h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset):
-        keys = ", ".join(file) or "nothing"
-        what = f"a file of {keys}" if found is None else "a group"
+        keys = ", ".join(map(str, file)) or "nothing"
+        what = "a group" if found is not None else "a link" if link else f"a file of {keys}"
         raise layout_error(path, name, what, f"a dataset {name}", remedy)
     kind = "text" if h5py.check_string_dtype(found.dtype) else found.dtype.kind
     if found.ndim != rank or kind not in (("text",) if what == "text" else ("f", "i", "u")):
         wanted = f"{what} of rank {rank}"
         raise layout_error(path, name, describe(found), wanted, remedy)
+    if found.external or found.is_virtual:
+        raise layout_error(path, name, "values in another file", "values in this one", remedy)
+    _check_size(path, name, found)
     return found
+
+
+def _check_size(path: Path, name: str, values: h5py.Dataset) -> None:
+    """Refuses sizes that are nothing but said: what is read together must fit in memory."""
+    again = "get the file again (docs/data.md)"
+    item = values.dtype.itemsize + (_NAME_BYTES if values.ndim == 1 else 8)
+    together = len(values) if values.ndim == 1 else math.prod(values.shape[1:])
+    check_fits(item * max(together, math.prod(values.chunks or ())), path, name, again)
+    stored = values.id.get_storage_size()
+    if values.nbytes > _LARGEST_RATIO * stored + _ROOM:
+        found = f"{stored} bytes for {describe(values)}"
+        raise layout_error(path, name, found, "the values of all samples", again)
 
 
 def _check_shapes(

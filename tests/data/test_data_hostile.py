@@ -1,0 +1,395 @@
+"""Files that ask for more memory than there is, for other files, or for code to be run."""
+
+import io
+import json
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import sft_jax.data.memory
+from sft_jax.data.arrays import check_arrays, read_arrays
+from sft_jax.data.builders.multiple_features import VIEWS, file_name, read_view
+from sft_jax.data.builders.vggsound_hdf5 import VggsoundHdf5
+from sft_jax.data.mapped_pickle import map_pickle
+from sft_jax.data.members import Member, read_members
+from sft_jax.data.memory import check_fits, memory_limit
+from sft_jax.data.rows import as_rows
+from sft_jax.data.safe_pickle import checked_shape, load_npy_object, load_pickle
+from sft_jax.data.sources import Source, prepare
+from sft_jax.data_config import ArraysOptions, DataConfig, SyntheticOptions, VggsoundHdf5Options
+from sft_jax.types import DataError
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """A machine of 100 kB."""
+    monkeypatch.setattr(sft_jax.data.memory, "memory_limit", lambda: 100_000)
+
+
+def load(stream):
+    return load_pickle(io.BytesIO(stream), "x")
+
+
+def test_there_is_less_memory_than_the_machine_has_where_it_is_limited(tmp_path, monkeypatch):
+    limit = memory_limit()
+    assert limit > 0
+    group = tmp_path / "memory.max"
+    monkeypatch.setattr(sft_jax.data.memory, "_GROUP_FILES", (str(group),))
+    group.write_text("1000000\n")
+    assert memory_limit() == 1_000_000
+    group.write_text("max\n")
+    assert memory_limit() >= limit
+
+
+def test_what_would_not_fit_names_size_limit_and_remedy(little_memory):
+    check_fits(100_000, "f", "k", "less")
+    with pytest.raises(
+        DataError, match=r"^f: k: found 100,001 bytes .*expected at most the 100,000 .*; less$"
+    ):
+        check_fits(100_001, "f", "k", "less")
+
+
+def npy(shape, descr="'<f8'", values=b""):
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + values
+
+
+def archive(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members:
+            file.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (npy((1 << 40,)), r"0 bytes for float64 of shape \(1099511627776,\)"),
+        (npy((2**40, 2**40), "'|u1'"), "0 bytes for uint8"),
+        (npy((-2, -4), values=bytes(64)), "64 bytes for float64"),
+        (npy((1,), "'|O'", pickle.dumps([print])), "array of Python objects"),
+        (npy((1,), "[('a', '|O')]", bytes(8)), "array of Python objects"),
+        (b"text", "ValueError"),
+        (b"", "ValueError"),
+    ],
+)
+def test_members_must_be_as_large_as_their_header_says(tmp_path, member, words):
+    label = npy((1,), "'<i8'", bytes(8))
+    path = archive(tmp_path / "x.npz", [("rgb.npy", member), ("label.npy", label)])
+    with pytest.raises(DataError, match=words):
+        read_arrays(path, require_label=True)
+
+
+def test_members_of_one_name_are_refused(tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path = archive(tmp_path / "x.npz", [("a.npy", npy((0,))), ("a.npy", npy((0,)))])
+    with pytest.raises(DataError, match="two entries of one name"):
+        read_arrays(path, require_label=False)
+
+
+def test_a_size_that_no_compression_reaches_is_refused(tmp_path):
+    path = archive(tmp_path / "x.npz", [("rgb.npy", npy((10_000_000 - 60,), "'|u1'"))])
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    size = int.from_bytes(data[entry + 24 : entry + 28], "little")
+    claimed = size + 10_000_000 - 60
+    data[entry + 24 : entry + 28] = claimed.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"rgb\.npy: {claimed} bytes out of \d\d"):
+        read_arrays(path, require_label=False)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x"])
+def test_arrays_that_would_not_fit_are_refused_by_their_headers(tmp_path, name, little_memory):
+    values = np.zeros((20, 10, 200), np.uint8)
+    if name == "x":
+        (tmp_path / "x").mkdir()
+        np.save(tmp_path / "x" / "rgb.npy", values)
+    else:
+        np.savez_compressed(tmp_path / name, rgb=values)
+    with pytest.raises(DataError, match="bytes to hold in memory, expected at most the 100,000"):
+        read_arrays(tmp_path / name, require_label=False)
+
+
+def test_a_folder_may_hold_archives_and_links_of_that_name(tmp_path):
+    content = {"rgb": np.ones((4, 2, 3)), "label": np.arange(4)}
+    for name, values in content.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    (tmp_path / "lost.npy").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.npy").mkdir()
+    options = ArraysOptions(path=str(tmp_path), valid_fraction=0.25, test_fraction=0.25)
+    config = DataConfig(source="arrays", options=options, data_dir=str(tmp_path / "d"))
+    assert prepare(config).num_records == {"train": 2, "valid": 1, "test": 1}
+    np.savez(tmp_path / "packed.npz", **content)
+    (tmp_path / "packed.npz").rename(tmp_path / "packed.npy")
+    with pytest.raises(DataError, match="expected complete arrays"):
+        prepare(config)
+
+
+@pytest.mark.parametrize("label", [1_000_000, 1 << 40])
+def test_a_class_far_out_is_no_class(label):
+    # There would be a name for every class below it.
+    entries = {"rgb": np.ones((2, 2, 3)), "label": np.array([0, label])}
+    with pytest.raises(DataError, match=rf"label: found {label} for sample 1, .*below 1000000"):
+        check_arrays(entries, require_label=True)
+
+
+@pytest.mark.parametrize("names", [np.array([b"\xff", b"b"]), np.array(["\ud800", "b"])])
+def test_names_that_are_no_text(names):
+    entries = {"rgb": np.ones((2, 2, 3)), "id": names}
+    with pytest.raises(DataError, match="expected UTF-8 text in id"):
+        check_arrays(entries, require_label=False)
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        # Of a number, bytes are as many zeros.
+        (b"cbuiltins\nbytearray\n(J\x00\x00\x00\x40tR.", "bytearray may not be made of"),
+        (b"c__builtin__\nbytes\n(J\x00\x00\x00\x40tR.", "bytes may not be made of"),
+        # The table of what is remembered would have 2^31 places.
+        (b"Nr\xff\xff\xff\x7f.", "LONG_BINPUT far out"),
+        (b"Np2147483647\n.", "PUT far out"),
+        (b"\x80\x05\x96\x00\x00\x00\x00\x01\x00\x00\x00.", "in the middle"),
+        (b"c_codecs\nencode\n(Vx\nVzlib\ntR.", "bytes may not be made of"),
+        (b"cnumpy.core.multiarray\nscalar\n(N}tb.", "may not be given the state"),
+    ],
+)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_pickles_may_not_ask_for_memory_or_change_functions(tmp_path, stream, words, mapped):
+    (tmp_path / "x.pkl").write_bytes(stream)
+    with pytest.raises(DataError, match=words):
+        map_pickle(tmp_path / "x.pkl") if mapped else load(stream)
+
+
+@pytest.mark.parametrize("make", [lambda inner: [inner] * 9, lambda inner: (inner,) * 9])
+def test_a_part_may_not_be_there_again_and_again(make):
+    value = make(1)
+    # 9^12 entries in some hundred bytes.
+    for _ in range(11):
+        value = make(value)
+    with pytest.raises(DataError, match="entries, most of them the same few again"):
+        load(pickle.dumps({"train": value}, protocol=4))
+
+
+def test_a_part_may_be_there_twice():
+    part = [1.5, (2, "x")]
+    found = load(pickle.dumps({"a": part, "b": part}, protocol=4))
+    assert found == {"a": part, "b": part}
+    assert found["a"] is found["b"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((-2, -3), "f8"),
+        ((2.0, 3), "f8"),
+        ((0, 1 << 40), "f8"),
+        ((1 << 40, 0), "f8"),
+        ((1 << 40,), "S0"),
+    ],
+)
+def test_shapes_of_pickled_arrays_are_whole_numbers(shape, dtype):
+    with pytest.raises(pickle.UnpicklingError, match="may not be of shape"):
+        checked_shape(shape, np.dtype(dtype))
+    assert checked_shape([2, 0, 3], np.dtype("f8")) == (2, 0, 3)
+
+
+def test_lists_are_numbers_of_one_shape_or_no_array():
+    np.testing.assert_array_equal(as_rows([[1, 2], [3, 4]])[:], [[1, 2], [3, 4]])
+    # As an array, each of the names would be as long as the longest.
+    assert as_rows(["a"] * 1000 + ["b" * 1_000_000]) is None
+    assert as_rows([[b"a"], ["b"]]) is None
+
+
+def test_members_that_would_not_fit_or_are_larger_than_they_say(tmp_path, little_memory):
+    path = archive(tmp_path / "x.whl", [("a.csv", b"1" * 30_000)])
+    with pytest.raises(DataError, match=r"a\.csv: size: found 120,000 bytes .* 100,000"):
+        read_members(str(path), "s", ("a.csv",))
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"expected a whole a\.csv"):
+        read_members(str(path), "s", ("a.csv",))
+
+
+def test_no_table_is_made_for_lines_without_cells():
+    view, (steps, width) = next(iter(VIEWS.items()))
+    member = Member(file_name(view), b"a\n" * 3_000_000)
+    with pytest.raises(DataError, match=r"headings: found 1 columns"):
+        read_view(member, steps * width)
+
+
+def hdf5(path, change=None):
+    with h5py.File(path, "w") as file:
+        file["rgb"] = np.full((3, 2, 2), path.stem == "train", "f4")
+        file["class_name"] = np.array([b"a", b"b", b"a"])
+        if change:
+            change(file)
+
+
+def outside(file):
+    del file["rgb"]
+    file["rgb"] = h5py.ExternalLink("other.h5", "rgb")
+
+
+def elsewhere(file):
+    del file["rgb"]
+    file.create_dataset("rgb", (3, 2, 2), "f4", external=[("raw", 0, 48)])
+
+
+def virtual(file):
+    del file["rgb"]
+    layout = h5py.VirtualLayout((3, 2, 2), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "rgb", (3, 2, 2))
+    file.create_virtual_dataset("rgb", layout)
+
+
+def never_written(file):
+    del file["rgb"]
+    file.create_dataset("rgb", (3, 2000, 2000), "f4", chunks=(1, 10, 10))
+
+
+def wide(file):
+    del file["rgb"]
+    file.create_dataset("rgb", (3, 1 << 20, 1 << 20), "f4", chunks=(1, 10, 10))
+
+
+def many_names(file):
+    del file["class_name"]
+    file.create_dataset("class_name", (1 << 40,), "S10", chunks=(10,))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (outside, "rgb: found a link, expected a dataset rgb"),
+        (elsewhere, "rgb: found values in another file"),
+        (virtual, "rgb: found values in another file"),
+        (never_written, r"rgb: found 0 bytes for float32 of shape \(3, 2000, 2000\)"),
+        (wide, "rgb: found 13,194,139,533,312 bytes to hold in memory"),
+        (many_names, "class_name: found [0-9,]+ bytes to hold in memory"),
+    ],
+)
+def test_hdf5_files_hold_their_own_values(tmp_path, change, words):
+    hdf5(tmp_path / "train.h5", change)
+    hdf5(tmp_path / "test.h5")
+    hdf5(tmp_path / "other.h5")
+    options = VggsoundHdf5Options(
+        train_path=str(tmp_path / "train.h5"),
+        test_path=str(tmp_path / "test.h5"),
+        modalities=("rgb",),
+    )
+    builder = VggsoundHdf5(options, tmp_path / "d")
+    with builder.resources, pytest.raises(DataError, match=words):
+        builder.contents()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    options = SyntheticOptions(
+        lengths=(4, 3), feature_dims=(3, 2), num_train=6, num_valid=3, num_test=0
+    )
+    folder = tmp_path_factory.mktemp("prepared")
+    return Path(prepare(DataConfig(options=options, data_dir=str(folder))).directory)
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+    folder = tmp_path / prepared.name
+    folder.mkdir()
+    for path in prepared.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_a_prepared_folder_imports_nothing(copied, tmp_path, monkeypatch):
+    (tmp_path / "bait_of_a_folder.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = copied / "features.json"
+    text = path.read_text()
+    assert "pythonClassName" in text
+    given = json.loads(text)
+    given["pythonClassName"] = "bait_of_a_folder.Features"
+    path.write_text(json.dumps(given))
+    source = Source(copied)
+    assert len(source.split("train")) == 6
+    assert "bait_of_a_folder" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("class_names", []),
+        ("class_names", [1, 2, 3, 4]),
+        ("class_values", [1.0]),
+        ("modalities", []),
+        ("num_records", {"train": 6, "valid": 3}),
+        ("num_records", {"train": -6, "valid": 3, "test": 0}),
+        ("num_records", {"train": 10**30, "valid": 3, "test": 0}),
+        ("class_counts", {"train": [1], "valid": [1], "test": [1]}),
+        ("statistics", {}),
+        ("groups", {"train": [1], "valid": [], "test": []}),
+        ("repairs", {"x": "y"}),
+        ("options", []),
+        ("fingerprint", 3),
+    ],
+)
+def test_metadata_that_is_not_what_was_written(copied, field, value):
+    path = copied / "metadata.json"
+    given = json.loads(path.read_text())
+    assert field in given
+    path.write_text(json.dumps({**given, field: value}))
+    with pytest.raises(DataError, match=r"(?s)metadata\.json: .*prepare the source again"):
+        Source(copied)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"a":' * 100_000, "\x00"])
+def test_metadata_that_is_none(copied, text):
+    (copied / "metadata.json").write_text(text)
+    with pytest.raises(
+        DataError, match=r"(?s)metadata\.json: file: found .*expected what was prep"
+    ):
+        Source(copied)
+
+
+def test_lengths_that_would_not_fit(copied, little_memory):
+    path = copied / "metadata.json"
+    given = json.loads(path.read_text())
+    given["modalities"][0]["length"] = 1 << 30
+    path.write_text(json.dumps(given))
+    with pytest.raises(DataError, match="bytes to hold in memory"):
+        Source(copied)
+
+
+def test_shards_that_are_missing_damaged_or_of_another_split(copied):
+    train, valid = (next(copied.glob(f"*-{split}.array_record*")) for split in ("train", "valid"))
+    whole = train.read_bytes()
+    flipped = bytearray(whole)
+    flipped[100] ^= 1
+    train.write_bytes(flipped)
+    with pytest.raises(DataError, match=r"record 0 of train: found .*prepare the source again"):
+        Source(copied).split("train")
+    train.write_bytes(valid.read_bytes())
+    with pytest.raises(DataError, match="train: found 3 records, expected 6"):
+        Source(copied).split("train")
+    train.write_bytes(b"")
+    with pytest.raises(DataError, match="train: found "):
+        Source(copied).split("train")
+    train.rename(train.with_name(train.name.replace("of-00001", "of-00002")))
+    with pytest.raises(DataError, match="expected all shards of the split"):
+        Source(copied).split("train")
+    assert len(Source(copied).split("valid")) == 3
+
+
+def test_objects_behind_a_header_ask_for_no_memory(tmp_path):
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy((), "'|O'", b"cbuiltins\nbytes\n(J\x00\x00\x00\x40tR."))
+    with pytest.raises(DataError, match="bytes may not be made of"):
+        load_npy_object(path)

@@ -1,0 +1,121 @@
+"""JSON of others: what fits its shape is handed on, all else is named with its place."""
+
+import json
+
+import pytest
+
+from sft_jax import json_files
+from sft_jax.json_files import (
+    both,
+    file_name,
+    fits,
+    integer,
+    listed,
+    mapped,
+    nullable,
+    number,
+    parse,
+    read_json,
+    record,
+    text,
+)
+from sft_jax.layouts import STUDY, data_of_run
+from sft_jax.types import CheckpointError, DataError
+
+SHAPE = record({"step": integer()}, {"loss": nullable(number()), "names": listed(text(4), 1)})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"step": 0},
+        {"step": 2**63 - 1, "loss": None, "other": [1]},
+        {"step": 3, "loss": 2, "names": ["abcd", ""]},
+    ],
+)
+def test_what_fits_is_handed_on(value):
+    assert parse(json.dumps(value), "x", SHAPE, "again") == value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", r"^x: found \[\], expected an object with step; again$"),
+        ("{}", r"^x: found \[\], expected also \['step'\]; again$"),
+        ('{"step": true}', r"^x: step: found True, expected a whole number from 0 to"),
+        ('{"step": 1.0}', "step: found 1.0"),
+        ('{"step": -1}', "step: found -1"),
+        (f'{{"step": {2**63}}}', "step: found 9223372036854775808, expected a whole number"),
+        ('{"step": 1, "loss": NaN}', "loss: found nan, expected a finite number"),
+        ('{"step": 1, "loss": 1e999}', "loss: found inf"),
+        (f'{{"step": 1, "loss": 1{"0" * 400}}}', "loss: found 1000.*0000, expected a finite"),
+        ('{"step": 1, "loss": "1"}', "loss: found '1'"),
+        ('{"step": 1, "names": []}', "names: found 0 entries, expected at least 1"),
+        ('{"step": 1, "names": "ab"}', "names: found 'ab', expected a list"),
+        ('{"step": 1, "names": ["abcde"]}', r"names\[0\]: found 5 characters, expected at most 4"),
+        ('{"step": 1, "names": ["a", 3]}', r"names\[1\]: found 3, expected text"),
+        ('{"step": 1, "names": ["\\ud800"]}', "halves of characters"),
+        ('{"step": 1', "found no JSON .*expected an object; again"),
+        ("[" * 100_000, "found no JSON"),
+        ('{"step": 1' + "0" * 5000 + "}", "found no JSON .*Exceeds the limit"),
+    ],
+)
+def test_what_does_not_fit_is_named(content, message):
+    with pytest.raises(CheckpointError, match=message):
+        parse(content, "x", SHAPE, "again")
+
+
+def test_nan_stands_for_what_is_undefined():
+    fits({"a": float("nan")}, mapped(number(undefined=True)), "x", "again")
+    with pytest.raises(DataError, match=r"^x: a: found nan, expected a finite"):
+        fits({"a": float("nan")}, mapped(number()), "x", "again")
+
+
+def test_both_shapes_count():
+    shape = both(record({"a": integer()}), mapped(integer(most=3)))
+    fits({"a": 1, "b": 3}, shape, "x", "again")
+    with pytest.raises(DataError, match="b: found 4"):
+        fits({"a": 1, "b": 4}, shape, "x", "again")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".", "..", ".hidden", "a\0b", "a\n"])
+def test_a_name_with_a_path_in_it_is_none(name):
+    with pytest.raises(DataError, match=r"a part of a file's name"):
+        fits(name, file_name, "x", "again")
+    fits(f"a{len(name)}.b-c d", file_name, "x", "again")
+
+
+def test_files_that_are_none(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_bytes(b"\xff{}")
+    with pytest.raises(CheckpointError, match=r"a.json: found no text .*expected UTF-8"):
+        read_json(tmp_path / "a.json", SHAPE)
+    with pytest.raises(DataError, match=r"b.json: found no text .*No such file"):
+        read_json(tmp_path / "b.json", SHAPE, error=DataError)
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        read_json(tmp_path, SHAPE)
+    (tmp_path / "c.json").write_text('{"step": 12}')
+    assert read_json(tmp_path / "c.json", SHAPE) == {"step": 12}
+    monkeypatch.setattr(json_files, "LARGEST_FILE", 11)
+    with pytest.raises(CheckpointError, match=r"c.json: found 12 bytes, expected at most 11"):
+        read_json(tmp_path / "c.json", SHAPE)
+
+
+def test_stored_names_lead_to_no_other_folder():
+    study = {
+        **dict.fromkeys(("title", "protocol", "metric"), "x"),
+        **{"name": "toy", "class_names": [], "seeds": [0], "folds": [{"name": "a"}]},
+    }
+    fits({**study, "settings": [{"name": "b"}]}, STUDY, "x", "again")
+    with pytest.raises(DataError, match=r"settings\[0\].name: found '../b', expected a part"):
+        fits({**study, "settings": [{"name": "../b"}]}, STUDY, "x", "again")
+    with pytest.raises(DataError, match=r"split: found '../test'"):
+        fits({"split": "../test"}, record({"split": file_name}), "x", "again")
+
+
+def test_data_are_asked_for_what_is_needed():
+    fits({"fingerprint": "f"}, data_of_run("fingerprint"), "x", "again")
+    with pytest.raises(DataError, match=r"expected also \['normalizer'\]"):
+        fits({"fingerprint": "f"}, data_of_run("fingerprint", "normalizer"), "x", "again")
+    bad = {"kind": "rms", "shift": {"m": [0.0]}, "scale": {"m": [0.0]}}
+    with pytest.raises(DataError, match=r"normalizer.scale.m\[0\]: found 0.0"):
+        fits({"normalizer": bad}, data_of_run(), "x", "again")
