@@ -67,6 +67,15 @@ def find_damage(folder: Path, most_bytes: int | None = None) -> str | None:
     return None
 
 
+def move_aside(folder: Path):
+    """Renames `5` to `5.damaged`, or to `5.damaged-2` where there is one already."""
+    aside, count = folder.with_name(f"{folder.name}.damaged"), 1
+    while aside.exists():
+        count += 1
+        aside = folder.with_name(f"{folder.name}.damaged-{count}")
+    folder.rename(aside)
+
+
 def _files(folder: Path) -> dict[str, Path]:
     """The regular files below a folder by relative name, but for those that come later."""
     return {

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sft_jax.checksums import find_damage, write_checksums
+from sft_jax.checksums import find_damage, move_aside, write_checksums
 from sft_jax.schema import accepted
 from sft_jax.training.optimizer import Plateau
 from sft_jax.training.state import TrainState
@@ -230,7 +230,7 @@ class Checkpoints:
         for step, damage in sorted(damaged.items(), reverse=True):
             _warn(f"{damage}; {then}")
             if not self._read_only:
-                _move_aside(self.root / kind / str(step))
+                move_aside(self.root / kind / str(step))
         if damaged:
             self._steps(kind)
 
@@ -276,7 +276,7 @@ class Checkpoints:
             whole = [path.name for path in (self.root / "last").glob("*") if path.name.isdigit()]
             newest = f"step {max(map(int, whole))}" if whole else "none"
             raise CheckpointError(
-                f"{self.root}: a checkpoint could not be written ({str(error)[:300]}); see that "
+                f"{self.root}: a checkpoint could not be written ({_short(error)}); see that "
                 "the disk has room and may be written to, then give the same command again (newest "
                 f"whole checkpoint: {newest})"
             ) from error
@@ -316,13 +316,10 @@ def _warn(text: str):
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def _move_aside(folder: Path):
-    """Renames `5` to `5.damaged`, or to `5.damaged-2` where there is one already."""
-    aside, count = folder.with_name(f"{folder.name}.damaged"), 1
-    while aside.exists():
-        count += 1
-        aside = folder.with_name(f"{folder.name}.damaged-{count}")
-    folder.rename(aside)
+def _short(error: Exception) -> str:
+    """Beginning and end of a message: the reason comes behind the path, which may be long."""
+    text = str(error)
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:
