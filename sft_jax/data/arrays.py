@@ -175,7 +175,9 @@ def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if root.is_file():
             return read_npz(root)
         # Of a header alone, which says that there are objects before any is read.
-        found = {key: open_memmap(file, mode="r") for key, file in files.items()}
+        found: dict[str, np.ndarray] = {
+            key: open_memmap(file, mode="r") for key, file in files.items()
+        }
     except DataError:
         raise
     # Truncation and damage surface as errors of the zip and header readers, of many types.

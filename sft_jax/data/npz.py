@@ -4,6 +4,7 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -51,7 +52,7 @@ def array_bytes(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]], copies: 
     return sum(math.prod(shape) * (4 + copies * dtype.itemsize) for shape, dtype in arrays.values())
 
 
-def _header(stream: zipfile.ZipExtFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+def _header(stream: Any, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type, if they are those of the values that follow."""
     version = npy_format.read_magic(stream)
     # The third version differs in the names of fields alone, and arrays here have none.

@@ -14,19 +14,35 @@ _SIZES = {
 }
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
+_GETS = ("GET", "BINGET", "LONG_BINGET")
+_PLACES = frozenset(_PUTS + _GETS)
+_TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+# What is put on the stack without anything being taken from it.
+_CONSTANTS = frozenset(
+    opcode.name
+    for opcode in pickletools.opcodes
+    if not opcode.stack_before and len(opcode.stack_after) == 1 and opcode.name != "MARK"
+) - set(_GETS)
+# What is taken from it, and whether anything is put there instead.
+_EFFECTS = {
+    opcode.name: (opcode.stack_before, bool(opcode.stack_after)) for opcode in pickletools.opcodes
+}
 # Writers count from 0 or 1; room for others.
 _MEMO_ROOM = 1000
+_TUPLE_ROOM = 1 << 16
 
 
 def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
     """Name, start, start of the string it holds, and end of every opcode up to the last.
 
     Raises:
-        UnpicklingError: a byte is no opcode, or something is to be remembered in a place so far
-            out that the table of such places would not fit in memory.
+        UnpicklingError: a byte is no opcode; something is to be remembered in a place so far out
+            that the table of such places would not fit in memory; or a tuple repeats its parts so
+            often that using it as a key would take forever.
         EOFError: the stream ends too early, or a string is longer than the stream.
     """
     position, size, count = 0, len(data), 0
+    stack = _Stack()
     while position < size:
         opcode = _OPCODES.get(data[position])
         if opcode is None:
@@ -49,8 +65,14 @@ def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
         if stop > size:
             break
         count += 1
-        if opcode.name in _PUTS and _place(opcode.name, data[body:stop]) > count + _MEMO_ROOM:
-            raise pickle.UnpicklingError(f"{opcode.name} far out at byte {position}")
+        place = -1
+        if opcode.name in _PLACES:
+            raw = data[body:stop]
+            place = int(raw) if opcode.name in ("PUT", "GET") else int.from_bytes(raw, "little")
+            if place > count + _MEMO_ROOM:
+                raise pickle.UnpicklingError(f"{opcode.name} far out at byte {position}")
+        if stack.step(opcode.name, place) > count + _TUPLE_ROOM:
+            raise pickle.UnpicklingError(f"a tuple of very many parts at byte {position}")
         yield opcode.name, position, body, stop
         if opcode.name == "STOP":
             return
@@ -58,5 +80,45 @@ def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
     raise EOFError(f"the file ends after {size} bytes, in the middle of the pickle")
 
 
-def _place(name: str, raw: bytes) -> int:
-    return int(raw) if name == "PUT" else int.from_bytes(raw, "little")
+class _Stack:
+    """The stack of an unpickler, with the number of parts of a tuple in place of each object.
+
+    To be used as a key, a tuple is looked at with all that is in it, as often as it is in it: one
+    of two tuples, each twice the one before, is looked at 2^n times.
+    """
+
+    def __init__(self):
+        self._parts: list[int] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, int] = {}
+
+    def step(self, name: str, place: int) -> int:
+        """Does what an opcode does, and returns the parts of what is then on top."""
+        parts = self._parts
+        if name in _CONSTANTS:
+            parts.append(1)
+            return 1
+        if name == "MARK":
+            self._marks.append(len(parts))
+            return 0
+        if name in _PUTS or name == "MEMOIZE":
+            top = parts[-1] if parts else 1
+            self._memo[len(self._memo) if name == "MEMOIZE" else place] = top
+            return top
+        if name == "DUP":
+            parts.append(parts[-1] if parts else 1)
+            return parts[-1]
+        before, puts = _EFFECTS[name]
+        if pickletools.markobject in before:
+            start = self._marks.pop() if self._marks else 0
+            taken = sum(parts[start:])
+            # What lies below the mark, such as the list that is appended to.
+            start -= before.index(pickletools.markobject)
+        else:
+            start = len(parts) - len(before)
+            taken = sum(parts[max(start, 0) :])
+        del parts[max(start, 0) :]
+        if puts:
+            made = self._memo.get(place, 1) if name in _GETS else 1
+            parts.append(1 + taken if name in _TUPLES else made)
+        return parts[-1] if parts else 0

@@ -1,5 +1,6 @@
 """Readers with a defect each, which the harness must find."""
 
+import importlib
 import os
 import pickle
 from pathlib import Path
@@ -44,6 +45,10 @@ def _writes(path: Path) -> None:
     (path.parent.parent / "outside.txt").write_text("x")
 
 
+def _imports(path: Path) -> None:
+    importlib.import_module("tests.fuzz.bait")
+
+
 def _loops(path: Path) -> None:
     while True:
         pass
@@ -77,6 +82,7 @@ READERS = (
     _reader("sound", _sound),
     _reader("evaluates", _on_change(_evaluates)),
     _reader("unpickles", _on_change(_unpickles)),
+    _reader("imports", _on_change(_imports)),
     _reader("writes", _on_change(_writes)),
     _reader("loops", _on_change(_loops)),
     _reader("allocates", _on_change(_allocates)),
