@@ -111,8 +111,9 @@ def train(
         NonFiniteError: a metric is NaN or infinite; the newest checkpoint is from before it.
     """
     progress = Progress(data=parts.batches.get_state())
-    if parts.checkpoints.latest("last") is not None:
-        state, progress = parts.checkpoints.restore("last", abstract)
+    resumed = parts.checkpoints.resume(abstract)
+    if resumed is not None:
+        state, progress = resumed
         parts.batches.set_state(progress.data)
     first = int(jax.device_get(state.step))
     speaks = jax.process_index() == 0  # one process writes for all

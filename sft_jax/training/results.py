@@ -20,6 +20,7 @@ from sft_jax.config import Config
 from sft_jax.config_io import to_dict
 from sft_jax.study_config import COMPLETE, Setting, Study
 from sft_jax.training.folds import Fold
+from sft_jax.training.lock import locked
 from sft_jax.training.run import write_json
 from sft_jax.training.sweep import Trained, scores
 from sft_jax.types import CheckpointError
@@ -78,7 +79,12 @@ class Results:
         Raises:
             CheckpointError: the runs that are there are of other data.
         """
-        self._read()  # another sweep may have finished other settings meanwhile
+        # Another sweep may have finished other settings meanwhile, or be about to.
+        with locked(self.workdir, wait=True):
+            self._read()
+            self._add(setting, trained, cost)
+
+    def _add(self, setting: Setting, trained: Trained, cost: Callable[[Config], dict[str, Any]]):
         for data in trained.folds:
             self._check_source(data)
         (self.workdir / "predictions").mkdir(parents=True, exist_ok=True)

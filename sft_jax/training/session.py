@@ -1,5 +1,6 @@
 """From a configuration and a folder to a run: trains it, evaluates it."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from sft_jax.training import loop, run
 from sft_jax.training.ablation import ablation, without
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.evaluation import collect, mean_metrics
+from sft_jax.training.lock import locked
 from sft_jax.training.metrics import evaluate as score
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate
@@ -106,7 +108,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     Raises:
         ConfigError: settings that cannot be used.
         DataError: data that cannot be used.
-        CheckpointError: the folder belongs to another run.
+        CheckpointError: the folder belongs to another run, or another process trains there.
         NonFiniteError: training diverged.
     """
     session = Session.open(config)
@@ -124,11 +126,26 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     state, abstract = create_state(
         state_initializer(model, optimizer, config.train.seed), session.mesh
     )
-    record = {**_data_record(session, state), "command": command}
-    run.open_run(workdir, config, record)
-    if jax.process_index() == 0:
-        print(describe(config, run.count_parameters(state.params), session.mesh), flush=True)
     step = run.step_config(config, model, optimizer, rate, mixup)
+    record = {**_data_record(session, state), "command": command}
+    with locked(workdir):
+        run.open_run(workdir, config, record)
+        if jax.process_index() == 0:
+            parameters = run.count_parameters(state.params)
+            print(describe(config, parameters, session.mesh), flush=True)
+        return _train_there(session, schedule, step, abstract, state, workdir)
+
+
+def _train_there(
+    session: Session,
+    schedule: loop.Schedule,
+    step: StepConfig,
+    abstract: TrainState,
+    state: TrainState,
+    workdir: Path,
+) -> loop.Outcome:
+    """Trains in a folder that is this run's and nobody else's."""
+    config = session.config
     checkpoints = Checkpoints(workdir, config.train.keep, config=to_dict(config))
     parts = loop.Parts(
         step=compile_train_step(step, session.mesh, abstract),
@@ -142,7 +159,8 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     except BaseException:
         # Other processes may be gone, or wait for this one; closing would wait for them.
         if jax.process_count() == 1:
-            checkpoints.close()
+            with contextlib.suppress(CheckpointError):  # said already, or less than what is raised
+                checkpoints.close()
         raise
     checkpoints.close()
     return outcome

@@ -137,13 +137,14 @@ def test_what_a_kill_leaves_behind_is_ignored_and_swept_away(open_checkpoints, a
     assert not partial.exists()
 
 
-def test_a_damaged_newest_is_named_and_can_be_removed(open_checkpoints, at, tmp_path):
+def test_a_newest_without_sums_that_is_damaged_can_be_removed(open_checkpoints, at, tmp_path):
     first = open_checkpoints()
     for step in (5, 6):
         first.save("last", at(step), PROGRESS)
     first.close()
     newest = tmp_path / "checkpoints" / "last" / "6"
     (newest / "state" / "_METADATA").unlink()
+    (newest / "checksums.json").unlink()
     with pytest.raises(
         CheckpointError, match=r"(?s)last/6: could not be read.*remove this checkpoint"
     ):

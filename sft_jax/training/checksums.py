@@ -1,0 +1,74 @@
+"""SHA-256 of every file of a checkpoint, kept inside it: damage is found before anything is read.
+
+The sums are written while the checkpoint still has its temporary name, so a checkpoint without them
+is one of a version that did not write any.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+NAME = "checksums.json"
+# Orbax completes these two after the sums; it reads a checkpoint without them, too.
+_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+def write_checksums(folder: Path):
+    """Writes the sizes and sums of the files below `folder` into it, whole or not at all."""
+    files = {
+        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for name, path in sorted(_files(folder).items())
+    }
+    partial = folder / f"{NAME}.partial"
+    with partial.open("w") as file:
+        json.dump({"files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / NAME)
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, the first of them by name; None if nothing.
+
+    Args:
+        folder: of the checkpoint. Nothing outside of it is read, whatever its sums name.
+    """
+    sums = folder / NAME
+    if not sums.is_file():
+        return None
+    found = _files(folder)
+    try:
+        expected: dict[str, Any] = json.loads(sums.read_text())["files"]
+        for name, entry in sorted(expected.items()):
+            if name not in found:
+                return f"{folder / name}: not found, expected {entry['bytes']} bytes"
+            size = found[name].stat().st_size
+            if size != entry["bytes"]:
+                return f"{folder / name}: found {size} bytes, expected {entry['bytes']}"
+            if _sha256(found[name]) != entry["sha256"]:
+                return f"{folder / name}: found other bytes than were written (SHA-256 differs)"
+    # What is no table of sums: no JSON (nested too deep, with numbers too long), other types.
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        return f"{sums}: holds no sums ({type(error).__name__})"
+    # A sector that cannot be read, or a file that went away meanwhile.
+    except OSError as error:
+        return f"{error.filename or folder}: could not be read ({error.strerror})"
+    return None
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The regular files below a folder by relative name, but for those that come later."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not path.is_symlink()
+        and not (path.parent == folder and path.name in (*_LATER, NAME, f"{NAME}.partial"))
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
