@@ -97,6 +97,7 @@ class Bench:
     def __init__(self, root: Path, steps: int = STEPS):
         """Everything is written below `root`."""
         self.root = root
+        root.mkdir(parents=True, exist_ok=True)
         self.cache = root / "programs"
         self.config = tiny_config(synthetic(root / "data"), steps)
         self.seconds = 4.0
@@ -126,29 +127,51 @@ class Bench:
             outcome = session.train(config or self.config, workdir)
             print("finished" if outcome.finished else "stopped", "at step", outcome.step)
 
-        return Life(act, log_of(workdir))
+        return Life(act, self.log(workdir))
 
     def undisturbed(
-        self, name: str = "plain", train: Callable[[Path], Any] | None = None, devices: int = 1
+        self, name: str = "plain", train: Callable[[Path], Any] | None = None
     ) -> tuple[Path, End]:
         """A run that nothing happens to, made by the first who asks.
 
         Args:
             name: of the run.
             train: trains to the end in the folder it is given; one life if not given.
-            devices: of that life.
         """
-        folder, done = self.root / "undisturbed" / name, self.root / "undisturbed" / f"{name}.json"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with done.with_suffix(".lock").open("w") as lock:
+
+        def make(folder):
+            if train is None:
+                finish(self.train(folder))
+            else:
+                train(folder)
+            return dataclasses.asdict(self.end(folder))
+
+        folder, end = self._once(f"undisturbed_{name}", make)
+        return folder, End(**end)
+
+    def midway(self, workdir: Path):
+        """Puts a run there that was killed when three quarters of it were done."""
+
+        def make(folder):
+            goal = self.config.train.duration.to_steps(1) * 3 // 4
+            until_saved(self.train(folder), folder, goal).wait()
+
+        folder, _ = self._once("midway", make)
+        shutil.copytree(folder, workdir)
+
+    def _once(self, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+        """A folder that is made by the first who asks, and what making it returned."""
+        folder, done = self.root / name, self.root / f"{name}.json"
+        with (self.root / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not done.exists():
-                if train is None:
-                    finish(self.train(folder, devices=devices))
-                else:
-                    train(folder)
-                done.write_text(json.dumps(dataclasses.asdict(self.end(folder))))
-        return folder, End(**json.loads(done.read_text()))
+                done.write_text(json.dumps(make(folder)))
+        return folder, json.loads(done.read_text())
+
+    def log(self, workdir: Path) -> Path:
+        """Where the lives of a run write what they say: not on a disk that may be full."""
+        name = "_".join(workdir.relative_to(self.root).parts)
+        return self.root / "logs" / f"{name}.log"
 
     def warm(self):
         """Compiles what lives need, and sees how long one takes to its first checkpoint."""
@@ -165,6 +188,21 @@ class Bench:
             life.wait()
         shutil.rmtree(workdir)
 
+    def distance(self, workdir: Path, other: Path) -> float:
+        """Largest difference between the parameters that two runs came to.
+
+        But for the bias of the keys, whose gradient is zero: Adam blows up the rounding of that.
+        """
+        answer = workdir.parent / f"{workdir.name}.distance"
+
+        def act():
+            settle_devices(1, None)
+            one, two = (_state(folder, "last").params for folder in (workdir, other))
+            answer.write_text(json.dumps(max(jax.tree.leaves(_apart(one, two)))))
+
+        finish(Life(act, self.log(workdir)))
+        return json.loads(answer.read_text())
+
     def end(self, workdir: Path, kinds: tuple[str, ...] = KINDS) -> End:
         """Reads in a process of its own what a run came to.
 
@@ -177,7 +215,7 @@ class Bench:
             settle_devices(1, None)
             answer.write_text(json.dumps(_digests(workdir, kinds)))
 
-        finish(Life(act, log_of(workdir)))
+        finish(Life(act, self.log(workdir)))
         states = json.loads(answer.read_text())
         answer.unlink()
         return End(states, records(workdir))
@@ -194,9 +232,12 @@ def finish(life: Life) -> Ended:
     return ended
 
 
-def log_of(workdir: Path) -> Path:
-    """Where the lives of a run write what they say."""
-    return workdir.parent / f"{workdir.name}.log"
+def until_saved(life: Life, workdir: Path, step: int) -> Life:
+    """Kills a life once the checkpoint of a step or a later one is there."""
+    while life.poll() is None and max(checkpoints(workdir, "last"), default=0) < step:
+        time.sleep(0.005)
+    life.kill()
+    return life
 
 
 def checkpoints(workdir: Path, kind: str) -> list[int]:
@@ -254,12 +295,9 @@ def _windows(lines: list[dict[str, Any]]) -> dict[tuple[str, int, int], dict[str
 
 
 def _digests(workdir: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
-    config = run.read_config(workdir)
-    mesh = sharding.make_mesh(config.train, jax.devices()[:1])
-    model = registry.build(config)
     found = {}
     for kind in kinds:
-        state = jax.device_get(session.restore(config, model, mesh, workdir, kind))
+        state = _state(workdir, kind)
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             leaf = np.asarray(leaf)
@@ -267,3 +305,18 @@ def _digests(workdir: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
             digest.update(leaf.tobytes())
         found[kind] = [int(state.step), digest.hexdigest()[:16]]
     return found
+
+
+def _state(workdir: Path, kind: str) -> Any:
+    config = run.read_config(workdir)
+    mesh = sharding.make_mesh(config.train, jax.devices()[:1])
+    return jax.device_get(session.restore(config, registry.build(config), mesh, workdir, kind))
+
+
+def _apart(one: Any, other: Any) -> Any:
+    def compare(path, a, b):
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith("qkv_bias"):
+            a, b = (np.delete(x, 1, axis=-3) for x in (a, b))  # [.., 3, h, e]
+        return float(np.abs(a - b).max())
+
+    return jax.tree_util.tree_map_with_path(compare, one, other)

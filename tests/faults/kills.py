@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sft_jax.training.checkpoint import Checkpoints
-from tests.faults.bench import Bench, checkpoints, differences
+from tests.faults.bench import Bench, checkpoints
 from tests.faults.lives import Ended, Life
-from tests.faults.verdict import Verdict
+from tests.faults.verdict import Verdict, what_is_wrong
 
 ANY, WRITE, RESTORE = "kill", "kill_write", "kill_restore"
 # What happens to files while a checkpoint is written, swept away or made visible.
@@ -36,7 +36,7 @@ def killed_run(bench: Bench, rng: random.Random, folder: Path, kills: int) -> li
             notes = f"a later start ended with {ended.code}: {ended.last_words}"
         break
     if not notes:
-        notes = _end(bench, workdir, expected)
+        notes = what_is_wrong(bench, workdir, bench.train(workdir).wait(), expected)
     return [
         Verdict(
             fault=kind,
@@ -48,17 +48,6 @@ def killed_run(bench: Bench, rng: random.Random, folder: Path, kills: int) -> li
         for kind in (ANY, WRITE, RESTORE)
         if kind in done
     ]
-
-
-def _end(bench: Bench, workdir: Path, expected) -> str:
-    """Lets it train to its end; what is then not as it should be."""
-    ended = bench.train(workdir).wait()
-    if ended.code:
-        return f"the last start ended with {ended.code}: {ended.last_words}"
-    try:
-        return "; ".join(differences(bench.end(workdir), expected))
-    except AssertionError as error:
-        return f"its end cannot be read: {error}"
 
 
 def _one_life(bench: Bench, rng: random.Random, workdir: Path) -> tuple[str, Ended]:
@@ -155,3 +144,18 @@ def _in_restore(delay: float) -> Callable[[], None]:
         Checkpoints.restore = restore_and_die
 
     return patch
+
+
+def terminated_run(bench: Bench, rng: random.Random, folder: Path, signals: int) -> list[Verdict]:
+    """A run that is told to stop again and again."""
+    workdir, sent, last = folder / "run", 0, None
+    for _ in range(signals):
+        last = at_time(bench.train(workdir), rng.uniform(0.0, 1.6 * bench.seconds), signal.SIGTERM)
+        if last.code not in (0, -signal.SIGTERM) or "finished" in last.said:
+            break
+        sent += 1
+    else:
+        last = bench.train(workdir).wait()
+    wrong = what_is_wrong(bench, workdir, last, bench.undisturbed()[1], whole_windows=False)
+    counts = {"lost": sent} if wrong else {"survived": sent}
+    return [Verdict(fault="sigterm", injected=sent, note=wrong, **counts)]

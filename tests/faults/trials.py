@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults import kills
+from tests.faults import damage, devices, kills, surroundings
 from tests.faults.bench import Bench
 from tests.faults.verdict import Verdict
 
@@ -33,6 +33,22 @@ def _killed(bench: Bench, rng: random.Random, folder: Path, _: int) -> list[Verd
     return kills.killed_run(bench, rng, folder, KILLS_PER_RUN)
 
 
+def _terminated(bench: Bench, rng: random.Random, folder: Path, _: int) -> list[Verdict]:
+    return kills.terminated_run(bench, rng, folder, 6)
+
+
+def _damaged(part: Callable[..., list[Verdict]], how: str):
+    return lambda bench, rng, folder, _: part(how, bench, rng, folder)
+
+
+def _plain(attempt: Callable[..., list[Verdict]]):
+    return lambda bench, rng, folder, _: attempt(bench, rng, folder)
+
+
+def _one(name: str, title: str, count: int, attempt: Callable) -> dict[str, Fault]:
+    return {name: Fault({name: title}, count, attempt)}
+
+
 FAULTS = {
     "kill": Fault(
         {
@@ -43,6 +59,37 @@ FAULTS = {
         0,
         _killed,
     ),
+    **_one("sigterm", "SIGTERM at any moment of a life", 4, _terminated),
+    **_one("full_disk", "full disk", 6, _plain(surroundings.full_disk)),
+    **_one("read_only", "read-only folder", 4, _plain(surroundings.read_only)),
+    **{
+        name: fault
+        for how, title in zip(
+            damage.HOW, ("flipped byte", "truncated file", "missing file"), strict=True
+        )
+        for name, fault in _one(
+            f"checkpoint_{how}",
+            f"{title} in the newest checkpoint",
+            8,
+            _damaged(damage.checkpoint, how),
+        ).items()
+    },
+    **{
+        name: fault
+        for how, title in zip(
+            damage.HOW, ("flipped byte in a", "truncated", "missing"), strict=True
+        )
+        for name, fault in _one(
+            f"shard_{how}", f"{title} shard of the data", 3, _damaged(damage.shard, how)
+        ).items()
+    },
+    **_one("two_trainers", "two trainers on one run folder", 4, _plain(surroundings.two_trainers)),
+    **_one("replaced", "data file replaced while the run is down", 3, _plain(damage.replaced)),
+    **_one("clock", "clock set back, files from the future", 4, _plain(damage.clock)),
+    **_one("programs", "SIGKILL while compiled programs are kept", 3, _plain(damage.programs)),
+    **_one("devices", "another number of devices (8, 2, 4)", 4, devices.counts_change),
+    **_one("process_dies", "one of two processes dies", 2, devices.one_dies),
+    **_one("process_hangs", "one of two processes hangs", 2, devices.one_hangs),
 }
 
 
