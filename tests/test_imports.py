@@ -15,13 +15,15 @@ OPTIONAL = {
     for module in ("interop.state_dict", "interop.torch_pools", "interop.torch_sft")
 }
 
+# What stands alone and is used in several rooms.
+TOOLS = ("schema", "checksums")
 CORE = ("types", "config", "data_config", "training_config", "study_config", "config_io")
 # Commands: nothing imports them. `cli` and `inference` are what they share.
 VERBS = {
     *("train", "evaluate", "predict", "benchmark", "plan", "export", "prepare", "report"),
     *("check_vectors", "cost", "diagram", "spread", "sweep"),
 }
-ANYTHING = {"", *CORE, "version", "cli", "inference", "data", "models", "training"} | {
+ANYTHING = {"", *CORE, *TOOLS, "version", "cli", "inference", "data", "models", "training"} | {
     *("efficiency", "interop", "analysis"),
 }
 # Of training, what computes on arrays of outcomes alone.
@@ -39,12 +41,14 @@ ALLOWED = {
     "study_config": {"types", "config", "config_io"},
     "studies": {"types", "config", "data_config", "study_config"},
     "config_io": {"types", "config", "data_config"},
+    "schema": {"types", "version"},
+    "checksums": set(),
     "paper": {"types", "config", "data_config"},
-    "data": {"types", "config", "data_config", "data"},
+    "data": {"types", "config", "data_config", "checksums", "data"},
     "models": {"types", "config", "models"},
-    "training": {*CORE, "models", "data", "training"},
+    "training": {*CORE, *TOOLS, "models", "data", "training"},
     "training.step": {*CORE, "training"},
-    "analysis": {*CORE, *(f"training.{name}" for name in PURE), "version", "analysis"},
+    "analysis": {*CORE, "schema", *(f"training.{name}" for name in PURE), "version", "analysis"},
     "interop": _LATE | {"interop"},
     "efficiency": _LATE | {"efficiency"},
     "cli": ANYTHING,

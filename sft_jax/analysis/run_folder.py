@@ -41,6 +41,7 @@ import numpy as np
 
 from sft_jax import config_io
 from sft_jax.config import Config
+from sft_jax.schema import accepted
 from sft_jax.types import CheckpointError, DataError
 
 SPLIT_ORDER = ("test", "valid", "train")
@@ -238,11 +239,11 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        CheckpointError: it is no JSON, or lacks one of `keys`.
+        CheckpointError: it is no JSON, of a newer version, or lacks one of `keys`.
     """
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        content = accepted(json.loads(path.read_text()), path)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: found no JSON ({error}), expected an object; write it again"
         ) from error

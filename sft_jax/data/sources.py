@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 
+from sft_jax.checksums import find_damage
 from sft_jax.data.builders import BUILDERS, SourceBuilder
 from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Record, Records
 from sft_jax.data_config import DataConfig
@@ -19,6 +21,13 @@ from sft_jax.types import DataError
 
 # Decoding a record takes longer than a small model takes to train on it.
 MEMORY_BYTES = 512 << 20
+# Shards that take more are only measured when they are opened: their sums would take seconds.
+SUMMED_BYTES = 256 << 20
+# What TFDS and the parsers below it raise on metadata that are not what they should be.
+_UNREADABLE = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    *(OSError, RuntimeError, ImportError, ParseError),
+)
 
 
 def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
@@ -65,8 +74,15 @@ class Source:
     """Records of a prepared source by split and position."""
 
     def __init__(self, directory: Path):
-        """Opens the files in `directory`."""
+        """Opens the files in `directory`.
+
+        Raises:
+            DataError: they are not what was prepared.
+        """
         self._reader, self.info = _open(directory)
+        damage = find_damage(directory, SUMMED_BYTES)
+        if damage is not None:
+            raise DataError(f"{damage}; remove {directory} to have it prepared again")
         self._split = functools.cache(self._read_split)
         self._columns = functools.cache(self._read_columns)
 
@@ -125,9 +141,15 @@ def _is_prepared(directory: Path) -> bool:
 
 
 def _open(directory: Path) -> tuple[tfds.core.DatasetBuilder, DataInfo]:
-    with _quiet():
-        reader = tfds.builder_from_directory(directory)
-    return reader, DataInfo.from_json(reader.info.metadata, str(directory))
+    try:
+        with _quiet():
+            reader = tfds.builder_from_directory(directory)
+        return reader, DataInfo.from_json(reader.info.metadata, str(directory))
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{directory}: cannot be read as prepared data ({type(error).__name__}: "
+            f"{str(error)[:300]}); remove this folder to have it prepared again"
+        ) from error
 
 
 def _decode(stored: dict) -> Record:

@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sft_jax.training.checksums import find_damage, write_checksums
+from sft_jax.checksums import find_damage, write_checksums
+from sft_jax.schema import accepted
 from sft_jax.training.optimizer import Plateau
 from sft_jax.training.state import TrainState
 from sft_jax.types import CheckpointError
@@ -147,7 +148,11 @@ class Checkpoints:
         return state, progress
 
     def _read(self, kind: str, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
+        folder = self.root / kind / str(step)
         try:
+            if (folder / "config").is_dir():
+                own = ocp.args.Composite(config=ocp.args.JsonRestore())
+                accepted(self._managers[kind].restore(step, args=own).config, folder / "config")
             # Orbax finds a difference only while it reads, and then leaves reads in flight behind.
             stored = self._managers[kind].item_metadata(step)["state"]
             different = _differences(stored, abstract)
@@ -163,7 +168,7 @@ class Checkpoints:
             return restored.state, Progress.from_json(restored.progress)
         except _UNREADABLE as error:
             raise CheckpointError(
-                f"{self.root / kind / str(step)}: could not be read as this configuration's "
+                f"{folder}: could not be read as this configuration's "
                 f"model ({str(error)[:300]}); remove this checkpoint to fall back on the one "
                 "before it, or train into a new workdir"
             ) from error

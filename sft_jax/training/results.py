@@ -18,10 +18,11 @@ import numpy as np
 
 from sft_jax.config import Config
 from sft_jax.config_io import to_dict
+from sft_jax.schema import stamped
 from sft_jax.study_config import COMPLETE, Setting, Study
 from sft_jax.training.folds import Fold
 from sft_jax.training.lock import locked
-from sft_jax.training.run import write_json
+from sft_jax.training.run import read_json, write_json
 from sft_jax.training.sweep import Trained, scores
 from sft_jax.types import CheckpointError
 
@@ -49,7 +50,7 @@ class Results:
         self._record = _description(self._study)
         path = self.workdir / "study.json"
         if path.is_file():
-            self._join(json.loads(path.read_text()))
+            self._join(read_json(path))
         self._scores, self._curves = (
             _read_csv(self.workdir / name) for name in ("results.csv", "curves.csv")
         )
@@ -105,7 +106,7 @@ class Results:
         name = {"setting": setting.name}
         self._curves = others(self._curves) + [name | row for row in _curve_rows(trained)]
         self._scores = others(self._scores) + [name | row for row in scores(trained)]
-        write_json(self.workdir / "study.json", self._record)
+        write_json(self.workdir / "study.json", stamped(self._record))
         _write_csv(self.workdir / "curves.csv", CURVES, self._curves)
         _write_csv(self.workdir / "results.csv", SCORES, self._scores)  # last: it says what is done
 

@@ -16,6 +16,7 @@ from sft_jax.config import Config
 from sft_jax.config_io import from_dict, to_dict
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
+from sft_jax.schema import accepted, stamped
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import Schedule
 from sft_jax.training.step import ApplyFn, StepConfig
@@ -93,29 +94,41 @@ def read_config(workdir: Path) -> Config:
     """The configuration a run was started with.
 
     Raises:
-        CheckpointError: the folder holds no run.
+        CheckpointError: the folder holds no run, or one of a newer version.
     """
-    return from_dict(_read(Path(workdir) / "config.json"))
+    return from_dict(read_json(Path(workdir) / "config.json"))
 
 
 def read_data(workdir: Path) -> dict[str, Any]:
     """What the run knows of its data: classes, normalisation, counts, fingerprint.
 
     Raises:
-        CheckpointError: the folder holds no run.
+        CheckpointError: the folder holds no run, or one of a newer version.
     """
-    return _read(Path(workdir) / "data.json")
+    path = Path(workdir) / "data.json"
+    data = read_json(path)
+    if "fingerprint" not in data:
+        raise CheckpointError(
+            f"{path}: found {sorted(data)}, expected a fingerprint of the data as well; bring the "
+            "file back, or train into a new workdir"
+        )
+    return data
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
+    """A stored file as this version writes it, but for its `schema`.
+
+    Raises:
+        CheckpointError: it is missing, no JSON object, or of a newer version.
+    """
     if not path.is_file():
         raise CheckpointError(
             f"{path}: not found, expected the folder of a run; give --workdir of a run that "
             "`python -m sft_jax.train` has begun"
         )
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return accepted(json.loads(path.read_text()), path)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: found no JSON ({error}), expected what training wrote; restore the file, or "
             "train into a new workdir"
@@ -143,8 +156,8 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
     """
     if jax.process_index() == 0 and not (workdir / "config.json").exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "data.json", data)
-        write_json(workdir / "config.json", to_dict(config))
+        write_json(workdir / "data.json", stamped(data))
+        write_json(workdir / "config.json", stamped(to_dict(config)))
     if jax.process_count() > 1:
         # Nobody looks before it is written: a network disk may remember that it was not there.
         multihost_utils.sync_global_devices("run folder")

@@ -15,6 +15,7 @@ from sft_jax.config_io import to_dict
 from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source
 from sft_jax.models import registry
+from sft_jax.schema import stamped
 from sft_jax.training import loop, run
 from sft_jax.training.ablation import ablation, without
 from sft_jax.training.checkpoint import Checkpoints
@@ -146,7 +147,7 @@ def _train_there(
 ) -> loop.Outcome:
     """Trains in a folder that is this run's and nobody else's."""
     config = session.config
-    checkpoints = Checkpoints(workdir, config.train.keep, config=to_dict(config))
+    checkpoints = Checkpoints(workdir, config.train.keep, config=stamped(to_dict(config)))
     parts = loop.Parts(
         step=compile_train_step(step, session.mesh, abstract),
         batches=_train_batches(session),

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
+from sft_jax.checksums import find_damage, write_checksums
 from sft_jax.training import checkpoint
 from sft_jax.training.checkpoint import Checkpoints, Progress
-from sft_jax.training.checksums import find_damage, write_checksums
 from sft_jax.types import CheckpointError
 
 PROGRESS = Progress(data={"position": 7})

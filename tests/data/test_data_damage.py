@@ -1,0 +1,91 @@
+import json
+import os
+import shutil
+
+import pytest
+
+import sft_jax.data.sources
+from sft_jax.data.sources import Source, open_source, prepare
+from sft_jax.data_config import DataConfig, SyntheticOptions
+from sft_jax.types import DataError
+
+OPTIONS = SyntheticOptions(
+    lengths=(8, 6), feature_dims=(3, 2), num_train=30, num_valid=7, num_test=0
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return DataConfig(options=OPTIONS, data_dir=str(tmp_path_factory.mktemp("d")))
+
+
+@pytest.fixture
+def directory(config):
+    """Prepared data, which are put back afterwards."""
+    info = prepare(config)
+    folder = sft_jax.data.sources.Path(info.directory)
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    yield folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def shards(directory):
+    return sorted(directory.glob("*.array_record*"))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_sums_of_all_shards_are_kept(directory):
+    listed = json.loads((directory / "checksums.json").read_text())["files"]
+    assert list(listed) == [path.name for path in shards(directory)]
+    assert len(listed) == 2
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, os.remove])
+def test_a_damaged_shard_is_named_and_removing_the_folder_mends_it(config, directory, harm):
+    whole = [record["inputs"]["m0"].tolist() for record in open_source(config).split("valid")]
+    for path in shards(directory):
+        content = path.read_bytes()
+        harm(path)
+        with pytest.raises(DataError, match=rf"{path.name}: .*remove {directory} to have it"):
+            open_source(config)
+        path.write_bytes(content)
+    harm(shards(directory)[0])
+    shutil.rmtree(directory)
+    again = [record["inputs"]["m0"].tolist() for record in open_source(config).split("valid")]
+    assert again == whole
+
+
+def test_large_shards_are_measured(config, directory, monkeypatch):
+    monkeypatch.setattr(sft_jax.data.sources, "SUMMED_BYTES", 10)
+    path = shards(directory)[0]
+    flip(path)
+    open_source(config)
+    truncate(path)
+    with pytest.raises(DataError, match=r"found .* bytes, expected"):
+        open_source(config)
+
+
+def test_data_without_sums_open(config, directory):
+    (directory / "checksums.json").unlink()
+    assert len(open_source(config).split("train")) == 30
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"a": 1}', b"\xff", b"[" * 10**5])
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_mangled_metadata_are_named(directory, name, content):
+    (directory / name).write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"(?s)cannot be read as prepared data .*remove this folder"
+    ):
+        Source(directory)
