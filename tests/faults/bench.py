@@ -175,18 +175,16 @@ class Bench:
 
     def warm(self):
         """Compiles what lives need, and sees how long one takes to its first checkpoint."""
-        self.undisturbed()
-        workdir = self.root / "warm"
-        # A resumed run has programs of its own, which the second life compiles.
-        for _ in range(3):
-            before = checkpoints(workdir, "last")
-            life = self.train(workdir)
-            while life.poll() is None and checkpoints(workdir, "last") == before:
-                time.sleep(0.005)
+        straight, _ = self.undisturbed()
+        workdir = shutil.copytree(straight, self.root / "warm")
+        # A resumed run has small programs of its own.
+        saved = checkpoints(workdir, "last")
+        shutil.rmtree(workdir / "checkpoints" / "last" / str(saved[-1]))
+        life = self.train(workdir)
+        while life.poll() is None and checkpoints(workdir, "last") != saved:
             self.seconds = life.seconds()
-            life.kill()
-            life.wait()
-        shutil.rmtree(workdir)
+            time.sleep(0.005)
+        finish(life)
 
     def distance(self, workdir: Path, other: Path) -> float:
         """Largest difference between the parameters that two runs came to.

@@ -61,9 +61,9 @@ def _one_life(bench: Bench, rng: random.Random, workdir: Path) -> tuple[str, End
         return kind, at_time(bench.train(workdir), limit)
     before = None
     if kind == RESTORE:
-        before = _in_restore(rng.uniform(0.0, 0.3))
+        before = in_restore(rng.uniform(0.0, 0.3))
     elif rng.random() < 0.5:
-        before = _at_event(workdir, rng.randrange(250))
+        before = before_event(workdir, rng.randrange(250))
     if before is not None:
         # One that does not come so far is killed all the same.
         ended = at_time(bench.train(workdir, before=before), 4 * bench.seconds)
@@ -105,7 +105,7 @@ def _temporary(workdir: Path) -> set[tuple[str, int]]:
     return found
 
 
-def _at_event(workdir: Path, count: int) -> Callable[[], None]:
+def before_event(workdir: Path, count: int) -> Callable[[], None]:
     """Lets a process kill itself before the `count`-th thing that it does to checkpoints."""
     prefix, left = str(workdir / "checkpoints"), [count]
 
@@ -130,7 +130,7 @@ def _changes(event: str, arguments: tuple) -> bool:
     return any(c in mode for c in "wax+") if mode else bool(flags & (os.O_WRONLY | os.O_RDWR))
 
 
-def _in_restore(delay: float) -> Callable[[], None]:
+def in_restore(delay: float) -> Callable[[], None]:
     """Lets a process kill itself that long after it begins to restore, or at the end of that."""
 
     def patch():
