@@ -58,6 +58,12 @@ def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
             # way of the other's, and as good.
             if not _is_prepared(builder.directory):
                 raise
+        # ArrayRecord's own, of a file that cannot be written.
+        except RuntimeError as error:
+            raise DataError(
+                f"{builder.directory}: could not be written ({error}); see that the disk has room "
+                "and may be written to, or choose another data.data_dir"
+            ) from error
     return _open(builder.directory)[1]
 
 

@@ -276,7 +276,7 @@ class Checkpoints:
             whole = [path.name for path in (self.root / "last").glob("*") if path.name.isdigit()]
             newest = f"step {max(map(int, whole))}" if whole else "none"
             raise CheckpointError(
-                f"{self.root}: a checkpoint could not be written ({str(error)[:300]}); see that "
+                f"{self.root}: a checkpoint could not be written ({_short(error)}); see that "
                 "the disk has room and may be written to, then give the same command again (newest "
                 f"whole checkpoint: {newest})"
             ) from error
@@ -323,6 +323,12 @@ def _move_aside(folder: Path):
         count += 1
         aside = folder.with_name(f"{folder.name}.damaged-{count}")
     folder.rename(aside)
+
+
+def _short(error: Exception) -> str:
+    """Beginning and end of a message: the reason comes behind the path, which may be long."""
+    text = str(error)
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:

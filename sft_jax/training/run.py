@@ -1,8 +1,11 @@
 """A run folder: what it is called, what is in it, and everything a resolved run is built from."""
 
 import dataclasses
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ _MAY_CHANGE = (
     *("data.data_dir", "data.num_threads", "data.prefetch", "train.keep"),
     *("train.data_parallel", "train.fsdp_parallel"),
 )
+# Of a disk that is full, over its quota, or may not be written to; of a file that grows too large.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 # A process that dies is noticed before; one that prepares large data may take long.
 _PATIENCE_MS = 12 * 3600 * 1000
 
@@ -81,6 +86,25 @@ def resolve(config: Config, modalities: tuple, num_classes: int) -> Config:
     config = dataclasses.replace(config, modalities=modalities, model=model)
     registry.build(config)  # an unknown model name fails here, before any work
     return config
+
+
+@contextmanager
+def on_disk(workdir: Path) -> Iterator[None]:
+    """Turns what a full or unwritable disk raises into an error that says what to do.
+
+    Raises:
+        CheckpointError: the disk is full, or may not be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise CheckpointError(
+            f"{error.filename or workdir}: could not be written ({error.strerror}); see that the "
+            "disk has room and may be written to, then give the same command again, which goes on "
+            "from the newest checkpoint"
+        ) from error
 
 
 def write_json(path: Path, content: Any):

@@ -109,7 +109,8 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     Raises:
         ConfigError: settings that cannot be used.
         DataError: data that cannot be used.
-        CheckpointError: the folder belongs to another run, or another process trains there.
+        CheckpointError: the folder belongs to another run, another process trains there, or it
+            cannot be written to.
         NonFiniteError: training diverged.
     """
     session = Session.open(config)
@@ -129,7 +130,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     )
     step = run.step_config(config, model, optimizer, rate, mixup)
     record = {**_data_record(session, state), "command": command}
-    with locked(workdir):
+    with run.on_disk(workdir), locked(workdir):
         run.open_run(workdir, config, record)
         if jax.process_index() == 0:
             parameters = run.count_parameters(state.params)

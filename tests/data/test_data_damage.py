@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 import sft_jax.data.sources
+from sft_jax.data.builders import synthetic
 from sft_jax.data.sources import Source, open_source, prepare
 from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.types import DataError
@@ -89,3 +90,12 @@ def test_mangled_metadata_are_named(directory, name, content):
         DataError, match=r"(?s)cannot be read as prepared data .*remove this folder"
     ):
         Source(directory)
+
+
+def test_a_disk_that_is_full_while_preparing(tmp_path, monkeypatch):
+    def full(builder):
+        raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(synthetic.Synthetic, "write", full)
+    with pytest.raises(DataError, match=r"could not be written .*No space left.*data\.data_dir"):
+        prepare(DataConfig(options=OPTIONS, data_dir=str(tmp_path)))

@@ -1,3 +1,5 @@
+import errno
+import os
 import random
 import shutil
 import signal
@@ -194,3 +196,12 @@ def test_a_run_folder_is_begun_with_what_it_needs(tmp_path):
     run.open_run(workdir, config, data)
     assert (run.read_config(workdir), run.read_data(workdir)) == (config, data)
     assert sorted(p.name for p in workdir.iterdir()) == ["config.json", "data.json"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_cannot_be_written_to(tmp_path, code):
+    expected = r"metrics.jsonl: could not .*see that the disk has room"
+    with pytest.raises(CheckpointError, match=expected), run.on_disk(tmp_path):
+        raise OSError(code, os.strerror(code), "metrics.jsonl")
+    with pytest.raises(ConnectionResetError), run.on_disk(tmp_path):
+        raise ConnectionResetError(errno.ECONNRESET, "of a socket")
