@@ -47,7 +47,12 @@ class Ended:
     @property
     def last_words(self) -> str:
         """The line that says why it ended."""
-        names = (*(f"{error.__name__}: " for error in NAMED), "Error", "error")
+        names = (
+            *(f"{error.__name__}: " for error in NAMED),
+            "Terminating process",
+            "Error",
+            "error",
+        )
         lines = [line.strip() for line in self.said.splitlines()]
         for name in names:
             for line in reversed(lines):
