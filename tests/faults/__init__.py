@@ -1,0 +1,1 @@
+"""Injects faults into real training: `python -m tests.faults`, docs/faults.md."""

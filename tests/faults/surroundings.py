@@ -1,0 +1,106 @@
+"""A disk that is full, a folder that is read-only, and another trainer on the same folder."""
+
+import contextlib
+import dataclasses
+import os
+import random
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.faults.bench import Bench, checkpoints
+from tests.faults.lives import Ended
+from tests.faults.verdict import Verdict, judged, what_is_wrong
+
+DISK = 4 << 20
+
+
+def full_disk(bench: Bench, rng: random.Random, folder: Path) -> list[Verdict]:
+    """The disk becomes full, with room for less than one more checkpoint.
+
+    A small disk of its own where one may be mounted; else no file may grow beyond a limit.
+    """
+    with _disk(folder / "disk") as disk:
+        workdir = folder / "disk" / "run"
+        bench.midway(workdir)
+        size = _size(workdir / "checkpoints" / "last" / str(checkpoints(workdir, "last")[-1]))
+        room = int(rng.choice((0.0, rng.random())) * size)
+        if not disk:
+            start, mend = _limited(bench, workdir, max(512, room // 16))
+            verdict = judged(bench, "full_disk", workdir, mend, start)
+            return [dataclasses.replace(verdict, note=f"limit of file sizes: {verdict.note}")]
+        ballast = folder / "disk" / "ballast"
+        free = shutil.disk_usage(ballast.parent).free
+        ballast.write_bytes(bytes(max(0, free - room)))
+        return [judged(bench, "full_disk", workdir, ballast.unlink)]
+
+
+def read_only(bench: Bench, rng: random.Random, folder: Path) -> list[Verdict]:
+    """The run's folder cannot be written to, whether it is there already or not."""
+    with _disk(folder / "disk") as disk:
+        workdir = folder / "disk" / "run"
+        if rng.random() < 0.7:
+            bench.midway(workdir)
+
+        def set_to(mode: str):
+            if disk:
+                subprocess.run(["mount", "-o", f"remount,{mode}", folder / "disk"], check=True)
+            else:
+                for path in (folder / "disk", *workdir.rglob("*")):
+                    path.chmod(0o755 if mode == "rw" else 0o555)
+
+        set_to("ro")
+        return [judged(bench, "read_only", workdir, lambda: set_to("rw"))]
+
+
+def two_trainers(bench: Bench, rng: random.Random, folder: Path) -> list[Verdict]:
+    """A second trainer is started on the folder of one that runs."""
+    workdir = folder / "run"
+    bench.midway(workdir)
+    first = bench.train(workdir)
+    delay = rng.choice((0.0, rng.random())) * bench.seconds
+    while first.poll() is None and first.seconds() < delay:
+        time.sleep(0.005)
+    second = bench.train(workdir)
+    ends = sorted((first.wait(), second.wait()), key=lambda ended: ended.code != 0)
+    wrong = what_is_wrong(bench, workdir, ends[0], bench.undisturbed()[1])
+    if not wrong and ends[1].code and not ends[1].named:
+        wrong = f"one ended with {ends[1].code} and no named error: {ends[1].last_words}"
+    if wrong:
+        return [Verdict(fault="two_trainers", lost=1, note=wrong)]
+    if not ends[1].code:
+        return [Verdict(fault="two_trainers", survived=1)]
+    return [Verdict(fault="two_trainers", refused=1, note=ends[1].last_words)]
+
+
+@contextlib.contextmanager
+def _disk(folder: Path) -> Iterator[bool]:
+    """A small disk at a folder; false where this user may not mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder]
+    mounted = not subprocess.run(mount, capture_output=True, check=False).returncode
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _limited(
+    bench: Bench, workdir: Path, size: int
+) -> tuple[Callable[[], Ended], Callable[[], None]]:
+    """Lives in which no file may grow beyond a size, until that is mended."""
+    limit = [size]
+
+    def before():
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit[0], limit[0]))
+
+    return lambda: bench.train(workdir, before=before).wait(), limit.clear
+
+
+def _size(folder: Path) -> int:
+    return sum(os.stat(path).st_blocks * 512 for path in folder.rglob("*"))
