@@ -11,12 +11,19 @@ from jax.sharding import Mesh
 
 from sft_jax.config import Config, MixupConfig
 from sft_jax.config_io import to_dict
-from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, train_batches
+from sft_jax.data.pipeline import (
+    Normalizer,
+    collate,
+    eval_batches,
+    infer_modalities,
+    train_batches,
+)
 from sft_jax.data.sources import Source, open_source
 from sft_jax.models import registry
 from sft_jax.training import loop, run
 from sft_jax.training.ablation import ablation, without
 from sft_jax.training.checkpoint import Checkpoints
+from sft_jax.training.diagnosis import MOST_NAMED, Diagnosis, explain_rows, explain_step
 from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.metrics import evaluate as score
 from sft_jax.training.mixing import MixupPlan
@@ -30,7 +37,7 @@ from sft_jax.training.state import (
 )
 from sft_jax.training.step import StepConfig, compile_eval_step, compile_train_step
 from sft_jax.training.summary import describe
-from sft_jax.types import CheckpointError, ConfigError
+from sft_jax.types import Batch, CheckpointError, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +128,8 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     warmup = config.optimizer.warmup.to_steps(session.steps_per_epoch)
     rate = learning_rate(config.optimizer, schedule.total, warmup)
     optimizer = build_optimizer(config.optimizer, rate)
-    state, abstract = create_state(
-        state_initializer(model, optimizer, config.train.seed), session.mesh
-    )
+    init = state_initializer(model, optimizer, config.train.seed)
+    state, abstract = create_state(init, session.mesh)
     record = {**_data_record(session, state), "command": command}
     run.open_run(workdir, config, record)
     if jax.process_index() == 0:
@@ -136,6 +142,8 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
         validate=_validator(session, step),
         checkpoints=checkpoints,
         mesh=session.mesh,
+        first=lambda: create_state(init, session.mesh)[0],
+        diagnosis=_diagnosis(session, step),
     )
     try:
         outcome = loop.train(config, schedule, parts, abstract, state, workdir)
@@ -289,6 +297,32 @@ def _validator(session: Session, step: StepConfig) -> Any:
         return mean_metrics(collect(eval_step, params, session.batches("valid"), session.mesh))
 
     return validate
+
+
+def _diagnosis(session: Session, step: StepConfig) -> Diagnosis:
+    def name(split: str) -> Any:
+        return lambda position: session.source.ids(split)[position]
+
+    def of_step(params: Any, batch: Batch, done: int) -> str:
+        own = {"model": session.model, "config": step, "name": name("train")}
+        return explain_step(params, batch, done, **own)
+
+    def of_validation(params: Any) -> str:
+        eval_step = compile_eval_step(step.apply, session.mesh)
+        outputs = collect(eval_step, params, session.batches("valid"), session.mesh)
+        culprits = outputs["id"][~np.isfinite(outputs["loss"])].tolist()
+        some, records = culprits[:MOST_NAMED], session.source.split("valid")
+        batch = collate(
+            [records[position] for position in some],
+            some,
+            session.config.modalities,
+            session.normalizer,
+            len(some),
+        )
+        own = {"model": session.model, "name": name("valid"), "count": len(culprits)}
+        return explain_rows(params, batch, **own)
+
+    return Diagnosis(of_step=of_step, of_validation=of_validation)
 
 
 def _data_record(session: Session, state: TrainState) -> dict[str, Any]:
