@@ -121,11 +121,8 @@ def train(
     Raises:
         NonFiniteError: a metric is NaN or infinite; the newest checkpoint is from before it.
     """
-    progress = Progress(data=parts.batches.get_state())
-    history = _History(parts, abstract, progress)
-    if parts.checkpoints.latest("last") is not None:
-        state, progress = parts.checkpoints.restore("last", abstract)
-        parts.batches.set_state(progress.data)
+    history = _History(parts, abstract)
+    state, progress = history.newest(lambda: state)
     first = int(jax.device_get(state.step))
     speaks = jax.process_index() == 0  # one process writes for all
     recorder = _Recorder(MetricLog(workdir, first) if speaks else None, schedule)
@@ -269,9 +266,18 @@ class _History:
     is from before the fault, are taken once more, with the same data.
     """
 
-    def __init__(self, parts: Parts, abstract: TrainState, begin: Progress):
-        self._parts, self._abstract, self._begin = parts, abstract, begin
+    def __init__(self, parts: Parts, abstract: TrainState):
+        self._parts, self._abstract = parts, abstract
+        self._begin = Progress(data=parts.batches.get_state())
         self.scales: dict[int, Plateau] = {}  # after validations, by step
+
+    def newest(self, first: Callable[[], TrainState]) -> tuple[TrainState, Progress]:
+        """The newest checkpoint, or the first state where there is none, and batches from there."""
+        state, progress = None, self._begin
+        if self._parts.checkpoints.latest("last") is not None:
+            state, progress = self._parts.checkpoints.restore("last", self._abstract)
+        self._parts.batches.set_state(progress.data)
+        return first() if state is None else state, progress
 
     def explain(self, state: TrainState, step: int) -> str:
         """Why `step` went wrong; "" where nobody can tell. Frees `state`, which came of it."""
@@ -281,11 +287,7 @@ class _History:
             return ""
         jax.tree.map(lambda x: x.delete(), state)
         parts.checkpoints.wait()
-        if parts.checkpoints.latest("last") is None:
-            state, progress = parts.first(), self._begin
-        else:
-            state, progress = parts.checkpoints.restore("last", self._abstract)
-        parts.batches.set_state(progress.data)
+        state, _ = self.newest(parts.first)
         first = int(jax.device_get(state.step))
         tqdm.write(f"step {step} went wrong: repeating steps {first + 1} to {step} to see why")
         for done in range(first, step - 1):
