@@ -49,7 +49,7 @@ class CheckpointError(RuntimeError):
 
 
 class NonFiniteError(FloatingPointError):
-    """Training met a NaN or an infinity: the message names the step and the metric."""
+    """Training met a NaN or an infinity: the message names step and metric, and the cause."""
 
 
 Array = jax.Array | np.ndarray

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,11 @@ from sft_jax.models.tpu_sparse_attention import kernel_fixed_attention, kernel_t
 
 Keys = Key[Array, " b"]  # one random key per sample, so that nothing depends on the device count
 _EPSILON = 1e-5
+# Of a scan over layers: parameters, and whatever else a caller collects, get a leading layer axis.
+OF_EVERY_LAYER: dict[str, Any] = {
+    "variable_axes": {"params": 0, "intermediates": 0},
+    "split_rngs": {"params": True},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,9 +348,7 @@ class EncoderStack(nn.Module):
             z = block(z, mask, fold_in(keys, layer))
             return (z, mask) if mixer is None else mixer(z, mask, layer), None
 
-        scan = nn.scan(
-            body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
-        )
+        scan = nn.scan(body, **OF_EVERY_LAYER, length=self.depth)
         block = make_block(self, EncoderBlock, self.config, name="block", loop=True)
         return scan(block, (z, key_mask), jnp.arange(self.depth))[0]
 

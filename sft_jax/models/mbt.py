@@ -6,7 +6,14 @@ from jaxtyping import Array, Bool, Float, Num
 
 from sft_jax.config import ModelConfig
 from sft_jax.models.blocks import make_block
-from sft_jax.models.layers import BlockConfig, EncoderBlock, EncoderStack, Keys, fold_in
+from sft_jax.models.layers import (
+    OF_EVERY_LAYER,
+    BlockConfig,
+    EncoderBlock,
+    EncoderStack,
+    Keys,
+    fold_in,
+)
 from sft_jax.models.output import Head, Output
 from sft_jax.models.tokenizers import tokenize
 from sft_jax.types import ModalitySpec
@@ -56,12 +63,7 @@ class BottleneckTransformer(nn.Module):
             def body(layer, state, index):
                 return layer(state, tuple(masks), fold_in(own, index)), None
 
-            scan = nn.scan(
-                body,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=depth - start,
-            )
+            scan = nn.scan(body, **OF_EVERY_LAYER, length=depth - start)
             state = (tuple(tokens), jnp.zeros(shape, tokens[0].dtype))
             (tokens, _), _ = scan(layer, state, jnp.arange(depth - start))
         head = Head(self.config.num_classes, name="head")

@@ -10,6 +10,7 @@ from sft_jax.config import ModelConfig
 from sft_jax.models.blocks import make_block
 from sft_jax.models.fusion import present_cls
 from sft_jax.models.layers import (
+    OF_EVERY_LAYER,
     AttentionResidual,
     BlockConfig,
     EncoderStack,
@@ -64,9 +65,7 @@ class CrossStack(nn.Module):
         def body(block, z, layer):
             return block(z, source, source_mask, fold_in(keys, layer)), None
 
-        scan = nn.scan(
-            body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
-        )
+        scan = nn.scan(body, **OF_EVERY_LAYER, length=self.depth)
         block = make_block(self, CrossBlock, self.config, name="block", loop=True)
         return scan(block, z, jnp.arange(self.depth))[0]
 

@@ -5,6 +5,7 @@ fetch and check the metrics, write the log, validate, save the best, save the la
 """
 
 import dataclasses
+import functools
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from sft_jax.config import Config
 from sft_jax.training.checkpoint import Checkpoints, Progress
+from sft_jax.training.diagnosis import Diagnosis
 from sft_jax.training.logs import MetricLog
 from sft_jax.training.optimizer import Plateau
 from sft_jax.training.sharding import put_batch
@@ -61,6 +63,8 @@ class Parts:
         validate: `(params) -> {metric: value}`, or None without a validation split.
         checkpoints: where states go.
         mesh: of the step.
+        first: draws the first state again, to go back to.
+        diagnosis: what explains a number that is not finite; None leaves it unexplained.
     """
 
     step: Callable[[TrainState, Any], tuple[TrainState, Any]]
@@ -68,6 +72,13 @@ class Parts:
     validate: Callable[[Any], dict[str, float]] | None
     checkpoints: Checkpoints
     mesh: Mesh
+    first: Callable[[], TrainState] | None = None
+    diagnosis: Diagnosis | None = None
+
+    def explain(self, params: Any, step: int) -> str:
+        """Why the validation of `params` went wrong; "" where nobody can tell."""
+        alone = jax.process_count() == 1
+        return self.diagnosis.of_validation(params) if self.diagnosis and alone else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +121,8 @@ def train(
     Raises:
         NonFiniteError: a metric is NaN or infinite; the newest checkpoint is from before it.
     """
-    progress = Progress(data=parts.batches.get_state())
-    resumed = parts.checkpoints.resume(abstract)
-    if resumed is not None:
-        state, progress = resumed
-        parts.batches.set_state(progress.data)
+    history = _History(parts, abstract)
+    state, progress = history.newest(lambda: state)
     first = int(jax.device_get(state.step))
     speaks = jax.process_index() == 0  # one process writes for all
     recorder = _Recorder(MetricLog(workdir, first) if speaks else None, schedule)
@@ -133,13 +141,14 @@ def train(
             evaluates = parts.validate and (step % schedule.eval_every == 0 or last)
             saves = step % schedule.checkpoint_every == 0 or last or stopped
             if logs or evaluates or saves:
-                bar.set_postfix(recorder.flush())
+                bar.set_postfix(recorder.flush(functools.partial(history.explain, state)))
             if evaluates or saves:
                 progress = dataclasses.replace(progress, data=parts.batches.get_state())
             if evaluates and parts.validate is not None:
                 values = parts.validate(state.params)
-                recorder.validated(step, values)
+                recorder.validated(step, values, functools.partial(parts.explain, state.params))
                 state, progress, is_best = _judge(config, schedule, state, progress, step, values)
+                history.scales[step] = progress.plateau
                 if is_best:
                     parts.checkpoints.save("best", state, progress)
             if saves:
@@ -204,7 +213,7 @@ class _Recorder:
     def keep(self, step: int, metrics: Any):
         self._pending.append((step, metrics))
 
-    def flush(self) -> dict[str, str]:
+    def flush(self, explain: Callable[[int], str]) -> dict[str, str]:
         """Fetches what is pending; raises on the first step with a metric that is not finite."""
         if not self._pending:
             return {}
@@ -212,7 +221,7 @@ class _Recorder:
         self._pending = []
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
         for step, metrics in fetched:
-            _check_finite(step, metrics, "data of that step")
+            _check_finite(step, metrics, "data of that step", explain)
         total = {name: float(sum(m[name] for _, m in fetched)) for name in fetched[0][1]}
         values = {name: total[name] / max(total["count"], 1.0) for name in ("loss", "top1")}
         values["gradient_norm"] = total["gradient_norm"] / len(fetched)
@@ -222,8 +231,8 @@ class _Recorder:
         self._write("train", step, values)
         return {name: f"{values[name]:.4f}" for name in ("loss", "top1")}
 
-    def validated(self, step: int, values: dict[str, float]):
-        _check_finite(step, values, "validation data")
+    def validated(self, step: int, values: dict[str, float], explain: Callable[[int], str]):
+        _check_finite(step, values, "validation data", explain)
         self._write("valid", step, values)
         if self._log is not None:
             numbers = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -238,14 +247,62 @@ class _Recorder:
             self._log.write(kind, step, values, epoch=self._epoch(step))
 
 
-def _check_finite(step: int, values: dict[str, Any], suspect: str):
+def _check_finite(step: int, values: dict[str, Any], suspect: str, explain: Callable[[int], str]):
     for name, value in values.items():
         if not np.isfinite(value):
+            cause = explain(step)
             raise NonFiniteError(
-                f"step {step}: metric {name!r} is {value}, expected a finite number; the newest "
-                f"checkpoint is from before it. Lower optimizer.learning_rate, or look at the "
-                f"{suspect}"
+                f"step {step}: metric {name!r} is {value}, expected a finite number; "
+                f"{f'{cause}. The' if cause else 'the'} newest checkpoint is from before it. Lower "
+                f"optimizer.learning_rate, or look at the {suspect}"
             )
+
+
+class _History:
+    """What it takes to come back to a step that is over: where the run began, what it changed.
+
+    The state has moved on when a metric is seen not to be finite, and a copy of every state would
+    cost more than the metric. But steps repeat themselves: those since the newest checkpoint, which
+    is from before the fault, are taken once more, with the same data.
+    """
+
+    def __init__(self, parts: Parts, abstract: TrainState):
+        self._parts, self._abstract = parts, abstract
+        self._begin = Progress(data=parts.batches.get_state())
+        self.scales: dict[int, Plateau] = {}  # after validations, by step
+
+    def newest(self, first: Callable[[], TrainState]) -> tuple[TrainState, Progress]:
+        """The newest checkpoint, or the first state where there is none, and batches from there."""
+        resumed = self._parts.checkpoints.resume(self._abstract)
+        state, progress = (None, self._begin) if resumed is None else resumed
+        self._parts.batches.set_state(progress.data)
+        return first() if state is None else state, progress
+
+    def explain(self, state: TrainState, step: int) -> str:
+        """Why `step` went wrong; "" where nobody can tell. Frees `state`, which came of it."""
+        parts = self._parts
+        # Processes would have to repeat steps together, and one that fails alone would hang all.
+        if parts.diagnosis is None or parts.first is None or jax.process_count() > 1:
+            return ""
+        jax.tree.map(lambda x: x.delete(), state)
+        parts.checkpoints.wait()
+        state, _ = self.newest(parts.first)
+        first = int(jax.device_get(state.step))
+        tqdm.write(f"step {step} went wrong: repeating steps {first + 1} to {step} to see why")
+        for done in range(first, step - 1):
+            state, _ = parts.step(state, put_batch(next(parts.batches), parts.mesh))
+            if done + 1 in self.scales:
+                scale = _like(state.lr_scale, self.scales[done + 1])
+                state = dataclasses.replace(state, lr_scale=scale)
+        batch = next(parts.batches)
+        before = jax.device_get(state.params)  # since the step takes its state
+        metrics = jax.device_get(parts.step(state, put_batch(batch, parts.mesh))[1])
+        if np.isfinite(list(metrics.values())).all():
+            return (
+                f"but step {step}, repeated from the state of step {first}, has finite metrics, so "
+                "the machine did not compute the same twice: check its memory and devices"
+            )
+        return parts.diagnosis.of_step(before, batch, step - 1)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,20 @@ from jax.sharding import Mesh
 
 from sft_jax.config import Config, MixupConfig
 from sft_jax.config_io import to_dict
-from sft_jax.data.pipeline import Normalizer, eval_batches, infer_modalities, train_batches
+from sft_jax.data.pipeline import (
+    Normalizer,
+    collate,
+    eval_batches,
+    infer_modalities,
+    train_batches,
+)
 from sft_jax.data.sources import Source, open_source
 from sft_jax.models import registry
 from sft_jax.schema import stamped
 from sft_jax.training import loop, run
 from sft_jax.training.ablation import ablation, without
 from sft_jax.training.checkpoint import Checkpoints
+from sft_jax.training.diagnosis import MOST_NAMED, Diagnosis, explain_rows, explain_step
 from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.lock import locked
 from sft_jax.training.metrics import evaluate as score
@@ -33,7 +41,7 @@ from sft_jax.training.state import (
 )
 from sft_jax.training.step import StepConfig, compile_eval_step, compile_train_step
 from sft_jax.training.summary import describe
-from sft_jax.types import CheckpointError, ConfigError
+from sft_jax.types import Batch, CheckpointError, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +133,8 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     warmup = config.optimizer.warmup.to_steps(session.steps_per_epoch)
     rate = learning_rate(config.optimizer, schedule.total, warmup)
     optimizer = build_optimizer(config.optimizer, rate)
-    state, abstract = create_state(
-        state_initializer(model, optimizer, config.train.seed), session.mesh
-    )
+    init = state_initializer(model, optimizer, config.train.seed)
+    state, abstract = create_state(init, session.mesh)
     step = run.step_config(config, model, optimizer, rate, mixup)
     record = {**_data_record(session, state), "command": command}
     with run.on_disk(workdir), locked(workdir):
@@ -135,13 +142,14 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
         if jax.process_index() == 0:
             parameters = run.count_parameters(state.params)
             print(describe(config, parameters, session.mesh), flush=True)
-        return _train_there(session, schedule, step, abstract, state, workdir)
+        return _train_there(session, schedule, step, init, abstract, state, workdir)
 
 
 def _train_there(
     session: Session,
     schedule: loop.Schedule,
     step: StepConfig,
+    init: Callable[[], TrainState],
     abstract: TrainState,
     state: TrainState,
     workdir: Path,
@@ -155,6 +163,8 @@ def _train_there(
         validate=_validator(session, step),
         checkpoints=checkpoints,
         mesh=session.mesh,
+        first=lambda: create_state(init, session.mesh)[0],
+        diagnosis=_diagnosis(session, step),
     )
     try:
         outcome = loop.train(config, schedule, parts, abstract, state, workdir)
@@ -309,6 +319,32 @@ def _validator(session: Session, step: StepConfig) -> Any:
         return mean_metrics(collect(eval_step, params, session.batches("valid"), session.mesh))
 
     return validate
+
+
+def _diagnosis(session: Session, step: StepConfig) -> Diagnosis:
+    def name(split: str) -> Any:
+        return lambda position: session.source.ids(split)[position]
+
+    def of_step(params: Any, batch: Batch, done: int) -> str:
+        own = {"model": session.model, "config": step, "name": name("train")}
+        return explain_step(params, batch, done, **own)
+
+    def of_validation(params: Any) -> str:
+        eval_step = compile_eval_step(step.apply, session.mesh)
+        outputs = collect(eval_step, params, session.batches("valid"), session.mesh)
+        culprits = outputs["id"][~np.isfinite(outputs["loss"])].tolist()
+        some, records = culprits[:MOST_NAMED], session.source.split("valid")
+        batch = collate(
+            [records[position] for position in some],
+            some,
+            session.config.modalities,
+            session.normalizer,
+            len(some),
+        )
+        own = {"model": session.model, "name": name("valid"), "count": len(culprits)}
+        return explain_rows(params, batch, **own)
+
+    return Diagnosis(of_step=of_step, of_validation=of_validation)
 
 
 def _data_record(session: Session, state: TrainState) -> dict[str, Any]:

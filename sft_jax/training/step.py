@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 
 from sft_jax.config import AugmentConfig
 from sft_jax.training.augment import augment, hide
@@ -31,6 +31,7 @@ from sft_jax.types import Batch
 # (params, inputs, mask, keys or None[, mixup]) -> output with `logits` and `pooled`
 ApplyFn = Callable[..., Any]
 Metrics = dict[str, jax.Array]
+Keys = Key[Array, " b"]
 # From the path of a parameter and this device's part of it to the whole.
 Gather = Callable[[str, jax.Array], jax.Array]
 
@@ -88,11 +89,8 @@ def loss_and_sums(
         with config.gathering(params, functools.partial(_gather, split)) as whole:
             return loss_and_sums(whole, batch, positions, step, config=config)
     weight, label = batch["weight"], batch["label"]
-    keys = sample_keys(config.seed, step, "train", positions)
-    changes = (stream_keys(keys, "augment"), config.augmentation)
-    inputs = augment(batch["inputs"], batch["mask"], *changes)
-    inputs, mask = hide(inputs, batch["mask"], *changes)
-    model_keys, smoothing = stream_keys(keys, "dropout"), config.label_smoothing
+    inputs, mask, model_keys = model_inputs(batch, positions, step, config=config)
+    smoothing = config.label_smoothing
     if config.mixup is None:
         logits = config.apply(params, inputs, mask, model_keys).logits
         losses = cross_entropy(logits, label, smoothing)
@@ -105,6 +103,17 @@ def loss_and_sums(
     correct = jnp.sum(weight * (logits.argmax(axis=-1) == label))
     plain = jnp.sum(weight * cross_entropy(logits, label))
     return jnp.sum(weight * losses), {"loss": plain, "top1": correct, "count": weight.sum()}
+
+
+def model_inputs(
+    batch: Batch, positions: Int[Array, " b"], step: jax.Array, *, config: StepConfig
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Keys]:
+    """What the model is given of a micro-batch: augmented inputs, masks, a key a sample."""
+    keys = sample_keys(config.seed, step, "train", positions)
+    changes = (stream_keys(keys, "augment"), config.augmentation)
+    inputs = augment(batch["inputs"], batch["mask"], *changes)
+    inputs, mask = hide(inputs, batch["mask"], *changes)
+    return inputs, mask, stream_keys(keys, "dropout")
 
 
 def _gather(split: Mapping[str, int], path: str, x: jax.Array) -> jax.Array:

@@ -134,6 +134,17 @@ def test_layer_norm_of_constants_and_offsets():
     np.testing.assert_allclose(offset, [[-1, 1, -1, 1]], atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "kept"), [(1e-42, 0), (1e18, 1), (1e30, 0)])
+def test_layer_norm_of_numbers_whose_squares_do_not_fit(size, kept):
+    """They count as constant, forward and backward, and make no NaN."""
+    x = jnp.array([1.0, -1.0, 3.0, -3.0])
+    norm = layers.LayerNorm(affine=False)
+    y, back = jax.vjp(lambda x: norm.apply({}, x), x * size)
+    np.testing.assert_allclose(y, kept * x / np.sqrt(5), atol=1e-6)
+    gradient = back(jnp.array([1.0, 0, 0, 0]))[0]
+    assert np.isfinite(gradient).all()
+
+
 def test_layer_norm_computes_in_float32_and_keeps_the_dtype(rng):
     x = jnp.asarray(rng.normal(size=(2, 64)), jnp.bfloat16)
     out = LayerNorm(False).apply({}, x)

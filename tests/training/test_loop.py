@@ -12,6 +12,7 @@ import pytest
 from sft_jax.config import Config, Duration, OptimizerConfig, TrainConfig
 from sft_jax.training import loop, sharding
 from sft_jax.training.checkpoint import Checkpoints, Progress
+from sft_jax.training.diagnosis import Diagnosis
 from sft_jax.training.logs import MetricLog
 from sft_jax.training.state import TrainState
 from sft_jax.types import NonFiniteError
@@ -81,7 +82,7 @@ class Run:
         )
         return jax.device_put(scalar, sharding.parameter_shardings(scalar, self.mesh))
 
-    def train(self, validates=True, optimizer=None, total=12, **train):
+    def train(self, validates=True, optimizer=None, total=12, diagnosis=None, **train):
         train = {"eval_every": "4 steps", "checkpoint_every": "3 steps", "log_every": 2} | train
         durations = {
             key: Duration.parse(value) if isinstance(value, str) and key != "best_metric" else value
@@ -112,6 +113,8 @@ class Run:
             validate=validate if validates else None,
             checkpoints=checkpoints,
             mesh=self.mesh,
+            first=self.first_state,
+            diagnosis=diagnosis,
         )
         first = self.first_state()
         schedule = loop.Schedule.of(config, STEPS_PER_EPOCH)
@@ -343,11 +346,59 @@ def test_a_metric_that_is_not_finite_stops_before_it_is_saved(run, monkeypatch):
     assert [record["step"] for record in run.records()] == [2, 3, 4]
 
 
+# Says what it was asked about.
+ASKED = Diagnosis(
+    of_step=lambda params, batch, done: f"w {params['w']}, x {batch['x'][0]}, after {done}",
+    of_validation=lambda params: f"w {params['w']}",
+)
+
+
+@pytest.mark.parametrize(("checkpoint_every", "saved"), [("3 steps", 6), ("100 steps", 0)])
+def test_the_cause_is_sought_in_the_state_before_the_step(
+    run, monkeypatch, checkpoint_every, saved
+):
+    """Though the loop has gone on to step 8; the plateau's scales are those of the first time."""
+    real = Numbers.__next__
+
+    def poisoned(self):
+        batch = real(self)
+        batch["x"][batch["x"] == 7] = -0.0  # 10 / 0
+        return batch
+
+    monkeypatch.setattr(Numbers, "__next__", poisoned)
+    run.losses = lambda step: 1.0
+    run.at_step = {}
+    optimizer = {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.5}
+    options = {"optimizer": optimizer, "eval_every": "2 steps", "log_every": 4}
+    with pytest.raises(NonFiniteError) as caught:
+        run.train(checkpoint_every=checkpoint_every, diagnosis=ASKED, **options)
+    w = 0.0
+    for x, scale in zip(range(1, 7), [1, 1, 1, 1, 0.5, 0.5], strict=True):
+        w = w * 0.5 + x * scale
+    assert f"a finite number; w {w}, x -0.0, after 6. The newest" in str(caught.value)
+    assert run.seen == [*range(1, 7), 0, 8, *range(saved + 1, 7), 0]
+
+
+def test_a_step_that_goes_well_the_second_time_is_blamed_on_the_machine(run, monkeypatch):
+    real, seen = Numbers.__next__, []
+
+    def poisoned(self):
+        batch = real(self)
+        if self.position == 5 and not seen:
+            seen.append(batch["x"].fill(0))
+        return batch
+
+    monkeypatch.setattr(Numbers, "__next__", poisoned)
+    with pytest.raises(NonFiniteError, match=r"step 5, repeated from the state of step 3.*memory"):
+        run.train(validates=False, diagnosis=ASKED)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_validation_that_is_not_finite_is_neither_best_nor_saved(run, value):
     run.losses = {4: 1.0, 8: value}.get
-    with pytest.raises(NonFiniteError, match=r"step 8: metric 'loss' is (nan|inf).*validation"):
-        run.train()
+    said = rf"step 8: metric 'loss' is (nan|inf).*; w {expected_weight(8)}\. The.*validation"
+    with pytest.raises(NonFiniteError, match=said):
+        run.train(diagnosis=ASKED)
     assert run.checkpoints.root.joinpath("best", "4").is_dir()
     assert not run.checkpoints.root.joinpath("best", "8").exists()
     assert run.state.step == 6
