@@ -286,3 +286,45 @@ def test_crossmodal_streams_join_in_the_order_of_the_modalities():
     # Two streams of width 8 each, three of them.
     assert params["proj_in"]["kernel"].shape == (48, 48)
     assert params["memory_0"]["block"]["mlp"]["in"]["kernel"].shape == (2, 16, 64)
+
+
+# --- extreme inputs -----------------------------------------------------------------------------
+
+# Of float32, which is also bfloat16's range.
+EXTREMES = {
+    "huge": 1e30,
+    "hugely negative": -1e30,
+    "denormal": 1e-40,
+    "largest denormal of an opposite sign": -1.1e-38,
+    "zero": 0.0,
+    "constant": 3.7,
+}
+
+
+# Programs that are compiled for the masks above: every model, and all pools but `max` and `none`.
+EXTREME_CASES = [case for case in CASES if case[1] == 2 or (case[0] == "sft" and case[1] > 2)]
+
+
+def extreme(kind, specs, seed):
+    """Inputs of which the first sample is extreme all over and the second in one step."""
+    value, inputs = EXTREMES[kind], inputs_of(specs, seed)
+    return {m: x.at[0].set(value).at[1, 2].set(value) for m, x in inputs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "dtype", "changes"),
+    EXTREME_CASES,
+    ids=[f"{n}-{c}-{d}{'-fixed' if x else ''}" for n, c, d, x in EXTREME_CASES],
+)
+def test_extreme_inputs_give_finite_numbers(name, count, dtype, changes):
+    """And so does a single real time step; other samples do not notice."""
+    params, step = compiled(name, count, dtype, **changes)
+    specs = specs_of(count)
+    one = {m: jnp.arange(x.shape[1]) == jnp.array([[0], [2], [4]]) for m, x in full(specs).items()}
+    for mask in (full(specs), one):
+        plain = step(params, inputs_of(specs), mask)[1]
+        for kind in EXTREMES:
+            (by_params, by_inputs), logits = step(params, extreme(kind, specs, 0), mask)
+            for leaf in jax.tree.leaves((logits, by_params, by_inputs)):
+                assert np.isfinite(np.asarray(leaf, np.float32)).all(), kind
+            np.testing.assert_array_equal(logits[2], plain[2])
