@@ -5,7 +5,10 @@ stands in it: arithmetic on the arrays it is given, unless it calls out, by a cu
 in this process. Those are what is looked for here.
 """
 
-import re
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,13 @@ from typing import Any
 import jax
 import jax.export
 
+from sft_jax.interop import artefact_calls
 from sft_jax.types import DataError
 
 # What an artefact of this package holds: sizes that are compared when the batch is known.
 HARMLESS = frozenset({"shape_assertion"})
 LARGEST_FILE = 2 * 2**30
-# As MLIR prints a call, and as it prints one whose form it does not know.
-_CALLED = re.compile(r'custom_call @"?([^\s"(]+)|call_target_name = "([^"]*)"')
+_AGAIN = "export the run again with `python -m sft_jax.export`"
 
 
 def open_stablehlo(path: str | Path) -> Callable[[Mapping[str, Any]], Any]:
@@ -35,29 +38,41 @@ def open_stablehlo(path: str | Path) -> Callable[[Mapping[str, Any]], Any]:
         DataError: no artefact, one that is damaged, or one that calls code outside of it.
     """
     path = Path(path).expanduser()
-    remedy = "export the run again with `python -m sft_jax.export`"
-    if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+    program = deserialized(path)
+    command = [sys.executable, "-P", artefact_calls.__file__, str(path.absolute())]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]
         raise DataError(
-            f"{path}: found no file of at most {LARGEST_FILE} bytes, expected an artefact; {remedy}"
+            f"{path}: found no program that can be read (its reader ended with status "
+            f"{done.returncode}: {why}), expected StableHLO; {_AGAIN}"
         )
-    try:
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
-        text = exported.mlir_module()
-    # Flatbuffers and MLIR raise whatever they stumble over.
-    except Exception as error:
-        raise DataError(
-            f"{path}: found no program of jax.export ({type(error).__name__}: {str(error)[:200]}), "
-            f"expected a .stablehlo file; {remedy}"
-        ) from error
-    calls = _CALLED.findall(text)
-    found = {name for pair in calls for name in pair if name} - HARMLESS
-    if text.count("custom_call") > len(calls):
-        found.add("what has no name")
-    found |= {str(effect) for effect in (*exported.ordered_effects, *exported.unordered_effects)}
+    found = set(json.loads(done.stdout.splitlines()[-1])) - HARMLESS
     if found:
         raise DataError(
             f"{path}: found calls to {', '.join(sorted(found))}, expected none but to "
             f"{', '.join(HARMLESS)}, since they run code that is not in the file; do not run it, "
-            f"or {remedy}"
+            f"or {_AGAIN}"
         )
-    return jax.jit(exported.call)
+    return jax.jit(program.call)
+
+
+def deserialized(path: Path) -> jax.export.Exported:
+    """What an artefact says of itself; its program is not looked at.
+
+    Raises:
+        DataError: no artefact, or one that is damaged.
+    """
+    if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+        raise DataError(
+            f"{path}: found no file of at most {LARGEST_FILE} bytes, expected an artefact; {_AGAIN}"
+        )
+    try:
+        return jax.export.deserialize(bytearray(path.read_bytes()))
+    # Flatbuffers raise whatever they stumble over.
+    except Exception as error:
+        raise DataError(
+            f"{path}: found no program of jax.export ({type(error).__name__}: {str(error)[:200]}), "
+            f"expected a .stablehlo file; {_AGAIN}"
+        ) from error

@@ -99,7 +99,6 @@ class Recording:
                 )
             if config.name == "mult":
                 specs = _as_streams(specs)
-        # A RecursionError is JSON of lists within lists.
         except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
             raise DataError(
                 f"{path}: not a recording ({error!r}), expected entries meta, input/<m>, "
@@ -203,12 +202,7 @@ class Recording:
     def check(self):
         """Raises `DataError` unless every entry can be computed on; compares nothing yet."""
         check_entries(
-            self.file,
-            self.arrays,
-            samples=len(self.batch["label"]),
-            modalities=len(self.specs),
-            classes=self.config.num_classes,
-            depth=self.config.num_pre_layers + self.config.num_post_layers,
+            self.file, self.arrays, self.config, len(self.specs), len(self.batch["label"])
         )
         jax.tree.leaves(self.params)
 

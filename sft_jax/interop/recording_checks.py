@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sft_jax.config import ModelConfig
 from sft_jax.json_files import integer, listed, record, text
 from sft_jax.types import DataError
 
@@ -29,25 +30,23 @@ META = record(
 def check_entries(
     file: str,
     arrays: Mapping[str, np.ndarray],
-    *,
-    samples: int,
+    config: ModelConfig,
     modalities: int,
-    classes: int,
-    depth: int,
+    samples: int,
 ):
     """Checks kinds and ranges; shapes of inputs, weights and results are for others.
 
     Args:
         file: name of the recording.
         arrays: its entries.
-        samples: in its batch.
+        config: of its model.
         modalities: of its model.
-        classes: of its model.
-        depth: blocks of its model.
+        samples: in its batch.
 
     Raises:
         DataError: an entry that cannot be computed on.
     """
+    depth = config.num_pre_layers + config.num_post_layers
     for name, array in arrays.items():
         if name != "meta":
             _numbers(file, name, array)
@@ -57,7 +56,7 @@ def check_entries(
                 f"{file}: {name}: found for {depth} blocks, expected layer0/... to "
                 f"layer{depth}/...; record the file again"
             )
-    for name, stop in (("label", classes), ("index", samples)):
+    for name, stop in (("label", config.num_classes), ("index", samples)):
         if name in arrays:
             _within(file, name, arrays[name], stop)
     lam = arrays.get("lam", np.zeros(samples))

@@ -50,6 +50,14 @@ BROKEN = {
     "logits": ({"logits": np.zeros((3, 5))}, r"logits: recorded shape \(3, 5\), ours \(3, 4\)"),
     "grad": ({"grad/network.extra.bias": np.zeros(4)}, r"grad/: found \['network.extra.bias'\]"),
     "unread": ({"surplus": np.zeros(4)}, r"found \['surplus'\], expected logits, loss"),
+    "deep": ({"meta": np.array("[" * 10**5)}, "not a recording"),
+    "endless": ({"n_layers_post_fusion": 10**9}, "not a recording .*n_layers_post_fusion: found"),
+    "too_deep": ({"n_layers_post_fusion": 900}, r"found \d+ arrays for 2 and 900 layers"),
+    "model_number": ({"model": 3}, "not a recording .*model: found 3, expected text"),
+    "text": ({"logits": np.full((3, 4), "x")}, "logits: found <U1, expected numbers"),
+    "classes_out": ({"label": np.array([0, 1, 9])}, "label: found .*outside of 0 to 3"),
+    "weights_text": ({"param/network.classifier.1.bias": np.full(4, "x")}, "found <U1, expected"),
+    "no_layer": ({"layer99/logits": np.zeros((3, 4))}, "layer99/logits: found for 5 blocks"),
     "no_index": ({"lam": np.ones((3, 3)), "layer0/logits": np.zeros((3, 4))}, "index: not found"),
 }
 
