@@ -103,7 +103,7 @@ def test_settings_exist():
     found = set()
     for page in PAGES:
         found |= set(re.findall(pattern, prose_of(page)))
-    files = (".json", ".py", ".npz", ".md", ".sbatch", ".svg")
+    files = (".json", ".lock", ".py", ".npz", ".md", ".sbatch", ".svg")
     found = {key for key in found if not key.endswith(files)}
     assert len(found) > 40
     for key in found:
