@@ -164,8 +164,8 @@ def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
     """
     if not points:
         raise DataError("points: found none, expected at least one; run the benchmark's sweep")
-    point_of = record({"model": text(), axis: _axis, **dict.fromkeys(_KINDS, _COSTS)})
-    fits(points, listed(point_of), "sweep", _MEASURE)
+    shape = {"model": text(), axis: _axis, **dict.fromkeys(_KINDS, _COSTS)}
+    fits(points, listed(record(shape)), "sweep", _MEASURE)
     names = list(dict.fromkeys(point["model"] for point in points))
     values = list(dict.fromkeys(point[axis] for point in points))
     numbers = not any(isinstance(value, str) for value in values)
