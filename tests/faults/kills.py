@@ -56,20 +56,20 @@ def _one_life(bench: Bench, rng: random.Random, workdir: Path) -> tuple[str, End
     if checkpoints(workdir, "last"):
         kinds += [RESTORE] * 3
     kind = rng.choice(kinds)
-    limit = rng.uniform(0.0, 1.6 * bench.seconds)
+    limit = rng.uniform(0.0, 1.3 * bench.seconds)
     if kind == ANY:
         return kind, at_time(bench.train(workdir), limit)
     before = None
     if kind == RESTORE:
         before = in_restore(rng.uniform(0.0, 0.3))
     elif rng.random() < 0.5:
-        before = before_event(workdir, rng.randrange(250))
+        before = before_event(workdir, rng.randrange(60))
     if before is not None:
         # One that does not come so far is killed all the same.
         ended = at_time(bench.train(workdir, before=before), 4 * bench.seconds)
         return kind if _BY_ITSELF in ended.said else ANY, ended
     life = bench.train(workdir)
-    in_write(life, workdir, rng.randint(1, 4), rng.uniform(0.0, 0.12))
+    in_write(life, workdir, rng.randint(1, 2), rng.uniform(0.0, 0.12))
     return kind, life.wait()
 
 
