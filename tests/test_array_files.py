@@ -41,7 +41,7 @@ def archive(path, **members):
         (header((3,)) + bytes(8), r"8 bytes for float32 of shape \(3,\)"),
         (header((-2,)) + bytes(8), r"of shape \(-2,\)"),
         (header((1,)) + bytes(8), r"8 bytes for float32 of shape \(1,\)"),
-        (header((2**62,), "'<U0'"), r"arrays of 46116860184273879\d\d bytes, of which"),
+        (header((2**62,), "'<U0'"), "4611686018427387904 texts of no letters"),
         (header((1,), "'|O'") + b"cos\nsystem\n(S'true'\ntR.", "Python objects, which could run"),
         (b"\x93NUMPY\x09\x00", r"an array of format \(9, 0\)"),
         (b"no header", "ValueError"),
@@ -56,10 +56,10 @@ def test_a_header_that_lies_is_named(tmp_path, data, message):
 
 def test_more_than_there_is_memory_for_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "x.npz", a=np.zeros(1000), b=np.zeros(1000))
-    monkeypatch.setattr(array_files, "memory", lambda: 15_999)
-    with pytest.raises(DataError, match=r"arrays of 16000 bytes, of which 15999 are free"):
+    monkeypatch.setattr(array_files, "memory_limit", lambda: 15_999)
+    with pytest.raises(DataError, match="16,000 bytes to hold in memory, at most 15,999"):
         read_npz(tmp_path / "x.npz")
-    monkeypatch.setattr(array_files, "memory", lambda: 16_000)
+    monkeypatch.setattr(array_files, "memory_limit", lambda: 16_000)
     assert len(read_npz(tmp_path / "x.npz")) == 2
 
 
@@ -70,7 +70,7 @@ def test_a_directory_that_claims_more_than_can_be_packed(tmp_path):
         size = file.infolist()[0].file_size
     lie = content.getvalue().replace(size.to_bytes(4, "little"), (2**31).to_bytes(4, "little"))
     (tmp_path / "x.npz").write_bytes(lie)
-    with pytest.raises(DataError, match="an array that unpacks to more than its bytes can hold"):
+    with pytest.raises(DataError, match=r"a.npy: 2147483648 bytes out of \d+, more"):
         read_npz(tmp_path / "x.npz")
 
 

@@ -15,7 +15,7 @@ OPTIONAL = {
     for module in ("interop.state_dict", "interop.torch_pools", "interop.torch_sft")
 }
 
-FILES = ("json_files", "array_files", "layouts")
+FILES = ("json_files", "array_files", "layouts", "memory")
 # What stands alone and is used in several rooms.
 TOOLS = ("schema", "checksums")
 CORE = ("types", "config", "data_config", "training_config", "study_config", "config_io", *FILES)
@@ -37,7 +37,8 @@ ALLOWED = {
     "version": set(),
     "types": set(),
     "json_files": {"types"},
-    "array_files": {"types"},
+    "array_files": {"types", "memory"},
+    "memory": set(),
     "layouts": {"json_files"},
     "data_config": {"types"},
     "training_config": {"types"},

@@ -1,6 +1,7 @@
 """A user's own arrays: read, checked, and handed out as records."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from sft_jax.data.checks import explained, layout_error
-from sft_jax.data.memory import check_fits
-from sft_jax.data.npz import array_bytes, read_npz
+from sft_jax.array_files import Layout, load_npz
+from sft_jax.data.checks import check_fits, explained, layout_error
 from sft_jax.data.records import ModalityInfo, Record, fixed_length
 from sft_jax.types import DataError
 
@@ -173,7 +173,7 @@ def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     root, files = source_files(path)
     try:
         if root.is_file():
-            return read_npz(root)
+            return load_npz(root, functools.partial(_check_archive, root))
         # Of a header alone, which says that there are objects before any is read.
         found: dict[str, np.ndarray] = {
             key: open_memmap(file, mode="r") for key, file in files.items()
@@ -189,9 +189,21 @@ def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
             "complete arrays of numbers or text, not Python objects",
             "save it again with np.savez or np.save; text as np.array(names, dtype=str)",
         ) from error
-    needed = array_bytes({key: (values.shape, values.dtype) for key, values in found.items()})
+    needed = _float_bytes({key: (values.shape, values.dtype) for key, values in found.items()})
     check_fits(needed, root, "folder", "give fewer samples")
     return found
+
+
+def _check_archive(path: Path, layouts: Mapping[str, Layout]):
+    # As they are, unpacked and copied, beside what becomes of them.
+    stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layouts.values())
+    remedy = "give fewer samples, or a folder of .npy files"
+    check_fits(2 * stored + _float_bytes(layouts), path, "file", remedy)
+
+
+def _float_bytes(layouts: Mapping[str, Layout]) -> int:
+    """What arrays take as float32."""
+    return 4 * sum(math.prod(shape) for shape, _ in layouts.values())
 
 
 def _modality_names(entries: Mapping[str, np.ndarray], where: str) -> list[str]:

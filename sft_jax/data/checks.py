@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sft_jax import memory
 from sft_jax.types import DataError
 
 
@@ -35,6 +36,24 @@ def existing_file(path: str, setting: str, what: str) -> Path:
         found = f"{'a directory' if file.is_dir() else 'nothing'} at {str(file.absolute())!r}"
     remedy = f"set {setting}, relative to the working directory or absolute (docs/data.md)"
     raise layout_error(path or setting, setting, found, what, remedy)
+
+
+def check_fits(num_bytes: int, where: str | os.PathLike, key: str, remedy: str) -> None:
+    """Refuses what would not fit in memory, before any of it is allocated.
+
+    Args:
+        num_bytes: what reading takes.
+        where: the file.
+        key: the part of it.
+        remedy: what to do.
+
+    Raises:
+        DataError: it is more than there is.
+    """
+    limit = memory.memory_limit()
+    if num_bytes > limit:
+        found = f"{num_bytes:,} bytes to hold in memory"
+        raise layout_error(where, key, found, f"at most the {limit:,} there are", remedy)
 
 
 def explained(read: Callable[[], Any], name: str | os.PathLike, expected: str) -> Any:

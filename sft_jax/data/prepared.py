@@ -15,8 +15,7 @@ import grain
 import numpy as np
 
 from sft_jax.data.builders.base import record_features
-from sft_jax.data.checks import layout_error
-from sft_jax.data.memory import check_fits
+from sft_jax.data.checks import check_fits, layout_error
 from sft_jax.data.records import SPLITS, DataInfo, ModalityInfo, Record
 from sft_jax.types import DataError
 

@@ -1,6 +1,7 @@
 """Readers of data sets: the sources, and what was prepared from them."""
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,11 @@ def _prepared(folder: Path) -> list[Path]:
     source, data_dir = _arrays(folder / "source")[0], str(folder / "data")
     options = ArraysOptions(path=str(source), valid_fraction=0.25, test_fraction=0.25)
     info = prepare(DataConfig(source="arrays", options=options, data_dir=data_dir))
-    return [Path(info.directory)]
+    summed = Path(info.directory)
+    # Where sums are kept, they find damage before anything is read; strangers need not keep any.
+    bare = shutil.copytree(summed, folder / "bare" / summed.name)
+    (bare / "checksums.json").unlink()
+    return [summed, bare]
 
 
 def _read_prepared(path: Path) -> None:

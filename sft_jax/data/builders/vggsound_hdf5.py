@@ -10,8 +10,7 @@ import h5py
 import numpy as np
 
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
-from sft_jax.data.checks import existing_file, explained, layout_error
-from sft_jax.data.memory import check_fits
+from sft_jax.data.checks import check_fits, existing_file, explained, layout_error
 from sft_jax.data.records import Contents, LazyRecords, Record
 from sft_jax.data.rows import clean, describe, text
 from sft_jax.data.sequence_table import modality_info

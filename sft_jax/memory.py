@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-from sft_jax.data.checks import layout_error
-
 # What the machine is divided into says how much of it a container has.
 _GROUP_FILES = (
     "/sys/fs/cgroup/memory.max",
@@ -21,24 +19,6 @@ def memory_limit() -> int:
         text = file.read_text().strip() if file.is_file() else ""
         limits += [int(text)] if text.isdecimal() else []
     return min(limits + _left_of_own_limits())
-
-
-def check_fits(num_bytes: int, where: str | os.PathLike, key: str, remedy: str) -> None:
-    """Refuses what would not fit in memory, before any of it is allocated.
-
-    Args:
-        num_bytes: what reading takes.
-        where: the file.
-        key: the part of it.
-        remedy: what to do.
-
-    Raises:
-        DataError: it is more than there is.
-    """
-    limit = memory_limit()
-    if num_bytes > limit:
-        found = f"{num_bytes:,} bytes to hold in memory"
-        raise layout_error(where, key, found, f"at most the {limit:,} there are", remedy)
 
 
 def _left_of_own_limits() -> list[int]:
