@@ -12,7 +12,7 @@ TESTS ?= $(shell sed '/^\#/d' .ci/selection.txt)
 # Tools of an environment of their own: sft_jax does not need what they need.
 TOOLS := build/tools
 
-.PHONY: install test lint demo benchmark notebooks docs clean
+.PHONY: install test lint faults demo benchmark notebooks docs clean
 .PHONY: $(SETS) versions locks wheel audit licences
 
 install: $(VENV)/installed
@@ -37,6 +37,10 @@ lint: install
 
 test: lint
 	$(RUN) pytest --numprocesses=auto --dist=loadfile
+
+# Adds to the results that are there; remove the file to begin again.
+faults: install
+	$(RUN) tests.faults --kills=300 --jobs=2 --json=docs/results/faults.json --page=docs/faults.md
 
 # Tests that a set of versions may break, with that set.
 $(SETS):
