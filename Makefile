@@ -99,6 +99,10 @@ benchmark: install
 fuzz: install
 	$(RUN) tests.fuzz --seconds=600 --jobs=2 --json=docs/results/fuzz.json --page=docs/fuzz.md
 
+# Kills and other faults; adds to the results that are there, remove the file to begin again.
+faults: install
+	$(RUN) tests.faults --kills=300 --jobs=2 --json=docs/results/faults.json --page=docs/faults.md
+
 notebooks: install
 	$(VENV)/bin/python notebooks/execute.py
 

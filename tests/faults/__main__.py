@@ -69,7 +69,7 @@ def _run(bench: Bench, arguments: argparse.Namespace, results: dict) -> int:
     tasks = [
         Task(name, number)
         for name in names
-        for number in range(FAULTS[name].count)
+        for number in range(min(FAULTS[name].count, arguments.trials))
         if f"{name}/{number}" not in done
     ]
     goal = arguments.kills if "kill" in arguments.only else 0
@@ -102,6 +102,7 @@ def _run(bench: Bench, arguments: argparse.Namespace, results: dict) -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=300, help="SIGKILLs to inject at least")
+    parser.add_argument("--trials", type=int, default=100, help="of any other fault at most")
     parser.add_argument("--jobs", type=int, default=2, help="trials at once")
     parser.add_argument("--seed", type=int, default=0, help="everything is drawn from it")
     parser.add_argument(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.faults import bench as benches
 from tests.faults.bench import Bench, checkpoints, finish, until_saved
-from tests.faults.kills import at_time
+from tests.faults.kills import die_after
 from tests.faults.lives import Ended
 from tests.faults.verdict import Verdict, judged, what_is_wrong
 
@@ -98,8 +98,13 @@ def clock(bench: Bench, rng: random.Random, folder: Path) -> list[Verdict]:
     for path in (workdir, *workdir.rglob("*")):
         then = time.time() + rng.uniform(-5, 5) * 3e7
         os.utime(path, (then, then))
-    life = bench.train(workdir, before=lambda: _set_clock(years * 3e7))
-    at_time(life, rng.uniform(0.5, 1.5) * bench.seconds)
+    moment = rng.uniform(0.5, 1.5) * bench.seconds
+
+    def before():
+        die_after(moment)
+        _set_clock(years * 3e7)
+
+    bench.train(workdir, before=before).wait()
     return [judged(bench, "clock", workdir, lambda: None)]
 
 

@@ -1,5 +1,6 @@
 """SIGKILL: at any moment, in the middle of a checkpoint write, in the middle of a restore."""
 
+import functools
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from sft_jax.training.checkpoint import Checkpoints
 from tests.faults.bench import Bench, checkpoints
-from tests.faults.lives import Ended, Life
+from tests.faults.lives import Ended, Life, signal_after
 from tests.faults.verdict import Verdict, what_is_wrong
 
 ANY, WRITE, RESTORE = "kill", "kill_write", "kill_restore"
@@ -56,41 +57,46 @@ def _one_life(bench: Bench, rng: random.Random, workdir: Path) -> tuple[str, End
     if checkpoints(workdir, "last"):
         kinds += [RESTORE] * 3
     kind = rng.choice(kinds)
-    limit = rng.uniform(0.0, 1.3 * bench.seconds)
     if kind == ANY:
-        return kind, at_time(bench.train(workdir), limit)
-    before = None
+        moment = rng.uniform(0.0, 1.3 * bench.seconds)
+        return kind, bench.train(workdir, before=lambda: die_after(moment)).wait()
+    prepare, killer = None, None
     if kind == RESTORE:
-        before = in_restore(rng.uniform(0.0, 0.3))
+        prepare = in_restore(rng.uniform(0.0, 0.3))
     elif rng.random() < 0.5:
-        before = before_event(workdir, rng.randrange(60))
-    if before is not None:
+        prepare = before_event(workdir, rng.randrange(30))
+    else:
+        killer = rng.randint(1, 2), rng.uniform(0.0, 0.12)
+
+    def before():
         # One that does not come so far is killed all the same.
-        ended = at_time(bench.train(workdir, before=before), 4 * bench.seconds)
-        return kind if _BY_ITSELF in ended.said else ANY, ended
-    life = bench.train(workdir)
-    in_write(life, workdir, rng.randint(1, 2), rng.uniform(0.0, 0.12))
-    return kind, life.wait()
+        die_after(1.5 * bench.seconds)
+        if prepare is not None:
+            prepare()
+
+    life = bench.train(workdir, before=before)
+    hit = killer is not None and in_write(life, workdir, *killer)
+    ended = life.wait()
+    return kind if hit or _BY_ITSELF in ended.said else ANY, ended
 
 
-def at_time(life: Life, seconds: float, number: signal.Signals = signal.SIGKILL) -> Ended:
-    """Sends a signal once a life has used so much of the processors' time."""
-    while life.poll() is None and life.seconds() < seconds:
-        time.sleep(0.004)
-    life.send(number)
-    return life.wait()
+def die_after(seconds: float):
+    """Lets this process be killed once it has used so much of the processors' time."""
+    signal_after(seconds, signal.SIGKILL)
 
 
-def in_write(life: Life, workdir: Path, count: int, delay: float):
-    """Kills a life that long after its `count`-th write of a checkpoint has begun."""
+def in_write(life: Life, workdir: Path, count: int, delay: float) -> bool:
+    """Kills a life that long after its `count`-th write of a checkpoint has begun, if it lives."""
     before, seen = _temporary(workdir), set()
     while life.poll() is None:
         seen |= _temporary(workdir) - before
         if len(seen) >= count:
             time.sleep(delay)
+            alive = life.poll() is None
             life.kill()
-            return
+            return alive
         time.sleep(0.002)
+    return False
 
 
 def _temporary(workdir: Path) -> set[tuple[str, int]]:
@@ -150,7 +156,10 @@ def terminated_run(bench: Bench, rng: random.Random, folder: Path, signals: int)
     """A run that is told to stop again and again."""
     workdir, sent, last = folder / "run", 0, None
     for _ in range(signals):
-        last = at_time(bench.train(workdir), rng.uniform(0.0, 1.6 * bench.seconds), signal.SIGTERM)
+        stop = functools.partial(
+            signal_after, rng.uniform(0.0, 1.6 * bench.seconds), signal.SIGTERM
+        )
+        last = bench.train(workdir, before=stop).wait()
         if last.code not in (0, -signal.SIGTERM) or "finished" in last.said:
             break
         sent += 1

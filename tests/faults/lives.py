@@ -153,6 +153,38 @@ def end_with_parent(parent: int):
         os._exit(1)
 
 
+class _Event(ctypes.Structure):
+    """`struct sigevent`: a signal (0) of some number."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("number", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("rest", ctypes.c_char * 48),
+    )
+
+
+class _Times(ctypes.Structure):
+    """`struct itimerspec`: interval and value, in seconds and nanoseconds."""
+
+    _fields_ = tuple((name, ctypes.c_long) for name in ("every_s", "every_ns", "s", "ns"))
+
+
+def signal_after(seconds: float, number: signal.Signals):
+    """Lets the kernel send this process a signal once it has used so much of the processors' time.
+
+    To the tick, however busy the machine is, which a process that looks on cannot promise.
+    """
+    libc, timer = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
+    event = _Event(number=number)
+    left = max(1, int((seconds - time.process_time()) * 1e9))
+    times = _Times(s=left // 10**9, ns=left % 10**9)
+    if libc.timer_create(
+        time.CLOCK_PROCESS_CPUTIME_ID, ctypes.byref(event), ctypes.byref(timer)
+    ) or libc.timer_settime(timer, 0, ctypes.byref(times), None):
+        raise OSError(ctypes.get_errno(), "no timer of the processors' time")
+
+
 def _be_born(act: Callable[[], None], log: Path, parent: int):
     code = UNNAMED
     try:

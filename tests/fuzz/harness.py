@@ -23,6 +23,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.fuzz import audit
 from tests.fuzz.mutate import write_input
@@ -31,6 +32,8 @@ OUTCOMES = ("read", "named", "crashes", "hangs", "over_memory", "code_run")
 FINDINGS = OUTCOMES[2:]
 MEMORY_BYTES = 512 << 20
 WARM_UP_SECONDS = 120.0
+# How many times longer an input may wait than compute.
+PATIENCE = 12
 # Of findings that look alike.
 MOST_KEPT = 3
 _RECYCLE = 3
@@ -58,9 +61,9 @@ class Limits:
     """How long to go on, and what an input may take.
 
     Attributes:
-        seconds: for a reader, unless `inputs` come first.
+        seconds: for a reader, unless `inputs` come first; starts of children do not count.
         inputs: for a reader, 0 for as many as there is time for.
-        hang: seconds after which an input hangs.
+        hang: seconds of a processor after which an input hangs.
         memory: bytes an input may take.
     """
 
@@ -70,26 +73,53 @@ class Limits:
     memory: int = MEMORY_BYTES
 
 
+class Entry(NamedTuple):
+    """Of the board.
+
+    Attributes:
+        number: of the input at hand, -1 before the first.
+        began: when its reading began, on the monotonic clock.
+        spent: seconds of processor time that the child had taken by then.
+        allowed: seconds that it may take.
+        worked: seconds that inputs have taken so far, without starts of children.
+    """
+
+    number: int
+    began: float
+    spent: float
+    allowed: float
+    worked: float
+
+
 class Board:
     """What child and parent both see: the input at hand, since when, and the counts."""
 
-    _FORM = struct.Struct(f"qd{len(OUTCOMES)}q")
+    _FORM = struct.Struct(f"qdddd{len(OUTCOMES)}q")
 
     def __init__(self):
         self._memory = mmap.mmap(-1, self._FORM.size)
 
-    def get(self) -> tuple[int, float, dict[str, int]]:
-        """Number of the input, the moment after which it hangs, counts by outcome."""
-        number, until, *counts = self._FORM.unpack(self._memory[:])
-        return number, until, dict(zip(OUTCOMES, counts, strict=True))
+    def get(self) -> Entry:
+        return Entry(*self._FORM.unpack(self._memory[:])[:5])
 
-    def put(self, number: int, until: float, counts: dict[str, int]) -> None:
-        self._memory[:] = self._FORM.pack(number, until, *counts.values())
+    def counts(self) -> dict[str, int]:
+        """By outcome."""
+        return dict(zip(OUTCOMES, self._FORM.unpack(self._memory[:])[5:], strict=True))
 
-    def count(self, outcome: str) -> None:
-        number, until, counts = self.get()
+    def begin(self, number: int, allowed: float, spent: float = 0.0) -> None:
+        """Something that may take `allowed` seconds, by a process that has taken `spent`."""
+        entry = Entry(number, time.monotonic(), spent, allowed, self.get().worked)
+        self._put(entry, self.counts())
+
+    def end(self, outcome: str) -> None:
+        """Counts what became of the input at hand, and the time it took."""
+        entry, counts = self.get(), self.counts()
         counts[outcome] += 1
-        self.put(number, until, counts)
+        worked = entry.worked + time.monotonic() - entry.began
+        self._put(entry._replace(worked=worked), counts)
+
+    def _put(self, entry: Entry, counts: dict[str, int]) -> None:
+        self._memory[:] = self._FORM.pack(*entry, *counts.values())
 
 
 class Fuzzing:
@@ -101,8 +131,6 @@ class Fuzzing:
         self.scratch = self.work / "scratch"
         self.findings = findings
         self.board = Board()
-        self.started = time.monotonic()
-        self._stop = 0.0
         self._child = 0
         (self.work / "seeds").mkdir(parents=True)
         (self.work / "outside.txt").write_text("not part of any input")
@@ -111,9 +139,9 @@ class Fuzzing:
     def step(self) -> bool:
         """Looks after the child; true once there is nothing left to do."""
         pid, status = os.waitpid(self._child, os.WNOHANG)
-        number, until, _ = self.board.get()
+        number = self.board.get().number
         if not pid:
-            if time.monotonic() > until:
+            if self._hangs():
                 os.kill(self._child, 9)
                 os.waitpid(self._child, 0)
                 self._lost("hangs", number, f"no answer after {self.limits.hang:g} s")
@@ -123,7 +151,6 @@ class Fuzzing:
         if number < 0:
             if code:
                 raise RuntimeError(f"{self.reader.name}: its seeds could not be made or read")
-            self._stop = time.monotonic() + self.limits.seconds
             self._next(self._work_on, WARM_UP_SECONDS, 0)
         elif code == _RECYCLE:
             self._next(self._work_on, WARM_UP_SECONDS, number + 1)
@@ -134,18 +161,24 @@ class Fuzzing:
             return True
         return False
 
-    def counts(self) -> dict[str, int]:
-        return self.board.get()[2]
+    def _hangs(self) -> bool:
+        """Whether the input has had its time: of a processor or, where it waits, of the clock."""
+        entry = self.board.get()
+        passed = time.monotonic() - entry.began
+        if passed <= entry.allowed:
+            return False
+        took = processor_seconds(self._child) - entry.spent
+        return took > entry.allowed or passed > PATIENCE * entry.allowed
 
     def _lost(self, outcome: str, number: int, what: str) -> None:
-        self.board.count(outcome)
+        self.board.end(outcome)
         log = self.work / "log.txt"
         said = log.read_bytes()[-4000:].decode(errors="replace") if log.exists() else ""
         what = f"{said}\n{what}"
         keep(self.findings, self.reader.name, outcome, self.seed, number, what, self.scratch)
 
     def _next(self, work: Callable[[int], int], seconds: float, number: int = -1) -> None:
-        self.board.put(number, time.monotonic() + seconds, self.counts())
+        self.board.begin(number, seconds)
         sys.stdout.flush()
         sys.stderr.flush()
         with warnings.catch_warnings():
@@ -193,7 +226,9 @@ class Fuzzing:
         base = status_bytes("VmRSS")
         reserved = status_bytes("VmData") + self.limits.memory
         resource.setrlimit(resource.RLIMIT_DATA, (reserved, reserved))
-        while time.monotonic() < self._stop and number != (self.limits.inputs or -1):
+        while self.board.get().worked < self.limits.seconds and number != (
+            self.limits.inputs or -1
+        ):
             self._try(number, seeds)
             if status_bytes("VmRSS") - base > self.limits.memory // 2:
                 return _RECYCLE
@@ -203,7 +238,7 @@ class Fuzzing:
 
     def _try(self, number: int, seeds: list[Path]) -> None:
         empty(self.scratch)
-        self.board.put(number, time.monotonic() + self.limits.hang, self.counts())
+        self.board.begin(number, self.limits.hang, time.process_time())
         given = write_input(self.seed, self.reader.name, number, seeds, self.scratch)
         before = reset_peak()
         outcome, what = "read", ""
@@ -223,7 +258,7 @@ class Fuzzing:
             outcome, what = "over_memory", f"{peak} bytes\n{what}"
         if events:
             outcome, what = "code_run", "\n".join([what, *events[::-1]])
-        self.board.count(outcome)
+        self.board.end(outcome)
         if outcome in FINDINGS:
             again = functools.partial(write_input, self.seed, self.reader.name, number, seeds)
             keep(self.findings, self.reader.name, outcome, self.seed, number, what, again)
@@ -294,6 +329,13 @@ def status_bytes(key: str) -> int:
     raise KeyError(key)
 
 
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process has taken, of all its threads."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def reset_peak() -> int:
     """Starts the peak of the resident set anew; the resident set now, in bytes."""
     with open("/proc/self/clear_refs", "wb") as file:
@@ -328,8 +370,7 @@ def fuzz(
         for one in list(active):
             if one.step():
                 active.remove(one)
-                seconds = round(time.monotonic() - one.started, 1)
-                counts = one.counts()
+                counts, seconds = one.board.counts(), round(one.board.get().worked, 1)
                 inputs = sum(counts.values())
                 done(one.reader.name, {"inputs": inputs, **counts, "seconds": seconds})
         time.sleep(0.02)
