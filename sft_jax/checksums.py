@@ -4,6 +4,7 @@ The sums of a checkpoint or of prepared data are written while it still has its 
 a folder without them is one of a version that did not write any.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any
 NAME = "checksums.json"
 # Orbax completes these two after the sums; it reads a checkpoint without them, too.
 _LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# Of a file or its sectors; others are of the process or the network, and may be gone next time.
+_DAMAGE = (errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR)
 
 
 def write_checksums(folder: Path, pattern: str = "*"):
@@ -41,6 +44,10 @@ def find_damage(folder: Path, most_bytes: int | None = None) -> str | None:
     Args:
         folder: where the files are. Nothing outside of it is read, whatever its sums name.
         most_bytes: files that take more in all are checked for their sizes alone; None: no limit.
+
+    Raises:
+        OSError: a file could not be read for a reason that does not lie in it, such as too many
+            open files.
     """
     sums = folder / NAME
     if not sums.is_file():
@@ -63,6 +70,8 @@ def find_damage(folder: Path, most_bytes: int | None = None) -> str | None:
         return f"{sums}: holds no sums ({type(error).__name__})"
     # A sector that cannot be read, or a file that went away meanwhile.
     except OSError as error:
+        if error.errno not in _DAMAGE:
+            raise
         return f"{error.filename or folder}: could not be read ({error.strerror})"
     return None
 

@@ -79,7 +79,10 @@ class Source:
             DataError: they are not what was prepared.
         """
         self.info = read_info(directory)
-        damage = find_damage(directory, SUMMED_BYTES)
+        try:
+            damage = find_damage(directory, SUMMED_BYTES)
+        except OSError as error:
+            raise DataError(f"{directory}: could not be read ({error}); try again") from error
         if damage is not None:
             raise DataError(f"{damage}; remove {directory} to have it prepared again")
         self._split = functools.cache(self._read_split)

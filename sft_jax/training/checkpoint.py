@@ -90,7 +90,7 @@ class Checkpoints:
         """Starts to save in the background.
 
         A step that is there already was written by the same run before it was interrupted, bit for
-        bit the same, and stays.
+        bit the same, and stays. Later ones are gone back behind: they give way.
 
         Raises:
             CheckpointError: this one or the one before could not be written.
@@ -102,6 +102,8 @@ class Checkpoints:
             if kind == "last":
                 # Its progress names the best one, which must not be lost to an interruption.
                 self._managers["best"].wait_until_finished()
+            for later in [found for found in manager.all_steps() if found > step]:
+                manager.delete(later)  # or Orbax would keep it and drop this one
             manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -182,7 +184,14 @@ class Checkpoints:
             raise _unreadable(self.root / kind, error) from error
 
     def _damage(self, kind: str, step: int) -> str | None:
-        return find_damage(self.root / kind / str(step))
+        folder = self.root / kind / str(step)
+        try:
+            return find_damage(folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder}: could not be read ({error}), which need not be its fault; nothing was "
+                "changed, give the same command again"
+            ) from error
 
     def _choose(self, kind: str) -> "_Choice":
         """The newest whole step, after the damaged ones have been moved aside."""

@@ -7,6 +7,7 @@ fetch and check the metrics, write the log, validate, save the best, save the la
 import dataclasses
 import functools
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -250,12 +251,19 @@ class _Recorder:
 def _check_finite(step: int, values: dict[str, Any], suspect: str, explain: Callable[[int], str]):
     for name, value in values.items():
         if not np.isfinite(value):
-            cause = explain(step)
+            found = f"step {step}: metric {name!r} is {value}, expected a finite number"
+            tqdm.write(found, file=sys.stderr)  # looking for the cause may take a while
+            failure = None
+            try:
+                cause = explain(step)
+            # Whatever goes wrong then, such as a full disk, is less than what is known already.
+            except Exception as error:
+                failure = error
+                cause = f"its cause could not be found ({type(error).__name__}: {error})"
             raise NonFiniteError(
-                f"step {step}: metric {name!r} is {value}, expected a finite number; "
-                f"{f'{cause}. The' if cause else 'the'} newest checkpoint is from before it. Lower "
-                f"optimizer.learning_rate, or look at the {suspect}"
-            )
+                f"{found}; {f'{cause}. The' if cause else 'the'} newest checkpoint is from before "
+                f"it. Lower optimizer.learning_rate, or look at the {suspect}"
+            ) from failure
 
 
 class _History:
@@ -269,14 +277,18 @@ class _History:
     def __init__(self, parts: Parts, abstract: TrainState):
         self._parts, self._abstract = parts, abstract
         self._begin = Progress(data=parts.batches.get_state())
-        self.scales: dict[int, Plateau] = {}  # after validations, by step
+        self._first: int | None = None
+        self.scales: dict[int, Plateau] = {}  # after validations since the first step, by step
 
     def newest(self, first: Callable[[], TrainState]) -> tuple[TrainState, Progress]:
         """The newest checkpoint, or the first state where there is none, and batches from there."""
         resumed = self._parts.checkpoints.resume(self._abstract)
         state, progress = (None, self._begin) if resumed is None else resumed
         self._parts.batches.set_state(progress.data)
-        return first() if state is None else state, progress
+        state = first() if state is None else state
+        if self._first is None:
+            self._first = int(jax.device_get(state.step))
+        return state, progress
 
     def explain(self, state: TrainState, step: int) -> str:
         """Why `step` went wrong; "" where nobody can tell. Frees `state`, which came of it."""
@@ -288,7 +300,9 @@ class _History:
         parts.checkpoints.wait()
         state, _ = self.newest(parts.first)
         first = int(jax.device_get(state.step))
-        tqdm.write(f"step {step} went wrong: repeating steps {first + 1} to {step} to see why")
+        if self._first is None or first < self._first:
+            return ""  # a checkpoint was lost meanwhile, and what was before it is not known here
+        tqdm.write(f"repeating steps {first + 1} to {step} to see why", file=sys.stderr)
         for done in range(first, step - 1):
             state, _ = parts.step(state, put_batch(next(parts.batches), parts.mesh))
             if done + 1 in self.scales:
@@ -300,7 +314,8 @@ class _History:
         if np.isfinite(list(metrics.values())).all():
             return (
                 f"but step {step}, repeated from the state of step {first}, has finite metrics, so "
-                "the machine did not compute the same twice: check its memory and devices"
+                "the machine did not compute the same twice: look whether its programs may (sums "
+                "of a GPU may come in any order), or check its memory and devices"
             )
         return parts.diagnosis.of_step(before, batch, step - 1)
 

@@ -92,7 +92,7 @@ def resolve(config: Config, modalities: tuple, num_classes: int) -> Config:
 
 @contextmanager
 def on_disk(workdir: Path) -> Iterator[None]:
-    """Turns what a full or unwritable disk raises into an error that says what to do.
+    """Turns what a full, unwritable or failing disk raises into an error that says what to do.
 
     Raises:
         CheckpointError: the disk is full, or may not be written to.
@@ -103,9 +103,9 @@ def on_disk(workdir: Path) -> Iterator[None]:
         if error.errno not in _DISK:
             raise
         raise CheckpointError(
-            f"{error.filename or workdir}: could not be written ({error.strerror}); see that the "
-            "disk has room and may be written to, then give the same command again, which goes on "
-            "from the newest checkpoint"
+            f"{error.filename or workdir}: could not be used ({error.strerror}); see that the disk "
+            "has room and that what is there may be read and written, then give the same command "
+            "again, which goes on from the newest checkpoint"
         ) from error
 
 

@@ -333,6 +333,8 @@ def _diagnosis(session: Session, step: StepConfig) -> Diagnosis:
         eval_step = compile_eval_step(step.apply, session.mesh)
         outputs = collect(eval_step, params, session.batches("valid"), session.mesh)
         culprits = outputs["id"][~np.isfinite(outputs["loss"])].tolist()
+        if not culprits:
+            return "but repeated, it is finite for every sample"
         some, records = culprits[:MOST_NAMED], session.source.split("valid")
         batch = collate(
             [records[position] for position in some],

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from sft_jax import checksums
 from sft_jax.checksums import find_damage, write_checksums
 from sft_jax.training import checkpoint
 from sft_jax.training.checkpoint import Checkpoints, Progress
@@ -135,6 +136,35 @@ def test_sums_are_replaced_whole(tmp_path):
     write_checksums(tmp_path)
     assert names(tmp_path) == ["a", "checksums.json"]
     assert find_damage(tmp_path) is None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EACCES])
+def test_what_is_no_fault_of_a_checkpoint_does_not_cost_it(saved, abstract, monkeypatch, number):
+    folder = saved(last=[5, 10])
+
+    def refuse(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checksums, "_sha256", refuse)
+    with pytest.raises(CheckpointError, match=r"last/10: could not be read .*command again"):
+        resume(folder.parent, abstract)
+    monkeypatch.undo()
+    assert names(folder / "last") == ["10", "5"]
+    assert resume(folder.parent, abstract)[0].step == 10
+
+
+def test_what_was_gone_back_behind_gives_way(saved, state, abstract, tmp_path):
+    """Killed between best and last: elsewhere, the best of before may not come again."""
+    saved(last=[10], best=[20])
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.resume(abstract)[0].step == 10
+    found = dataclasses.replace(PROGRESS, best=0.5, best_step=15)
+    for kind in ("best", "last"):
+        checkpoints.save(kind, state(15), found)
+    checkpoints.close()
+    restored, _ = restore(tmp_path, abstract, "best")
+    jax.tree.map(np.testing.assert_array_equal, restored, state(15))
+    assert names(tmp_path / "checkpoints" / "best") == ["15"]
 
 
 def test_a_damaged_newest_is_moved_aside_and_the_one_before_is_used(

@@ -393,6 +393,17 @@ def test_a_step_that_goes_well_the_second_time_is_blamed_on_the_machine(run, mon
         run.train(validates=False, diagnosis=ASKED)
 
 
+def test_what_goes_wrong_in_looking_for_the_cause_does_not_hide_the_error(run):
+    def fail(params):
+        raise OSError("no space")
+
+    run.losses = {4: float("nan")}.get
+    said = r"step 4: metric 'loss' is nan.*could not be found \(OSError: no space\)\. The newest"
+    with pytest.raises(NonFiniteError, match=said) as caught:
+        run.train(diagnosis=dataclasses.replace(ASKED, of_validation=fail))
+    assert isinstance(caught.value.__cause__, OSError)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_validation_that_is_not_finite_is_neither_best_nor_saved(run, value):
     run.losses = {4: 1.0, 8: value}.get
