@@ -80,7 +80,8 @@ def test_gradients_and_parameters_are_the_same(name, remat):
     )
 
 
-@pytest.mark.parametrize("name", list(registry.MODELS))
+# Those whose blocks stand in loops of their own; the others are stacks as sft's are.
+@pytest.mark.parametrize("name", ["sft", "mbt", "mult"])
 def test_less_is_kept_and_nothing_else_is_counted(name):
     configs = [config_of(name, remat) for remat in POLICIES]
     kept = [sum(layer.saved_bytes for layer in layer_costs(config)) for config in configs]
