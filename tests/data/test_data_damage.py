@@ -77,6 +77,18 @@ def test_large_shards_are_measured(config, directory, monkeypatch):
         open_source(config)
 
 
+def test_steps_are_counted_beyond_32_bits(directory):
+    path = directory / "metadata.json"
+    given = json.loads(path.read_text())
+    given["statistics"]["m0"]["count"] = 3_000_000_000
+    path.write_text(json.dumps(given))
+    assert Source(directory).info.statistics["m0"].count == 3_000_000_000
+    given["statistics"]["m0"]["count"] = 2**63
+    path.write_text(json.dumps(given))
+    with pytest.raises(DataError, match="statistics"):
+        Source(directory)
+
+
 def test_data_without_sums_open(config, directory):
     (directory / "checksums.json").unlink()
     assert len(open_source(config).split("train")) == 30
