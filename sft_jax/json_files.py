@@ -7,7 +7,7 @@ when it does not. Shapes are made of shapes: `record({"step": integer(), "loss":
 import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ Shape = Callable[[Any, str], None]
 
 # More than any file of a run holds by far; what is larger is refused before it is read.
 LARGEST_FILE = 256 * 2**20
+# A file of lines may be as long as it likes, since one is read at a time.
+LONGEST_LINE = 2**20
 LONGEST_NAME = 500
 _LARGEST_INTEGER = 2**63 - 1
 # What a sum, a square or a figure of float64 values can still hold.
@@ -234,3 +236,42 @@ def read_json(
         error: what is raised then, with the file and the place in it.
     """
     return parse(read_text(path, remedy, error), str(path), shape, remedy, error)
+
+
+def read_lines(
+    path: Path,
+    shape: Shape,
+    remedy: str,
+    error: type[Exception] = CheckpointError,
+    ended: bool = False,
+) -> Iterator[Any]:
+    """The values of a file with one in JSON a line, each read when it is asked for.
+
+    Args:
+        path: of the file.
+        shape: that each value must have.
+        remedy: what to do where one does not.
+        error: what is raised then, with the file and the number of the line.
+        ended: leave out a last line that has no end, as of a file that is written to.
+    """
+    try:
+        with path.open("rb") as file:
+            lines = iter(lambda: file.readline(LONGEST_LINE), b"")
+            for number, line in enumerate(lines, start=1):
+                place = f"{path}, line {number}"
+                if not line.endswith(b"\n"):
+                    if len(line) == LONGEST_LINE:
+                        found = f"found at least {LONGEST_LINE} bytes, expected fewer"
+                        raise error(f"{place}: {found}; {remedy}")
+                    if ended:
+                        return
+                yield parse(_decoded(line, place, remedy, error), place, shape, remedy, error)
+    except OSError as cause:
+        raise error(f"{path}: found no text ({cause}), expected UTF-8; {remedy}") from cause
+
+
+def _decoded(line: bytes, place: str, remedy: str, error: type[Exception]) -> str:
+    try:
+        return line.decode().rstrip("\r\n")
+    except UnicodeDecodeError as cause:
+        raise error(f"{place}: found no text ({cause}), expected UTF-8; {remedy}") from cause

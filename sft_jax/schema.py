@@ -1,4 +1,4 @@
-"""The version of what is stored: `config.json`, `data.json`, `study.json`, and a checkpoint's own.
+"""The version of what is stored: of a run's and a study's JSON, and a checkpoint's own.
 
 A file from before there were versions is of schema 0.
 """

@@ -16,6 +16,7 @@ from sft_jax.json_files import (
     number,
     parse,
     read_json,
+    read_lines,
     record,
     text,
 )
@@ -98,6 +99,45 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "LARGEST_FILE", 11)
     with pytest.raises(CheckpointError, match=r"c.json: found 12 bytes, expected at most 11"):
         read_json(tmp_path / "c.json", SHAPE)
+
+
+def lines_of(path, **options):
+    return list(read_lines(path, SHAPE, "again", **options))
+
+
+def test_lines_are_read_one_by_one_whatever_the_file_holds(tmp_path, monkeypatch):
+    path = tmp_path / "x.jsonl"
+    monkeypatch.setattr(json_files, "LARGEST_FILE", 100)
+    monkeypatch.setattr(json_files, "LONGEST_LINE", 20)
+    path.write_text("".join(f'{{"step": {i}}}\n' for i in range(50)) + '{"step": 5')
+    assert [line["step"] for line in lines_of(path, ended=True)] == list(range(50))
+    with pytest.raises(CheckpointError, match=r"x.jsonl, line 51: found no JSON .*; again"):
+        lines_of(path)
+    # Lines before a bad one are there first.
+    assert next(read_lines(path, SHAPE, "again")) == {"step": 0}
+    path.write_text('{"step": 1}\r\n{"step": 2}')
+    assert lines_of(path) == [{"step": 1}, {"step": 2}]
+    path.write_text("")
+    assert lines_of(path) == []
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"step": -1}', "step: found -1"),
+        (b"", "found no JSON"),
+        (b'"\xff"', "found no text .*expected UTF-8"),
+        (b" " * 20, "found at least 20 bytes, expected fewer"),
+    ],
+)
+def test_a_line_that_is_none_is_named(tmp_path, monkeypatch, line, words, ended):
+    monkeypatch.setattr(json_files, "LONGEST_LINE", 20)
+    (tmp_path / "x").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(DataError, match=rf"x, line 2: {words}.*; again"):
+        lines_of(tmp_path / "x", error=DataError, ended=ended)
+    with pytest.raises(DataError, match="Is a directory"):
+        lines_of(tmp_path, error=DataError, ended=ended)
 
 
 def test_stored_names_lead_to_no_other_folder():

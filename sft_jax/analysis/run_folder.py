@@ -27,7 +27,8 @@ What is read (every fraction is between 0 and 1, every loss in nats):
   `kept/<m>/saliency` `[n, k]`.
 - `ablation_<split>.json`, what `training.ablation.ablation` returns.
 
-The last three may be missing; a report leaves out what it would say of them.
+The last three may be missing; a report leaves out what it would say of them. All JSON but the log
+also has `schema` and `sft_jax`, the version that wrote it (`sft_jax.schema`).
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ from sft_jax import config_io
 from sft_jax.analysis.run_checks import check_agreement, checked_example, checked_predictions
 from sft_jax.array_files import read_npz
 from sft_jax.config import Config
-from sft_jax.json_files import anything, mapped, parse, read_text
+from sft_jax.json_files import anything, mapped, read_lines
 from sft_jax.layouts import ABLATION, EVALUATION, METRIC_LINE, data_of_run
 from sft_jax.schema import read_stored
 from sft_jax.types import CheckpointError, DataError
@@ -219,8 +220,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     records = {}
     remedy = "a run that was cut off may have left it: remove the line"
-    for number, line in enumerate(read_text(path, _RESTORE).splitlines(), start=1):
-        record = parse(line, f"{path}, line {number}", METRIC_LINE, remedy)
+    for record in read_lines(path, METRIC_LINE, remedy):
         records[record["kind"], record["step"]] = record
     if not records:
         raise CheckpointError(

@@ -167,7 +167,7 @@ def _is_counts(given: Mapping[str, Any], keys: Any) -> bool:
 
 
 def _is_count(*values: Any) -> bool:
-    return all(isinstance(value, int) and 0 <= value < 2**31 for value in values)
+    return all(isinstance(value, int) and 0 <= value < 2**63 for value in values)
 
 
 def _is_finite(*values: Any) -> bool:

@@ -98,7 +98,7 @@ def as_rows(value: Any) -> Rows | None:
             same = {(item.shape, item.dtype) for item in arrays}
             return ListArray(arrays) if len(same) == 1 and arrays[0].shape else None
         # As an array, every text is as long as the longest.
-        if _holds_text(value):
+        if holds_text(value):
             return None
         try:
             return np.asarray(value)
@@ -108,10 +108,16 @@ def as_rows(value: Any) -> Rows | None:
     return value if isinstance(value, np.ndarray | FileArray) else None
 
 
-def _holds_text(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_holds_text, value))
-    return isinstance(value, str | bytes)
+def holds_text(value: Any) -> bool:
+    """Whether it is text, or a list, of lists to any depth, with text in it."""
+    if not isinstance(value, list | tuple):
+        return isinstance(value, str | bytes)
+    # By types, of which a long list of numbers has few.
+    kinds = set(map(type, value))
+    if any(issubclass(kind, str | bytes) for kind in kinds):
+        return True
+    lists = tuple(kind for kind in kinds if issubclass(kind, list | tuple))
+    return any(holds_text(entry) for entry in value if isinstance(entry, lists)) if lists else False
 
 
 def chunks(rows: Rows) -> Iterator[slice]:

@@ -44,6 +44,7 @@ _ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")
 # How often a part may be there again: an entry or two of a file are, but lists of lists of lists
 # of the same few would become an array of any size.
 _MOST_SHARED = 16
+_CONTAINERS = (dict, list, tuple, np.ndarray)
 _ROOM = 1 << 20
 
 
@@ -220,7 +221,7 @@ class SafeUnpickler(pickle.Unpickler):
     def content(self) -> Any:
         """What the stream holds, with arrays in place of what stood for them."""
         content = _resolved(self.load(), {})
-        expanded = _expanded(content, {})
+        expanded = count_entries(content, {})
         if expanded > _MOST_SHARED * self._length + _ROOM:
             raise pickle.UnpicklingError(f"{expanded} entries, most of them the same few again")
         return content
@@ -253,25 +254,29 @@ def _resolved(value: Any, seen: dict[int, Any]) -> Any:
     return value
 
 
-def _expanded(value: Any, sizes: dict[int, int]) -> int:
-    """Entries of all containers in `value`, counted as often as they are there.
+def count_entries(value: Any, sizes: dict[int, int]) -> int:
+    """`value` and the entries of all containers in it, counted as often as they are there.
 
-    `sizes` holds them by the id of each container; one that holds itself is counted once.
+    Args:
+        value: of any type.
+        sizes: filled with the count of each container by its id; one that holds itself is counted
+            once.
     """
     if isinstance(value, dict):
         entries: Any = value.values()
     elif isinstance(value, list | tuple):
         entries = value
     elif isinstance(value, np.ndarray) and value.dtype == object:
-        entries = value.flat
+        entries = value.ravel().tolist()
     else:
         return 1
     if id(value) not in sizes:
         sizes[id(value)] = 1
-        sizes[id(value)] += sum(
-            1 if isinstance(entry, str | bytes | int | float) else _expanded(entry, sizes)
-            for entry in entries
-        )
+        # By types, of which a long list of numbers has few.
+        kinds = tuple(kind for kind in set(map(type, entries)) if issubclass(kind, _CONTAINERS))
+        inner = [entry for entry in entries if isinstance(entry, kinds)] if kinds else []
+        within = sum(count_entries(entry, sizes) for entry in inner)
+        sizes[id(value)] += len(entries) - len(inner) + within
     return sizes[id(value)]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import logging
 
 from sft_jax.checksums import find_damage
-from sft_jax.data.builders import BUILDERS, SourceBuilder
+from sft_jax.data.builders import BUILDERS, SourceBuilder, base
 from sft_jax.data.prepared import Shards, read_info
 from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Records
 from sft_jax.data_config import DataConfig
@@ -19,8 +19,6 @@ from sft_jax.types import DataError
 
 # Decoding a record takes longer than a small model takes to train on it.
 MEMORY_BYTES = 512 << 20
-# Shards that take more are only measured when they are opened: their sums would take seconds.
-SUMMED_BYTES = 256 << 20
 
 
 def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
@@ -80,7 +78,7 @@ class Source:
         """
         self.info = read_info(directory)
         try:
-            damage = find_damage(directory, SUMMED_BYTES)
+            damage = find_damage(directory, base.SUMMED_BYTES)
         except OSError as error:
             raise DataError(f"{directory}: could not be read ({error}); try again") from error
         if damage is not None:

@@ -2,12 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from sft_jax.json_files import parse, read_text
+from sft_jax.json_files import read_lines
 from sft_jax.layouts import METRIC_LINE
 
 
@@ -17,9 +18,11 @@ class MetricLog:
     def __init__(self, workdir: Path, resume_step: int):
         """Opens the logs; records after `resume_step` will come again and are dropped."""
         self._path = workdir / "metrics.jsonl"
-        kept = [line for line in read_log(self._path) if line["step"] <= resume_step]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with partial.open("w") as file:
+            for line in read_log(self._path):
+                if line["step"] <= resume_step:
+                    file.write(json.dumps(line) + "\n")
         os.replace(partial, self._path)
         self._file = self._path.open("a")
         self._events = SummaryWriter(
@@ -40,17 +43,14 @@ class MetricLog:
         self._events.close()
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Complete records of a log; a line that was cut off while it was written is left out.
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """Complete records of a log, each read when it is asked for; there may be any number.
+
+    A line that was cut off while it was written is left out.
 
     Raises:
         CheckpointError: a line that is no record.
     """
-    if not path.exists():
-        return []
-    remedy = "remove the line, or train into a new workdir"
-    whole = read_text(path, remedy).rpartition("\n")[0]
-    return [
-        parse(line, f"{path}, line {number}", METRIC_LINE, remedy)
-        for number, line in enumerate(whole.splitlines(), start=1)
-    ]
+    if path.exists():
+        remedy = "remove the line, or train into a new workdir"
+        yield from read_lines(path, METRIC_LINE, remedy, ended=True)

@@ -26,7 +26,7 @@ from sft_jax.schema import read_stored, stamped
 from sft_jax.study_config import COMPLETE, Setting, Study
 from sft_jax.training.folds import Fold
 from sft_jax.training.lock import locked
-from sft_jax.training.run import write_json
+from sft_jax.training.run import on_disk, write_json, write_npz
 from sft_jax.training.sweep import Trained, scores
 from sft_jax.types import CheckpointError
 
@@ -91,10 +91,12 @@ class Results:
             cost: what the resolved configuration costs, for `study.json`.
 
         Raises:
-            CheckpointError: the runs that are there are of other data.
+            CheckpointError: the runs that are there are of other data, or the disk is full or may
+                not be written to.
         """
+        then = ", which runs what is missing"
         # Another sweep may have finished other settings meanwhile, or be about to.
-        with locked(self.workdir, wait=True):
+        with on_disk(self.workdir, then), locked(self.workdir, wait=True):
             self._read()
             self._add(setting, trained, cost)
 
@@ -140,16 +142,14 @@ class Results:
         path = self.workdir / "predictions" / f"{setting.name}-{data.name}.npz"
         by_seed = _kept_predictions(path, data.ids)
         by_seed |= {trained.runs[i][1]: found[i].astype(np.float32) for i in own}
-        partial = path.with_suffix(".partial.npz")
-        np.savez_compressed(
-            partial,
-            seed=np.array(sorted(by_seed)),
-            label=data.splits["test"]["label"],
-            group=data.group,
-            id=data.ids,
-            probabilities=np.stack([by_seed[seed] for seed in sorted(by_seed)]),
-        )
-        os.replace(partial, path)
+        arrays = {
+            "seed": np.array(sorted(by_seed)),
+            "label": data.splits["test"]["label"],
+            "group": data.group,
+            "id": data.ids,
+            "probabilities": np.stack([by_seed[seed] for seed in sorted(by_seed)]),
+        }
+        write_npz(path, arrays)
 
     def _join(self, before: dict[str, Any]):
         """Takes over what is known already; what is said of runs that are there must not change."""

@@ -4,13 +4,14 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -91,8 +92,14 @@ def resolve(config: Config, modalities: tuple, num_classes: int) -> Config:
 
 
 @contextmanager
-def on_disk(workdir: Path) -> Iterator[None]:
+def on_disk(
+    workdir: Path, then: str = ", which goes on from the newest checkpoint"
+) -> Iterator[None]:
     """Turns what a full, unwritable or failing disk raises into an error that says what to do.
+
+    Args:
+        workdir: where something is written.
+        then: what the same command does when it is given again.
 
     Raises:
         CheckpointError: the disk is full, or may not be written to.
@@ -105,7 +112,7 @@ def on_disk(workdir: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{error.filename or workdir}: could not be used ({error.strerror}); see that the disk "
             "has room and that what is there may be read and written, then give the same command "
-            "again, which goes on from the newest checkpoint"
+            f"again{then}"
         ) from error
 
 
@@ -113,6 +120,13 @@ def write_json(path: Path, content: Any):
     """Writes JSON so that the file is there whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]):
+    """Writes arrays, compressed, so that the file is there whole or not at all."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]  # names are no flags of it
     os.replace(partial, path)
 
 

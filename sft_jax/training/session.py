@@ -245,12 +245,32 @@ def evaluate(
         **{name: value for name, value in outputs.items() if name.startswith("kept/")},
     }
     if jax.process_index() == 0:
-        run.write_json(workdir / f"evaluation_{split}.json", result)
-        np.savez_compressed(workdir / f"predictions_{split}.npz", **predictions)
+        found = {"evaluation": result}
         if ablated:
-            lost = ablation(outputs, ablated, split=split, step=int(state.step), groups=shared)
-            run.write_json(workdir / f"ablation_{split}.json", lost)
+            own = {"split": split, "step": int(state.step), "groups": shared}
+            found["ablation"] = ablation(outputs, ablated, **own)
+        write_evaluation(workdir, split, found, predictions)
     return Evaluation(session, result, predictions)
+
+
+def write_evaluation(
+    workdir: Path, split: str, found: dict[str, Any], predictions: dict[str, np.ndarray]
+):
+    """Writes what an evaluation came to, each file whole or not at all.
+
+    Args:
+        workdir: of the run.
+        split: that was scored.
+        found: contents of `<name>_<split>.json` by name.
+        predictions: of `predictions_<split>.npz`.
+
+    Raises:
+        CheckpointError: the disk is full, or may not be written to.
+    """
+    with run.on_disk(workdir, then=""):
+        for name, content in found.items():
+            run.write_json(workdir / f"{name}_{split}.json", stamped(content))
+        run.write_npz(workdir / f"predictions_{split}.npz", predictions)
 
 
 def _without_each(

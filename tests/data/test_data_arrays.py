@@ -1,6 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
+import sft_jax.data.arrays
 from sft_jax.data.arrays import read_arrays
 from sft_jax.data.builders.arrays import split_groups
 from sft_jax.data.records import to_arrays
@@ -279,3 +282,28 @@ def test_records_become_the_arrays_that_they_are_read_from(tmp_path):
         for name in ("video", "words"):
             np.testing.assert_array_equal(one["inputs"][name], other["inputs"][name])
             np.testing.assert_array_equal(one["mask"][name], other["mask"][name])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": np.ones((100, 50, 100))},
+        {"a": np.ones((3000, 10, 30), np.float32)},
+        {"a": np.ones((1000, 500), np.int64)},
+        {name: np.ones((50, 50, 50)) for name in "abcd"},
+        {"a": np.ones((100, 50, 100), np.float16), "mask/a": np.ones((100, 50), bool)},
+    ],
+    ids=["float64", "float32", "ids", "several", "float16"],
+)
+def test_an_archive_is_asked_for_the_memory_that_reading_takes(tmp_path, monkeypatch, content):
+    asked = []
+    monkeypatch.setattr(sft_jax.data.arrays, "check_fits", lambda size, *_: asked.append(size))
+    path = save(tmp_path / "x.npz", content)
+    tracemalloc.start()
+    try:
+        read_arrays(path, require_label=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Beside the arrays there are buffers of the zip reader and the names of the samples.
+    assert 0.98 * asked[0] <= peak <= 1.05 * asked[0] + 1e6

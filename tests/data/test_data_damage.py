@@ -1,11 +1,12 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
+from harm import flip, truncate
 
-import sft_jax.data.sources
-from sft_jax.data.builders import synthetic
+from sft_jax.data.builders import base, synthetic
 from sft_jax.data.sources import Source, open_source, prepare
 from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.types import DataError
@@ -24,7 +25,7 @@ def config(tmp_path_factory):
 def directory(config):
     """Prepared data, which are put back afterwards."""
     info = prepare(config)
-    folder = sft_jax.data.sources.Path(info.directory)
+    folder = Path(info.directory)
     kept = {path: path.read_bytes() for path in folder.iterdir()}
     yield folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,16 +35,6 @@ def directory(config):
 
 def shards(directory):
     return sorted(directory.glob("*.array_record*"))
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
 
 
 def test_sums_of_all_shards_are_kept(directory):
@@ -68,13 +59,39 @@ def test_a_damaged_shard_is_named_and_removing_the_folder_mends_it(config, direc
 
 
 def test_large_shards_are_measured(config, directory, monkeypatch):
-    monkeypatch.setattr(sft_jax.data.sources, "SUMMED_BYTES", 10)
+    monkeypatch.setattr(base, "SUMMED_BYTES", 10)
     path = shards(directory)[0]
     flip(path)
     open_source(config)
     truncate(path)
     with pytest.raises(DataError, match=r"found .* bytes, expected"):
         open_source(config)
+
+
+def test_large_shards_are_not_summed(tmp_path, monkeypatch):
+    config = DataConfig(options=OPTIONS, data_dir=str(tmp_path))
+    monkeypatch.setattr(base, "SUMMED_BYTES", 10)
+    directory = Path(prepare(config).directory)
+    paths = shards(directory)
+    listed = json.loads((directory / "checksums.json").read_text())["files"]
+    assert listed == {path.name: {"bytes": path.stat().st_size} for path in paths}
+    monkeypatch.undo()
+    assert len(open_source(config).split("valid")) == 7
+    truncate(paths[1])
+    with pytest.raises(DataError, match=rf"{paths[1].name}: found .* bytes, expected"):
+        open_source(config)
+
+
+def test_steps_are_counted_beyond_32_bits(directory):
+    path = directory / "metadata.json"
+    given = json.loads(path.read_text())
+    given["statistics"]["m0"]["count"] = 3_000_000_000
+    path.write_text(json.dumps(given))
+    assert Source(directory).info.statistics["m0"].count == 3_000_000_000
+    given["statistics"]["m0"]["count"] = 2**63
+    path.write_text(json.dumps(given))
+    with pytest.raises(DataError, match="statistics"):
+        Source(directory)
 
 
 def test_data_without_sums_open(config, directory):

@@ -92,7 +92,7 @@ def _read_run(path: Path) -> None:
     normalizer = Normalizer.from_json(run.read_data(path, "normalizer")["normalizer"])
     for name, scale in normalizer.scale.items():
         normalizer(name, np.ones((2, len(scale)), np.float32), np.ones(2, bool))
-    logs.read_log(path / "metrics.jsonl")
+    assert all(line["step"] >= 0 for line in logs.read_log(path / "metrics.jsonl"))
 
 
 # Reports: whatever is read is drawn to the end.

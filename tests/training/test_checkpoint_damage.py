@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from harm import flip, truncate
 
 from sft_jax import checksums
 from sft_jax.checksums import find_damage, write_checksums
@@ -68,16 +69,6 @@ def resume(workdir, abstract):
         checkpoints.close()
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
 def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
@@ -117,6 +108,24 @@ def test_sums_that_are_none_are_damage(tmp_path, content):
     (tmp_path / "a").write_text("a")
     (tmp_path / "checksums.json").write_bytes(content.encode(errors="surrogatepass"))
     assert find_damage(tmp_path).startswith(f"{tmp_path / 'checksums.json'}: holds no sums")
+
+
+def test_files_of_too_many_bytes_are_measured_alone(tmp_path):
+    (tmp_path / "a").write_text("abc")
+    (tmp_path / "b").write_text("de")
+    write_checksums(tmp_path, most_bytes=5)
+    summed = json.loads((tmp_path / "checksums.json").read_text())["files"]
+    assert {name: sorted(entry) for name, entry in summed.items()} == {
+        "a": ["bytes", "sha256"],
+        "b": ["bytes", "sha256"],
+    }
+    write_checksums(tmp_path, most_bytes=4)
+    sizes = json.loads((tmp_path / "checksums.json").read_text())["files"]
+    assert sizes == {"a": {"bytes": 3}, "b": {"bytes": 2}}
+    flip(tmp_path / "a")
+    assert find_damage(tmp_path) is None
+    truncate(tmp_path / "a")
+    assert find_damage(tmp_path) == f"{tmp_path / 'a'}: found 2 bytes, expected 3"
 
 
 def test_sums_lead_to_no_file_outside(tmp_path):

@@ -203,5 +203,7 @@ def test_a_disk_that_cannot_be_written_to(tmp_path, code):
     expected = r"metrics.jsonl: could not .*see that the disk has room"
     with pytest.raises(CheckpointError, match=expected), run.on_disk(tmp_path):
         raise OSError(code, os.strerror(code), "metrics.jsonl")
+    with pytest.raises(CheckpointError, match=r"command again$"), run.on_disk(tmp_path, then=""):
+        raise OSError(code, os.strerror(code))
     with pytest.raises(ConnectionResetError), run.on_disk(tmp_path):
         raise ConnectionResetError(errno.ECONNRESET, "of a socket")

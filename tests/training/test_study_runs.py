@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import errno
 import json
+import os
 
 import jax
 import numpy as np
@@ -229,6 +231,21 @@ def test_seeds_that_come_later_join_those_that_are_there(together, data_dir, tmp
     moved = dataclasses.replace(only(5), folds=[other, trained.folds[1]])
     with pytest.raises(CheckpointError, match="predictions of other records"):
         results.Results(tmp_path, made).add(first, moved, cost)
+
+
+def test_a_full_disk_is_named_and_the_folder_stays_whole(together, data_dir, tmp_path, monkeypatch):
+    made = study(data_dir)
+
+    def full(path, **arrays):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez_compressed", full)
+        with pytest.raises(CheckpointError, match=r"sft-a.*No space.*which runs what is missing$"):
+            results.Results(tmp_path, made).add(made.settings[0], together[0], cost)
+    assert len(results.Results(tmp_path, made).missing(made.settings[0])) == 2
+    results.Results(tmp_path, made).add(made.settings[0], together[0], cost)
+    assert results.Results(tmp_path, made).missing(made.settings[0]) == []
 
 
 def test_a_fold_of_another_file_is_refused(together, data_dir, tmp_path):

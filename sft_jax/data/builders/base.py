@@ -22,6 +22,8 @@ from sft_jax.types import DataError
 
 # Examples of a shard are held in memory while it is written.
 SHARD_BYTES = 64 << 20
+# Shards that take more in all are only measured: their sums would take seconds at every opening.
+SUMMED_BYTES = 256 << 20
 
 
 # TFDS comes without types, so mypy does not see that its classes take the keyword.
@@ -115,7 +117,7 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Writes the shards and, before the directory gets its name, their sums."""
         super()._download_and_prepare(*args, **kwargs)
-        write_checksums(Path(self._data_dir), "*.array_record*")
+        write_checksums(Path(self._data_dir), "*.array_record*", SUMMED_BYTES)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
