@@ -58,7 +58,7 @@ def _one_life(bench: Bench, rng: random.Random, workdir: Path) -> tuple[str, End
         kinds += [RESTORE] * 3
     kind = rng.choice(kinds)
     if kind == ANY:
-        moment = rng.uniform(0.0, 1.3 * bench.seconds)
+        moment = rng.uniform(0.0, 1.8 * bench.seconds)
         return kind, bench.train(workdir, before=lambda: die_after(moment)).wait()
     prepare, killer = None, None
     if kind == RESTORE:
@@ -77,7 +77,12 @@ def _one_life(bench: Bench, rng: random.Random, workdir: Path) -> tuple[str, End
     life = bench.train(workdir, before=before)
     hit = killer is not None and in_write(life, workdir, *killer)
     ended = life.wait()
-    return kind if hit or _BY_ITSELF in ended.said else ANY, ended
+    return kind if hit or by_itself(ended) else ANY, ended
+
+
+def by_itself(ended: Ended) -> bool:
+    """Whether a life has killed itself where it was told to: in a save or in a restore."""
+    return _BY_ITSELF in ended.said
 
 
 def die_after(seconds: float):
@@ -137,17 +142,22 @@ def _changes(event: str, arguments: tuple) -> bool:
 
 
 def in_restore(delay: float) -> Callable[[], None]:
-    """Lets a process kill itself that long after it begins to restore, or at the end of that."""
+    """Lets a process kill itself that long after it begins to restore, or at the end of that.
+
+    With nothing to restore it lives.
+    """
 
     def patch():
-        restore = Checkpoints.restore
+        resume = Checkpoints.resume
 
-        def restore_and_die(self, *arguments):
+        def resume_and_die(self, *arguments):
+            if self.latest("last") is None:
+                return resume(self, *arguments)
             threading.Timer(delay, _die).start()
-            restore(self, *arguments)
+            resume(self, *arguments)
             _die()
 
-        Checkpoints.restore = restore_and_die
+        Checkpoints.resume = resume_and_die
 
     return patch
 

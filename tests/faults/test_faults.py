@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +33,16 @@ def few(tmp_path_factory, quick_flags):
     return json.loads(ended.stdout)
 
 
+def test_a_life_is_killed_in_its_restore_and_one_in_a_save(few):
+    midway, after_restore, after_save = few["kept"]
+    assert midway[-1] >= 8
+    assert few["codes"] == [-signal.SIGKILL] * 2
+    assert few["by itself"] == [True, True]
+    assert after_restore == midway
+    assert after_save[-1] >= midway[-1]
+
+
 def test_a_killed_run_with_a_flipped_bit_in_its_checkpoint_ends_as_if_undisturbed(few):
-    assert few["saved"][-1] >= 8
-    assert few["killed"] == 2
     assert few["put aside"]
     assert few["verdict"]["survived"] == 1, few["verdict"]["note"]
 

@@ -10,7 +10,7 @@ from tests.faults import damage, devices, kills, surroundings
 from tests.faults.bench import Bench
 from tests.faults.verdict import Verdict
 
-KILLS_PER_RUN = 15
+KILLS_PER_RUN = 25
 KILLS = (kills.ANY, kills.WRITE, kills.RESTORE)
 
 
