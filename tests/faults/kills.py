@@ -155,7 +155,7 @@ def in_restore(delay: float) -> Callable[[], None]:
                 return resume(self, *arguments)
             threading.Timer(delay, _die).start()
             resume(self, *arguments)
-            _die()
+            return _die()
 
         Checkpoints.resume = resume_and_die
 
