@@ -247,8 +247,9 @@ def evaluate(
     if jax.process_index() == 0:
         found = {"evaluation": result}
         if ablated:
-            own = {"split": split, "step": int(state.step), "groups": shared}
-            found["ablation"] = ablation(outputs, ablated, **own)
+            found["ablation"] = ablation(
+                outputs, ablated, split=split, step=int(state.step), groups=shared
+            )
         write_evaluation(workdir, split, found, predictions)
     return Evaluation(session, result, predictions)
 
