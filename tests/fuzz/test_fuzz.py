@@ -152,5 +152,6 @@ def test_a_row_replaces_its_last_one_and_the_page_follows(tmp_path):
 
 def test_the_page_shows_the_figures_that_are_kept():
     rows = json.loads((ROOT / "docs/results/fuzz.json").read_text())["readers"]
+    assert list(rows) == [reader.name for reader in READERS]
     assert report.table(rows) in (ROOT / "docs/fuzz.md").read_text()
     assert not any(row[outcome] for row in rows.values() for outcome in FINDINGS)
