@@ -11,6 +11,7 @@ import dataclasses
 import faulthandler
 import functools
 import json
+import math
 import mmap
 import os
 import re
@@ -48,12 +49,14 @@ class Reader:
         seeds: writes a few small, valid inputs (files or folders) into a folder.
         read: reads an input to its end, as what users call does.
         named: the exceptions that are clear answers to bad input.
+        share: of a given number of inputs, how many it gets; below 1 where each takes long.
     """
 
     name: str
     seeds: Callable[[Path], list[Path]]
     read: Callable[[Path], None]
     named: tuple[type[BaseException], ...]
+    share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Limits:
 
     Attributes:
         seconds: for a reader, unless `inputs` come first; starts of children do not count.
-        inputs: for a reader, 0 for as many as there is time for.
+        inputs: for a reader whose share is 1, 0 for as many as there is time for.
         hang: seconds of a processor after which an input hangs.
         memory: bytes an input may take.
     """
@@ -134,7 +137,7 @@ class Fuzzing:
         self._child = 0
         (self.work / "seeds").mkdir(parents=True)
         (self.work / "outside.txt").write_text("not part of any input")
-        self._next(self._make_seeds, WARM_UP_SECONDS)
+        self._next(self._begin, WARM_UP_SECONDS)
 
     def step(self) -> bool:
         """Looks after the child; true once there is nothing left to do."""
@@ -148,11 +151,10 @@ class Fuzzing:
                 self._next(self._work_on, WARM_UP_SECONDS, number + 1)
             return False
         code = os.waitstatus_to_exitcode(status)
-        if number < 0:
-            if code:
-                raise RuntimeError(f"{self.reader.name}: its seeds could not be made or read")
-            self._next(self._work_on, WARM_UP_SECONDS, 0)
-        elif code == _RECYCLE:
+        if code and number < 0:
+            said = self._said()
+            raise RuntimeError(f"{self.reader.name}: its seeds could not be made or read\n{said}")
+        if code == _RECYCLE:
             self._next(self._work_on, WARM_UP_SECONDS, number + 1)
         elif code:
             self._lost("crashes", number, f"the process ended with {code}")
@@ -172,10 +174,13 @@ class Fuzzing:
 
     def _lost(self, outcome: str, number: int, what: str) -> None:
         self.board.end(outcome)
-        log = self.work / "log.txt"
-        said = log.read_bytes()[-4000:].decode(errors="replace") if log.exists() else ""
-        what = f"{said}\n{what}"
+        what = f"{self._said()}\n{what}"
         keep(self.findings, self.reader.name, outcome, self.seed, number, what, self.scratch)
+
+    def _said(self) -> str:
+        """The end of what the children have written."""
+        log = self.work / "log.txt"
+        return log.read_bytes()[-4000:].decode(errors="replace") if log.exists() else ""
 
     def _next(self, work: Callable[[int], int], seconds: float, number: int = -1) -> None:
         self.board.begin(number, seconds)
@@ -198,13 +203,12 @@ class Fuzzing:
             sys.stderr.flush()
             os._exit(code)
 
-    def _make_seeds(self, number: int) -> int:
+    def _begin(self, number: int) -> int:
+        """Makes the seeds and goes on in the same process, which has most things compiled then."""
         made = self.reader.seeds(self.work / "seeds")
         names = [str(path.relative_to(self.work / "seeds")) for path in made]
         (self.work / "seeds.json").write_text(json.dumps(names))
-        for path in made:
-            self.reader.read(self._seed_copy(path))
-        return 0
+        return self._work_on(0)
 
     def _seed_copy(self, path: Path) -> Path:
         empty(self.scratch)
@@ -226,9 +230,8 @@ class Fuzzing:
         base = status_bytes("VmRSS")
         reserved = status_bytes("VmData") + self.limits.memory
         resource.setrlimit(resource.RLIMIT_DATA, (reserved, reserved))
-        while self.board.get().worked < self.limits.seconds and number != (
-            self.limits.inputs or -1
-        ):
+        last = math.ceil(self.limits.inputs * self.reader.share) or -1
+        while self.board.get().worked < self.limits.seconds and number != last:
             self._try(number, seeds)
             if status_bytes("VmRSS") - base > self.limits.memory // 2:
                 return _RECYCLE

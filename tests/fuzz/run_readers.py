@@ -325,12 +325,12 @@ def _draw_measured(path: Path) -> None:
 
 RUN_READERS = (
     Reader("run_folder", _run, _read_run, _NAMED),
-    Reader("report", _reports, _draw_report, _NAMED),
+    Reader("report", _reports, _draw_report, _NAMED, share=0.4),
     Reader("study_folder", _studies, _read_study, _NAMED),
     Reader("checkpoint", _checkpoints, _read_checkpoint, (CheckpointError,)),
     Reader("stablehlo", _artefacts, _read_artefact, (DataError,)),
     Reader("recordings", _recordings, _read_recording, (DataError,)),
     Reader("predict_input", _samples, _predict, (DataError,)),
     Reader("config", _configs, _read_config, (ConfigError, CheckpointError)),
-    Reader("measured", _measured, _draw_measured, (CheckpointError, DataError)),
+    Reader("measured", _measured, _draw_measured, (CheckpointError, DataError), share=0.6),
 )

@@ -1,6 +1,7 @@
 """The harness finds planted defects, its inputs depend on the seed alone, and readers hold."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from doc_pages import ROOT
 from tests.fuzz import report
 from tests.fuzz.harness import FINDINGS, OUTCOMES
 from tests.fuzz.mutate import write_input
+from tests.fuzz.readers import READERS
 
 INPUTS = 15
 PLANTED = {
@@ -73,8 +75,10 @@ def test_no_reader_has_a_finding(tmp_path):
     found = [str(path.parent) for path in (tmp_path / "f").rglob("what.txt")]
     assert found == [], ended.stdout
     assert ended.returncode == 0
-    for row in rows.values():
-        assert row["inputs"] == row["read"] + row["named"] == INPUTS
+    assert list(rows) == [reader.name for reader in READERS]
+    for reader in READERS:
+        row = rows[reader.name]
+        assert row["inputs"] == row["read"] + row["named"] == math.ceil(INPUTS * reader.share)
         assert row["read"] >= 1
     # Inputs are bad enough for something to be refused.
     assert all(row["named"] for row in rows.values())
@@ -148,5 +152,6 @@ def test_a_row_replaces_its_last_one_and_the_page_follows(tmp_path):
 
 def test_the_page_shows_the_figures_that_are_kept():
     rows = json.loads((ROOT / "docs/results/fuzz.json").read_text())["readers"]
+    assert list(rows) == [reader.name for reader in READERS]
     assert report.table(rows) in (ROOT / "docs/fuzz.md").read_text()
     assert not any(row[outcome] for row in rows.values() for outcome in FINDINGS)
