@@ -4,12 +4,14 @@ One process runs on every host (or for every GPU). `jax.distributed` connects th
 of the first one, the coordinator, which also watches their heartbeats.
 """
 
+import atexit
+import contextlib
 import dataclasses
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -185,6 +187,7 @@ def join(processes: Processes | None, heartbeat_timeout: int, startup_timeout: i
                 f"distributed: given, but JAX detects no TPU slice, Slurm or Open MPI ({error}); "
                 "give --coordinator, --num_processes and --process_index"
             ) from error
+        _watch()
     elif jax.process_count() > 1:
         raise ConfigError(
             f"processes: found a slice with {jax.process_count()} of them, expected to be told to "
@@ -192,13 +195,36 @@ def join(processes: Processes | None, heartbeat_timeout: int, startup_timeout: i
         )
 
 
-_LOST = (
-    "If this is about a connection, another process is gone: see what it said last, then start all "
-    "of them again with the same commands, which go on from the newest checkpoint."
+_REMEDY = (
+    "another process is gone: see what it said last, then start all of them again with the same "
+    "commands, which go on from the newest checkpoint."
 )
+_watchers: list[subprocess.Popen] = []
 
 
-@contextmanager
+def _watch():
+    """Lets a shell say what to do where this process is ended before it can.
+
+    Where heartbeats are missed or the coordinator is gone, JAX ends a process past all handlers of
+    Python's, and its words name no remedy. The shell waits at a pipe that is closed with this
+    process, and is told of a usual end.
+    """
+    where = f"process {jax.process_index()} of {jax.process_count()}"
+    said = f"{where}: was ended. If JAX did so, {_REMEDY}"
+    command = ["/bin/sh", "-c", 'read -r word || echo "$0" >&2', said]
+    _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+    atexit.register(_dismiss)
+
+
+def _dismiss():
+    """Tells the shell that this process ends by itself."""
+    while _watchers:
+        # It may be gone before, by a signal to the whole group.
+        with contextlib.suppress(BrokenPipeError):
+            _watchers.pop().communicate(b"ends\n")
+
+
+@contextlib.contextmanager
 def parting() -> Iterator[None]:
     """Ends a joined process at once when something goes wrong inside.
 
@@ -207,9 +233,11 @@ def parting() -> Iterator[None]:
     """
     try:
         yield
+        _dismiss()
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else None
         usual = isinstance(error, SystemExit) and not code
+        _dismiss()
         if usual or not jax.distributed.is_initialized():
             raise
         where = f"process {jax.process_index()} of {jax.process_count()}"
@@ -217,6 +245,6 @@ def parting() -> Iterator[None]:
         text = code if said else traceback.format_exc()
         print(f"{where}: {text}", file=sys.stderr, flush=True)
         if not said:
-            print(_LOST, file=sys.stderr, flush=True)
+            print(f"If this is about a connection, {_REMEDY}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)

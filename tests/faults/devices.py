@@ -1,5 +1,6 @@
 """Devices and processes that are not what they were: another number of them, one dead, one hung."""
 
+import dataclasses
 import random
 import signal
 import socket
@@ -15,8 +16,7 @@ COUNTS = ((8, 2, 4), (8, 8, 8), (2, 4, 8), (4, 8, 2))
 # Reductions add in another order, and what that rounds grows from step to step.
 LOSS_BOUND, PARAMETER_BOUND = 1e-3, 1e-3
 HEARTBEAT = 10  # seconds
-# Ours, and JAX's own, which ends a process that waits for one that is gone (docs/pods.md).
-SAYS_SO = ("another process is gone", "Terminating process because the JAX distributed service")
+SAYS_SO = "another process is gone: see what it said last, then start all of them again"
 
 
 def counts_change(bench: Bench, rng: random.Random, folder: Path, number: int) -> list[Verdict]:
@@ -90,17 +90,31 @@ def _one_of_two(
     lives[victim].kill()
     lives[victim].wait()
     if left is not None:
+        left = _in_full(left, _log(bench, workdir, 1 - victim))
         wrong = _unclear(left) or _restarted(bench, workdir, expected)
     if wrong:
         return [Verdict(fault=fault, lost=1, note=wrong)]
-    (note, *_) = (words for words in SAYS_SO if words in left.said)
+    note = next(line for line in left.said.splitlines() if SAYS_SO in line)
     return [Verdict(fault=fault, refused=1, note=note)]
+
+
+def _in_full(left: Ended, log: Path) -> Ended:
+    """With what is said for a process that was ended, a moment later (`processes.join`)."""
+    said, limit = left.said, time.monotonic() + 10
+    while SAYS_SO not in said and time.monotonic() < limit:
+        time.sleep(0.05)
+        said = log.read_text(errors="replace")
+    return dataclasses.replace(left, said=said)
+
+
+def _log(bench: Bench, workdir: Path, index: int) -> Path:
+    return bench.log(workdir.with_name(f"process{index}"))
 
 
 def _unclear(left: Ended) -> str:
     if not left.code:
         return "the other ended as if nothing had happened"
-    if any(words in left.said for words in SAYS_SO):
+    if SAYS_SO in left.said:
         return ""
     return f"the other ended with {left.code} and no word of it: {left.last_words}"
 
@@ -131,7 +145,4 @@ def _pod(bench: Bench, workdir: Path) -> list[Life]:
             session.train(bench.config, workdir)
             jax.distributed.shutdown()
 
-    return [
-        Life(lambda index=index: act(index), bench.log(workdir.with_name(f"process{index}")))
-        for index in range(2)
-    ]
+    return [Life(lambda index=index: act(index), _log(bench, workdir, index)) for index in range(2)]

@@ -151,11 +151,13 @@ def in_restore(delay: float) -> Callable[[], None]:
         resume = Checkpoints.resume
 
         def resume_and_die(self, *arguments):
-            if self.latest("last") is None:
-                return resume(self, *arguments)
-            threading.Timer(delay, _die).start()
-            resume(self, *arguments)
-            return _die()
+            restores = self.latest("last") is not None
+            if restores:
+                threading.Timer(delay, _die).start()
+            resumed = resume(self, *arguments)
+            if restores:
+                _die()
+            return resumed
 
         Checkpoints.resume = resume_and_die
 

@@ -57,23 +57,29 @@ def read_only(bench: Bench, rng: random.Random, folder: Path) -> list[Verdict]:
 
 
 def two_trainers(bench: Bench, rng: random.Random, folder: Path) -> list[Verdict]:
-    """A second trainer is started on the folder of one that runs."""
+    """A second trainer is started on the folder of one that runs.
+
+    Raises:
+        RuntimeError: they did not meet; nothing was injected.
+    """
     workdir = folder / "run"
-    bench.midway(workdir)
     first = bench.train(workdir)
-    delay = rng.choice((0.0, rng.random())) * bench.seconds
+    delay = rng.choice((0.0, 3.0 * rng.random())) * bench.seconds
     while first.poll() is None and first.seconds() < delay:
         time.sleep(0.005)
     second = bench.train(workdir)
-    ends = sorted((first.wait(), second.wait()), key=lambda ended: ended.code != 0)
-    wrong = what_is_wrong(bench, workdir, ends[0], bench.undisturbed()[1])
-    if not wrong and ends[1].code and not ends[1].named:
-        wrong = f"one ended with {ends[1].code} and no named error: {ends[1].last_words}"
+    while first.poll() is None and second.poll() is None:
+        time.sleep(0.005)
+    loser, winner = (first, second) if first.poll() else (second, first)
+    goes_on, refused = winner.poll() is None, loser.wait()
+    if not refused.code or not goes_on:
+        raise RuntimeError(f"one had ended before the other came: {refused.last_words}")
+    wrong = what_is_wrong(bench, workdir, winner.wait(), bench.undisturbed()[1])
+    if "works in this folder" not in refused.last_words:
+        wrong += f"; one ended with {refused.code} and another error: {refused.last_words}"
     if wrong:
         return [Verdict(fault="two_trainers", lost=1, note=wrong)]
-    if not ends[1].code:
-        return [Verdict(fault="two_trainers", survived=1)]
-    return [Verdict(fault="two_trainers", refused=1, note=ends[1].last_words)]
+    return [Verdict(fault="two_trainers", refused=1, note=refused.last_words)]
 
 
 @contextlib.contextmanager

@@ -191,6 +191,9 @@ def test_the_others_end_when_one_falls_silent(verbs, free_port):
     _, errors = first.communicate(timeout=300)
     assert first.returncode == -signal.SIGABRT
     assert "stopped sending heartbeats" in errors
+    # JAX's own words name no remedy.
+    assert "process 0 of 2: was ended" in errors
+    assert "start all of them again with the same commands" in errors
 
 
 def test_processes_that_do_not_come_are_not_waited_for_for_ever(verbs, free_port):
