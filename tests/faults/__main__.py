@@ -15,6 +15,7 @@ import argparse
 import gc
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -90,6 +91,8 @@ def _run(bench: Bench, arguments: argparse.Namespace, results: dict) -> int:
             failed += 1
             print(f"{task.name}: failed\n{error}", flush=True)
             continue
+        for verdict in verdicts:
+            verdict["note"] = table.anywhere(verdict["note"], bench.root, socket.gethostname())
         results["trials"] += [{"trial": task.name, **verdict} for verdict in verdicts]
         results["seconds"] = round(before + time.monotonic() - since, 1)
         table.write(arguments.json, results)

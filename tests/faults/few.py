@@ -17,8 +17,8 @@ def main(root: Path):
     """Killed in a save and in a restore; then a bit of its checkpoint flips."""
     bench, workdir, rng = Bench(root, STEPS), root / "run", random.Random(1)
     kept, lives = [], []
-    # A save is some thirty things done to files: two are whole, and the third is under way.
-    for before in (kills.before_event(workdir, 72), kills.in_restore(0.01)):
+    third = workdir / "checkpoints" / "last" / "6"
+    for before in (kills.before_event(third, 10), kills.in_restore(0.01)):
         lives.append(bench.train(workdir, before=before).wait())
         kept.append(checkpoints(workdir, "last"))
     newest = workdir / "checkpoints" / "last" / str(kept[-1][-1])

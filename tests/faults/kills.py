@@ -64,7 +64,7 @@ def _one_life(bench: Bench, rng: random.Random, workdir: Path) -> tuple[str, End
     if kind == RESTORE:
         prepare = in_restore(rng.uniform(0.0, 0.3))
     elif rng.random() < 0.5:
-        prepare = before_event(workdir, rng.randrange(30))
+        prepare = before_event(workdir / "checkpoints", rng.randrange(30))
     else:
         killer = rng.randint(1, 2), rng.uniform(0.0, 0.12)
 
@@ -116,12 +116,16 @@ def _temporary(workdir: Path) -> set[tuple[str, int]]:
     return found
 
 
-def before_event(workdir: Path, count: int) -> Callable[[], None]:
-    """Lets a process kill itself before the `count`-th thing that it does to checkpoints."""
-    prefix, left = str(workdir / "checkpoints"), [count]
+def before_event(prefix: Path, count: int) -> Callable[[], None]:
+    """Lets a process kill itself before it does the `count`-th thing to what begins like that."""
+    left = [count]
 
     def hook(event, arguments):
-        if event in _EVENTS and _changes(event, arguments) and prefix in str(arguments[0]):
+        if (
+            event in _EVENTS
+            and _changes(event, arguments)
+            and str(arguments[0]).startswith(str(prefix))
+        ):
             left[0] -= 1
             if left[0] < 0:
                 _die()

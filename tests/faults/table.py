@@ -26,6 +26,11 @@ def write(path: Path, results: dict[str, Any]):
     os.replace(partial, path)
 
 
+def anywhere(note: str, root: Path, host: str) -> str:
+    """A note without the names of folder and machine, which are others elsewhere."""
+    return note.replace(f"{root}/", "").replace(f" on {host} ", " on this host ")
+
+
 def total(trials: Sequence[dict[str, Any]], faults: Sequence[str]) -> dict[str, int]:
     """Sums of the counts of some faults."""
     chosen = [trial for trial in trials if trial["fault"] in faults]

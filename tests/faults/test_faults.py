@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults import table
 from tests.faults.bench import End, differences
+from tests.faults.trials import KILLS, titles
 from tests.faults.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -101,3 +102,17 @@ def test_the_table_counts_what_there_is(tmp_path):
     assert table.shown(page) == text
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("after\n")
+
+
+def test_notes_are_the_same_on_another_machine(tmp_path):
+    note = f"{tmp_path}/run: process 7 on box works in {tmp_path}/run, on boxes"
+    expected = "run: process 7 on this host works in run, on boxes"
+    assert table.anywhere(note, tmp_path, "box") == expected
+
+
+def test_what_was_counted_is_what_the_page_shows():
+    results = table.read(ROOT / "docs" / "results" / "faults.json")
+    assert table.total(results["trials"], KILLS)["injected"] >= 300
+    assert table.total(results["trials"], list(titles()))["lost"] == 0
+    assert {trial["fault"] for trial in results["trials"]} == set(titles())
+    assert table.shown(ROOT / "docs" / "faults.md") == table.table(results, titles())
