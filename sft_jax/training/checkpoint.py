@@ -15,8 +15,9 @@ from jax.experimental import multihost_utils
 
 from sft_jax.checksums import find_damage, move_aside, write_checksums
 from sft_jax.schema import accepted
+from sft_jax.training.disk import is_at_fault
 from sft_jax.training.optimizer import Plateau
-from sft_jax.training.state import TrainState
+from sft_jax.training.state import TrainState, differences
 from sft_jax.types import CheckpointError
 
 # What Orbax, TensorStore and the parsers below them raise on files that are not what they should
@@ -157,7 +158,7 @@ class Checkpoints:
                 accepted(self._managers[kind].restore(step, args=own).config, folder / "config")
             # Orbax finds a difference only while it reads, and then leaves reads in flight behind.
             stored = self._managers[kind].item_metadata(step)["state"]
-            different = _differences(stored, abstract)
+            different = differences(stored, abstract)
             if different:
                 raise ValueError("; ".join(different))
             restored = self._managers[kind].restore(
@@ -282,6 +283,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
+            if not is_at_fault(error):
+                raise
             whole = [path.name for path in (self.root / "last").glob("*") if path.name.isdigit()]
             newest = f"step {max(map(int, whole))}" if whole else "none"
             raise CheckpointError(
@@ -381,23 +384,3 @@ def _manager(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
             ),
         ),
     )
-
-
-def _differences(stored: Any, expected: Any) -> list[str]:
-    """What is not in both of two trees, or not of one shape and dtype; the first few."""
-
-    def describe(tree):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
-            for path, x in leaves
-        }
-
-    found, wanted = describe(stored), describe(expected)
-    different = [
-        f"{name}: found {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
-    ]
-    # Moments differ wherever parameters do.
-    return sorted(different, key=lambda line: not line.startswith("params"))[:3]

@@ -24,9 +24,10 @@ from sft_jax.json_files import anything, both, listed, mapped, read_text, record
 from sft_jax.layouts import STUDY
 from sft_jax.schema import read_stored, stamped
 from sft_jax.study_config import COMPLETE, Setting, Study
+from sft_jax.training.disk import on_disk
 from sft_jax.training.folds import Fold
 from sft_jax.training.lock import locked
-from sft_jax.training.run import on_disk, write_json, write_npz
+from sft_jax.training.run import write_json, write_npz
 from sft_jax.training.sweep import Trained, scores
 from sft_jax.types import CheckpointError
 

@@ -1,11 +1,9 @@
 """A run folder: what it is called, what is in it, and everything a resolved run is built from."""
 
 import dataclasses
-import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,6 @@ _MAY_CHANGE = (
     *("data.data_dir", "data.num_threads", "data.prefetch", "train.keep"),
     *("train.data_parallel", "train.fsdp_parallel"),
 )
-# Of a disk that is full, over its quota, or may not be written to; of a file that grows too large.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 # A process that dies is noticed before; one that prepares large data may take long.
 _PATIENCE_MS = 12 * 3600 * 1000
 
@@ -89,31 +85,6 @@ def resolve(config: Config, modalities: tuple, num_classes: int) -> Config:
     config = dataclasses.replace(config, modalities=modalities, model=model)
     registry.build(config)  # an unknown model name fails here, before any work
     return config
-
-
-@contextmanager
-def on_disk(
-    workdir: Path, then: str = ", which goes on from the newest checkpoint"
-) -> Iterator[None]:
-    """Turns what a full, unwritable or failing disk raises into an error that says what to do.
-
-    Args:
-        workdir: where something is written.
-        then: what the same command does when it is given again.
-
-    Raises:
-        CheckpointError: the disk is full, or may not be written to.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise CheckpointError(
-            f"{error.filename or workdir}: could not be used ({error.strerror}); see that the disk "
-            "has room and that what is there may be read and written, then give the same command "
-            f"again{then}"
-        ) from error
 
 
 def write_json(path: Path, content: Any):

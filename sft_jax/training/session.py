@@ -27,6 +27,7 @@ from sft_jax.training import loop, run
 from sft_jax.training.ablation import ablation, without
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import MOST_NAMED, Diagnosis, explain_rows, explain_step
+from sft_jax.training.disk import on_disk
 from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.lock import locked
 from sft_jax.training.metrics import evaluate as score
@@ -137,7 +138,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     state, abstract = create_state(init, session.mesh)
     step = run.step_config(config, model, optimizer, rate, mixup)
     record = {**_data_record(session, state), "command": command}
-    with run.on_disk(workdir), locked(workdir):
+    with on_disk(workdir), locked(workdir):
         run.open_run(workdir, config, record)
         if jax.process_index() == 0:
             parameters = run.count_parameters(state.params)
@@ -268,7 +269,7 @@ def write_evaluation(
     Raises:
         CheckpointError: the disk is full, or may not be written to.
     """
-    with run.on_disk(workdir, then=""):
+    with on_disk(workdir, then=""):
         for name, content in found.items():
             run.write_json(workdir / f"{name}_{split}.json", stamped(content))
         run.write_npz(workdir / f"predictions_{split}.npz", predictions)

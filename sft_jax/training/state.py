@@ -80,3 +80,23 @@ def create_state(init: Callable[[], TrainState], mesh: Mesh) -> tuple[TrainState
     abstract = abstract_state(init, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(), abstract
+
+
+def differences(stored: Any, expected: Any) -> list[str]:
+    """What is not in both of two trees, or not of one shape and dtype; the first few."""
+
+    def describe(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
+            for path, x in leaves
+        }
+
+    found, wanted = describe(stored), describe(expected)
+    different = [
+        f"{name}: found {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    # Moments differ wherever parameters do.
+    return sorted(different, key=lambda line: not line.startswith("params"))[:3]

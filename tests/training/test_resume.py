@@ -12,6 +12,7 @@ import pytest
 from sft_jax.config import Config
 from sft_jax.config_io import from_dict, to_dict
 from sft_jax.training import run, session, sharding
+from sft_jax.training.disk import on_disk
 from sft_jax.types import CheckpointError
 
 TOTAL = 24
@@ -201,9 +202,9 @@ def test_a_run_folder_is_begun_with_what_it_needs(tmp_path):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_cannot_be_written_to(tmp_path, code):
     expected = r"metrics.jsonl: could not .*see that the disk has room"
-    with pytest.raises(CheckpointError, match=expected), run.on_disk(tmp_path):
+    with pytest.raises(CheckpointError, match=expected), on_disk(tmp_path):
         raise OSError(code, os.strerror(code), "metrics.jsonl")
-    with pytest.raises(CheckpointError, match=r"command again$"), run.on_disk(tmp_path, then=""):
+    with pytest.raises(CheckpointError, match=r"command again$"), on_disk(tmp_path, then=""):
         raise OSError(code, os.strerror(code))
-    with pytest.raises(ConnectionResetError), run.on_disk(tmp_path):
+    with pytest.raises(ConnectionResetError), on_disk(tmp_path):
         raise ConnectionResetError(errno.ECONNRESET, "of a socket")
