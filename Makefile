@@ -22,7 +22,7 @@ $(VENV)/installed: setup.cfg pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade pip
 ifdef LOCK
-	$(RUN) pip install --quiet --require-hashes --requirement $(LOCK)
+	$(RUN) pip install --quiet --no-compile --require-hashes --requirement $(LOCK)
 	$(RUN) pip install --quiet --no-deps --no-build-isolation --editable .
 	$(RUN) pip check
 else
