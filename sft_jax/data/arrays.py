@@ -1,18 +1,14 @@
 """A user's own arrays: read, checked, and handed out as records."""
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
-from sft_jax.array_files import Layout, load_npz
-from sft_jax.data.checks import check_fits, explained, layout_error
+from sft_jax.data.array_entries import CHUNK, load_entries
+from sft_jax.data.checks import explained, layout_error
 from sft_jax.data.records import ModalityInfo, Record, fixed_length
 from sft_jax.types import DataError
 
@@ -20,7 +16,6 @@ _COLUMNS = ("label", "id", "group")
 _MAX_MODALITIES = 8
 # Every class up to the largest has a name, and a count in each split.
 _MAX_CLASSES = 1_000_000
-_CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,39 +66,6 @@ class ArrayTable(Sequence):
         return map(self.__getitem__, range(len(self)))
 
 
-class SourceFiles(NamedTuple):
-    """Where arrays lie: `root`, and for a directory the file of every entry."""
-
-    root: Path
-    entries: dict[str, Path]
-
-
-def source_files(path: str | os.PathLike) -> SourceFiles:
-    """The `.npz` file, or the directory and its `.npy` files by entry (`rgb`, `mask/rgb`).
-
-    Raises:
-        DataError: there is neither.
-    """
-    given = os.fspath(path)
-    root = Path(given).expanduser()
-    if given and root.is_dir():
-        entries = {
-            file.relative_to(root).with_suffix("").as_posix(): file
-            for file in sorted(root.rglob("*.npy"))
-            if file.is_file()
-        }
-        return SourceFiles(root, entries)
-    if root.is_file() and root.suffix == ".npz":
-        return SourceFiles(root, {})
-    raise layout_error(
-        given or "data.options.path",
-        "path",
-        "a file of another kind" if root.is_file() else f"nothing at {given!r}",
-        "an .npz file or a directory of .npy files",
-        "set data.options.path",
-    )
-
-
 def read_arrays(path: str | os.PathLike, require_label: bool) -> ArrayTable:
     """Reads an `.npz` file or a directory of `.npy`, and checks all of it.
 
@@ -119,7 +81,7 @@ def read_arrays(path: str | os.PathLike, require_label: bool) -> ArrayTable:
     Raises:
         DataError: anything is missing, of the wrong rank or type, or does not agree.
     """
-    return check_arrays(_load(path), require_label, str(path))
+    return check_arrays(load_entries(path), require_label, str(path))
 
 
 def check_arrays(
@@ -166,55 +128,6 @@ def check_arrays(
         group=_read_text(entries, "group", size, where) or ids,
         repairs=repairs,
     )
-
-
-def _load(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All entries; directories are mapped, so that only one copy comes into memory."""
-    root, files = source_files(path)
-    try:
-        if root.is_file():
-            return load_npz(root, functools.partial(_check_archive, root))
-        # Of a header alone, which says that there are objects before any is read.
-        found: dict[str, np.ndarray] = {
-            key: open_memmap(file, mode="r") for key, file in files.items()
-        }
-    except DataError:
-        raise
-    # Truncation and damage surface as errors of the zip and header readers, of many types.
-    except Exception as error:
-        raise layout_error(
-            str(path),
-            "file",
-            f"{type(error).__name__}: {error}",
-            "complete arrays of numbers or text, not Python objects",
-            "save it again with np.savez or np.save; text as np.array(names, dtype=str)",
-        ) from error
-    needed = _float_bytes({key: (values.shape, values.dtype) for key, values in found.items()})
-    check_fits(needed, root, "folder", "give fewer samples")
-    return found
-
-
-def _check_archive(path: Path, layouts: Mapping[str, Layout]):
-    # All of them as they are (numpy fills each from the stream), beside what becomes of them with
-    # a mask of a byte a step, and what the largest takes while it is converted. The peak of the
-    # resident set grows by that, within 1 % for 200 MB of float64, of float32 and of ids.
-    stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layouts.values())
-    masks = sum(math.prod(shape[:2]) for shape, _ in layouts.values())
-    needed = stored + _float_bytes(layouts) + masks + max(map(_passing_bytes, layouts.values()))
-    check_fits(needed, path, "file", "give fewer samples, or a folder of .npy files")
-
-
-def _passing_bytes(layout: Layout) -> int:
-    """What converting an array takes for a while: two truths a value of a chunk, or all ids."""
-    shape, dtype = layout
-    if len(shape) == 3:
-        return 2 * min(shape[0], _CHUNK) * math.prod(shape[1:])
-    return math.prod(shape) * dtype.itemsize
-
-
-def _float_bytes(layouts: Mapping[str, Layout]) -> int:
-    """What arrays take as float32."""
-    return 4 * sum(math.prod(shape) for shape, _ in layouts.values())
 
 
 def _modality_names(entries: Mapping[str, np.ndarray], where: str) -> list[str]:
@@ -311,10 +224,10 @@ def _clean(values: np.ndarray, mask: np.ndarray, name: str, where: str) -> tuple
     with np.errstate(over="ignore"):
         clean = np.array(values, dtype=np.float32)
     repaired = 0
-    for start in range(0, len(clean), _CHUNK):
-        part = clean[start : start + _CHUNK]
+    for start in range(0, len(clean), CHUNK):
+        part = clean[start : start + CHUNK]
         bad = ~np.isfinite(part)
-        repaired += int(np.count_nonzero(bad & mask[start : start + _CHUNK, :, None]))
+        repaired += int(np.count_nonzero(bad & mask[start : start + CHUNK, :, None]))
         part[bad] = 0
     return clean, repaired
 

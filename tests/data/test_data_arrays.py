@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import sft_jax.data.arrays
+import sft_jax.data.array_entries
 from sft_jax.data.arrays import read_arrays
 from sft_jax.data.builders.arrays import split_groups
 from sft_jax.data.records import to_arrays
@@ -297,7 +297,8 @@ def test_records_become_the_arrays_that_they_are_read_from(tmp_path):
 )
 def test_an_archive_is_asked_for_the_memory_that_reading_takes(tmp_path, monkeypatch, content):
     asked = []
-    monkeypatch.setattr(sft_jax.data.arrays, "check_fits", lambda size, *_: asked.append(size))
+    module = sft_jax.data.array_entries
+    monkeypatch.setattr(module, "check_fits", lambda size, *_: asked.append(size))
     path = save(tmp_path / "x.npz", content)
     tracemalloc.start()
     try:

@@ -6,7 +6,8 @@ import hashlib
 import numpy as np
 from jaxtyping import Int
 
-from sft_jax.data.arrays import ArrayTable, read_arrays, source_files
+from sft_jax.data.array_entries import source_files
+from sft_jax.data.arrays import ArrayTable, read_arrays
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
 from sft_jax.data.records import Contents, LazyRecords, Record, Records
 from sft_jax.data_config import ArraysOptions
