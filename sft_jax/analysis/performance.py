@@ -9,7 +9,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sft_jax.analysis.plots import BLACK, CHANNEL_COLORS, FRAME, SKY
-from sft_jax.json_files import fits, listed, mapped, nullable, number, record, text
+from sft_jax.json_files import (
+    MisfitError,
+    both,
+    fits,
+    listed,
+    mapped,
+    nullable,
+    number,
+    record,
+    text,
+)
 from sft_jax.types import DataError
 
 _PANELS = (("train", "Training"), ("infer", "Inference"))
@@ -17,7 +27,14 @@ _MEASURE = "measure again with `python -m sft_jax.benchmark --json=...`"
 _KINDS = tuple(kind for kind, _ in _PANELS)
 # What has a logarithm, and can be drawn beside others.
 _POSITIVE = number(1e-30, 1e30)
-_RATE = record(dict.fromkeys(("median", "low", "high"), _POSITIVE))
+
+
+def _ordered(value: Any, place: str):
+    if not value["low"] <= value["median"] <= value["high"]:
+        raise MisfitError(place, value, "low, median and high in this order")
+
+
+_RATE = both(record(dict.fromkeys(("median", "low", "high"), _POSITIVE)), _ordered)
 _RATES = record({"samples_per_second": _RATE})
 _COSTS = record(
     {"samples_per_second": _RATE, "temporary_bytes_per_sample": nullable(number(0, 1e30))}

@@ -126,3 +126,10 @@ def test_a_roofline_is_the_lower_of_slope_and_peak_with_the_points_below():
     assert min(font_sizes(figure)) >= 9
     with pytest.raises(DataError, match="points: found none"):
         performance.roofline([], 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(11.0, 12.0), (8.0, 9.0)])
+def test_a_median_outside_of_its_rounds_is_refused(low, high):
+    rate = {"samples_per_second": {"median": 10.0, "low": low, "high": high}}
+    with pytest.raises(DataError, match=r"models: .*low, median and high in this order"):
+        performance.throughput_bars({"sft": {"train": rate, "infer": rate}})
