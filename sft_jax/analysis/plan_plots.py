@@ -44,7 +44,7 @@ def memory_bars(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     left = np.zeros(len(models))
     for part, color in _PARTS.items():
-        sizes = np.array([model["memory"][part] for model in models.values()]) / 1e6
+        sizes = np.array([model["memory"][part] for model in models.values()], float) / 1e6
         axes.barh(range(len(models)), sizes, left=left, color=color, height=0.7, label=part)
         left += sizes
     for row, total in enumerate(left):

@@ -55,3 +55,9 @@ def test_a_model_without_times_is_an_error():
         plan_plots.time_points({"cpu:8": topology(products=1.0)}, "mbt")
     with pytest.raises(DataError, match="plan for chips whose speeds are published"):
         plan_plots.time_points({"cpu:8": topology()}, "sft")
+
+
+def test_a_whole_number_beyond_64_bits_is_drawn():
+    parts = ("parameters", "optimizer", "batch", "padding", "temporary", "program", "capacity")
+    figure = plan_plots.memory_bars({"sft": {"memory": dict.fromkeys(parts, 10**29)}})
+    assert figure.axes[0].patches[0].get_width() == 1e23
