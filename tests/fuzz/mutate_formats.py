@@ -89,6 +89,8 @@ def mutate_npy(rng: random.Random, data: bytes) -> bytes:
 
 def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
     """A call, a large size or a repeated part in the middle of the stream."""
+    if len(data) < 3:
+        return data  # there is no middle
     place = rng.randrange(2, len(data))
     # Where strings end, opcodes begin: most places are in the middle of values.
     starts = [found.start() for found in re.finditer(rb"[\x94q][^\x00]", data)]
