@@ -7,12 +7,12 @@ RUN = $(VENV)/bin/python -m
 DEMO := runs/demo
 # The versions that are supported, from the first to the last, and a Python for each.
 SETS := oldest-3.11 newest-3.13
-# What leans most on the versions of others; TESTS=tests for everything.
+# What leans most on the versions of others; TESTS=tests for all.
 TESTS ?= $(shell sed '/^\#/d' .ci/selection.txt)
 # Tools of an environment of their own: sft_jax does not need what they need.
 TOOLS := build/tools
 
-.PHONY: install test lint demo benchmark fuzz faults notebooks docs clean
+.PHONY: install test slow nightly lint demo benchmark fuzz faults notebooks docs clean
 .PHONY: $(SETS) sets versions locks wheel audit licences
 
 install: $(VENV)/installed
@@ -37,6 +37,13 @@ lint: install
 
 test: lint
 	$(RUN) pytest --numprocesses=auto --dist=loadfile
+
+# What takes long beside tests that show nearly the same, as the rest of a matrix does.
+slow: install
+	$(RUN) pytest --numprocesses=auto --dist=loadfile -m slow
+
+# All that there is to try, in about three hours on two cores.
+nightly: test slow $(SETS) fuzz faults wheel
 
 sets:
 	@echo $(SETS)

@@ -105,6 +105,7 @@ def test_benchmark_times_models_and_writes_numbers_figure_and_trace(config, tmp_
     assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
 
 
+@pytest.mark.slow
 def test_benchmark_sweeps(config, tmp_path):
     out = printed(
         "benchmark",

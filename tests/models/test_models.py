@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import QUICK
+from slow import corners
 
 from sft_jax.config import BASELINE_SETTINGS, BaselineConfig, Config, ModelConfig
 from sft_jax.models import registry
@@ -128,12 +129,18 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "dtype", "changes"),
-    CASES,
-    ids=[f"{n}-{c}-{d}{'-fixed' if x else ''}" for n, c, d, x in CASES],
-)
-def test_any_mask_gives_finite_numbers_that_padding_does_not_reach(name, count, dtype, changes):
+def name_of(case):
+    name, count, dtype, changes = case
+    return f"{name}-{count}-{dtype}{'-fixed' if changes else ''}"
+
+
+# Every model, and every pool but `max` and `none`, which have tests of their own.
+EVERY_TIME = [case for case in CASES if case[0] == "sft" or case[1] == 2]
+
+
+@pytest.mark.parametrize("case", corners(CASES, *EVERY_TIME), ids=name_of)
+def test_any_mask_gives_finite_numbers_that_padding_does_not_reach(case):
+    name, count, dtype, changes = case
     params, step = compiled(name, count, dtype, **changes)
     specs = specs_of(count)
 
@@ -301,23 +308,16 @@ EXTREMES = {
 }
 
 
-# Programs that are compiled for the masks above: every model, and all pools but `max` and `none`.
-EXTREME_CASES = [case for case in CASES if case[1] == 2 or (case[0] == "sft" and case[1] > 2)]
-
-
 def extreme(kind, specs, seed):
     """Inputs of which the first sample is extreme all over and the second in one step."""
     value, inputs = EXTREMES[kind], inputs_of(specs, seed)
     return {m: x.at[0].set(value).at[1, 2].set(value) for m, x in inputs.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "dtype", "changes"),
-    EXTREME_CASES,
-    ids=[f"{n}-{c}-{d}{'-fixed' if x else ''}" for n, c, d, x in EXTREME_CASES],
-)
-def test_extreme_inputs_give_finite_numbers(name, count, dtype, changes):
+@pytest.mark.parametrize("case", EVERY_TIME, ids=name_of)
+def test_extreme_inputs_give_finite_numbers(case):
     """And so does a single real time step; other samples do not notice."""
+    name, count, dtype, changes = case
     params, step = compiled(name, count, dtype, **changes)
     specs = specs_of(count)
     one = {m: jnp.arange(x.shape[1]) == jnp.array([[0], [2], [4]]) for m, x in full(specs).items()}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import corners
 
 from sft_jax.config import BaselineConfig, Config, ModelConfig
 from sft_jax.efficiency.layers import layer_costs
@@ -65,7 +66,7 @@ def outcome(name, remat, keyed=True):
 
 
 @pytest.mark.parametrize("remat", POLICIES[1:])
-@pytest.mark.parametrize("name", list(registry.MODELS))
+@pytest.mark.parametrize("name", corners(registry.MODELS, "sft"))
 def test_gradients_and_parameters_are_the_same(name, remat):
     """With dropout: what is computed again draws the same numbers again."""
     (loss, gradients), params = outcome(name, remat)
@@ -81,7 +82,7 @@ def test_gradients_and_parameters_are_the_same(name, remat):
 
 
 # Those whose blocks stand in loops of their own; the others are stacks as sft's are.
-@pytest.mark.parametrize("name", ["sft", "mbt", "mult"])
+@pytest.mark.parametrize("name", corners(["sft", "mbt", "mult"], "sft"))
 def test_less_is_kept_and_nothing_else_is_counted(name):
     configs = [config_of(name, remat) for remat in POLICIES]
     kept = [sum(layer.saved_bytes for layer in layer_costs(config)) for config in configs]

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from slow import corners
 
 from sft_jax.config_io import from_dict
 from sft_jax.data.fake import FAKES, write_fake
@@ -92,7 +93,9 @@ def utterances(folder):
 OWN = {"arrays": own_arrays, "multiple_features": digits, "japanese_vowels": utterances}
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize(
+    "name", corners(sorted(CONFIGS), "synthetic", "smartwatch", "vggsound10", "mosei", "av_base")
+)
 def test_a_configuration_trains(name, files, tmp_path, monkeypatch):
     # One device, for which compiling takes a third of what it takes for eight.
     monkeypatch.setattr(

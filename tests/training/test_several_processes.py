@@ -170,6 +170,7 @@ def test_a_second_start_reads_compiled_programs(disturbed, pod):
     assert name in {path.name for path in pod.compiled.iterdir()}
 
 
+@pytest.mark.slow
 def test_four_processes_go_on_without_their_first_one(pod, straight_run, read_run, tmp_path):
     """The one that is killed is the coordinator; the others go on with parameters split in two."""
     workdir = tmp_path / "run"
