@@ -1,4 +1,4 @@
-"""Arrays from `.npz` files that somebody else may have written, without running what is in them.
+"""Arrays from `.npy` and `.npz` files of somebody else, without running what is in them.
 
 What a file says of its sizes is held against the file before memory is taken for it, and Python
 objects are never unpickled.
@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,14 +18,54 @@ from sft_jax.memory import memory_limit
 from sft_jax.types import DataError
 
 _AGAIN = "restore the file, or write it again with numpy.savez"
-_LONGEST_HEADER = 64 * 1024
+# Of an `.npy` file; one may claim 4 GiB, for which memory is taken before fewer bytes are found.
+LONGEST_HEADER = 64 * 1024
 _DEFLATE_AT_BEST = 1040  # bytes from one; the format allows 1032
-# Shape and dtype.
-Layout = tuple[tuple[int, ...], np.dtype]
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# Shape and dtype.
+Layout = tuple[tuple[int, ...], np.dtype]
+
+
+class NpyHeader(NamedTuple):
+    """What stands before the values of an `.npy` file, and how many bytes that takes."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+    size: int
+
+
+def parse_npy_header(start: bytes) -> NpyHeader:
+    """The header of an `.npy` file out of its first `LONGEST_HEADER` bytes.
+
+    Raises:
+        ValueError: there is none, or one that `numpy.save` does not write for plain arrays.
+    """
+    head = io.BytesIO(start)
+    version = np.lib.format.read_magic(head)
+    if version not in _HEADERS:
+        raise ValueError(f"an array of format {version}, which numpy does not save them in")
+    shape, fortran_order, dtype = _HEADERS[version](head)
+    return NpyHeader(shape, fortran_order, dtype, head.tell())
+
+
+def map_npy(path: str | os.PathLike) -> np.ndarray:
+    """The array of an `.npy` file, mapped read-only.
+
+    Raises:
+        ValueError: the file is damaged or holds Python objects.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = parse_npy_header(file.read(LONGEST_HEADER))
+        shape, dtype = _checked_layout(header, os.path.getsize(path))
+    except ValueError as error:
+        raise ValueError(f"{os.path.basename(path)}: {error}") from error
+    order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+    return np.memmap(path, dtype, "r", header.size, shape, order)
 
 
 def read_npz(
@@ -94,19 +135,23 @@ def _is_credible(member: zipfile.ZipInfo, there: int) -> bool:
 def _layout(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Layout:
     """Shape and dtype of an array, as its header has them and the archive confirms."""
     with archive.open(member) as file:
-        head = io.BytesIO(file.read(_LONGEST_HEADER))
-    version = np.lib.format.read_magic(head)
-    if version not in _HEADERS:
-        raise ValueError(f"{member.filename}: an array of format {version}")
-    shape, _, dtype = _HEADERS[version](head)
+        try:
+            return _checked_layout(parse_npy_header(file.read(LONGEST_HEADER)), member.file_size)
+        except ValueError as error:
+            raise ValueError(f"{member.filename}: {error}") from error
+
+
+def _checked_layout(header: NpyHeader, there: int) -> Layout:
+    """Shape and dtype, where header and values are `there` bytes as they should be."""
+    shape, _, dtype, size = header
     if dtype.hasobject:
-        raise ValueError(f"{member.filename}: Python objects, which could run code")
-    count, found = math.prod(shape), member.file_size - head.tell()
+        raise ValueError("Python objects, which could run code")
+    count, found = math.prod(shape), there - size
     if min(shape, default=0) < 0 or count * dtype.itemsize != found:
-        raise ValueError(f"{member.filename}: {found} bytes for {dtype} of shape {shape}")
+        raise ValueError(f"{found} bytes for {dtype} of shape {shape}")
     if dtype.itemsize == 0 and count:
         # Takes no bytes, and may claim to be any number of rows.
-        raise ValueError(f"{member.filename}: {count} texts of no letters")
+        raise ValueError(f"{count} texts of no letters")
     return shape, dtype
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
-from sft_jax.array_files import Layout, load_npz
+from sft_jax.array_files import Layout, load_npz, map_npy
 from sft_jax.data.checks import check_fits, layout_error
 from sft_jax.types import DataError
 
@@ -62,10 +61,7 @@ def load_entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         if root.is_file():
             return load_npz(root, functools.partial(_check_archive, root))
-        # Of a header alone, which says that there are objects before any is read.
-        found: dict[str, np.ndarray] = {
-            key: open_memmap(file, mode="r") for key, file in files.items()
-        }
+        found = {key: map_npy(file) for key, file in files.items()}
     except DataError:
         raise
     # Truncation and damage surface as errors of the zip and header readers, of many types.

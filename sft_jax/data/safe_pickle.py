@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.lib import format as npy_format
 
+from sft_jax.array_files import LONGEST_HEADER, parse_npy_header
 from sft_jax.data.checks import explained
 from sft_jax.data.pickle_opcodes import opcodes
 from sft_jax.types import DataError
@@ -317,11 +317,15 @@ def load_npy_object(path: str | os.PathLike) -> np.ndarray:
     if not os.path.isfile(name):
         raise DataError(f"{name}: no such file, expected an .npy of objects; check the path")
     with open(name, "rb") as file:
-        shape, dtype = explained(lambda: _header(file), name, "an .npy header")
+        header = explained(
+            lambda: parse_npy_header(file.read(LONGEST_HEADER)), name, "an .npy header"
+        )
+        shape, dtype = header.shape, header.dtype
         if not dtype.hasobject or dtype != np.dtype(object):
             raise DataError(
                 f"{name}: found dtype {dtype}, expected object; read it with np.load instead"
             )
+        file.seek(header.size)
         array = load_pickle(file, name)
     if not isinstance(array, np.ndarray) or array.shape != shape:
         found = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
@@ -330,12 +334,3 @@ def load_npy_object(path: str | os.PathLike) -> np.ndarray:
             "the file again"
         )
     return array
-
-
-def _header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
-    version = npy_format.read_magic(file)
-    read = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
-    if version not in read:
-        raise ValueError(f"version {version} of the format, which objects are not saved in")
-    shape, _, dtype = read[version](file)
-    return shape, dtype

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import sft_jax.memory
+from sft_jax.array_files import map_npy
 from sft_jax.data.arrays import check_arrays, read_arrays
 from sft_jax.data.builders.multiple_features import VIEWS, file_name, read_view
 from sft_jax.data.builders.vggsound_hdf5 import VggsoundHdf5
@@ -84,6 +86,53 @@ def test_members_must_be_as_large_as_their_header_says(tmp_path, member, words):
     path = archive(tmp_path / "x.npz", [("rgb.npy", member), ("label.npy", label)])
     with pytest.raises(DataError, match=words):
         read_arrays(path, require_label=True)
+
+
+def header_of_4_gib(folder, descr="'<f8'"):
+    folder.mkdir(exist_ok=True)
+    body = npy((1,), descr, bytes(8))[10:]
+    path = folder / "rgb.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + body)
+    return path
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_arrays(path.parent, require_label=False),
+        lambda path: read_arrays(
+            archive(path.with_suffix(".npz"), [("rgb.npy", path.read_bytes())]), False
+        ),
+        load_npy_object,
+    ],
+    ids=["folder", "archive", "objects"],
+)
+def test_a_header_takes_no_more_memory_than_the_file(tmp_path, read):
+    path = header_of_4_gib(tmp_path / "x")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"rgb\.npy.*EOF: reading array header"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_mapped_arrays_are_as_large_as_their_header_says(tmp_path):
+    (tmp_path / "rgb.npy").write_bytes(npy((2, 3, 1), values=bytes(40)))
+    with pytest.raises(DataError, match=r"rgb\.npy: 40 bytes for float64 of shape \(2, 3, 1\)"):
+        read_arrays(tmp_path, require_label=False)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(4, 3, 2), (0, 3, 2), ()])
+def test_arrays_are_mapped_in_either_order(tmp_path, rng, shape, order):
+    values = np.asarray(rng.normal(size=shape), order=order)
+    np.save(tmp_path / "a.npy", values)
+    mapped = map_npy(tmp_path / "a.npy")
+    np.testing.assert_array_equal(mapped, values)
+    assert mapped.dtype == values.dtype
+    assert not mapped.flags.writeable
 
 
 def test_members_of_one_name_are_refused(tmp_path):
