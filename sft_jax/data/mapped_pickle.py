@@ -24,7 +24,14 @@ import numpy as np
 from sft_jax.data.checks import explained
 from sft_jax.data.pickle_opcodes import opcodes
 from sft_jax.data.rows import FileArray, absolute
-from sft_jax.data.safe_pickle import Call, SafeUnpickler, checked_shape, encode
+from sft_jax.data.safe_pickle import (
+    Call,
+    SafeUnpickler,
+    checked_encoding,
+    checked_shape,
+    encode,
+    shown,
+)
 
 # Shorter strings stay in the stream.
 LARGE = 4096
@@ -63,7 +70,7 @@ class _Payload:
         made = FileArray(self.path, self.offset, dtype, checked_shape(shape, dtype), order)
         if self.encoding == "utf-8" or made.num_bytes != self.size:
             raise pickle.UnpicklingError(
-                f"{self.size} bytes for an array of {dtype} and shape {shape}"
+                f"{self.size} bytes for an array of {dtype} and shape {shown(made.shape)}"
             )
         return made
 
@@ -80,8 +87,10 @@ class _Encoded:
 
     def array(self, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
         raw = self._decoded()
-        if math.prod(checked_shape(shape, dtype)) * dtype.itemsize != len(raw):
-            raise pickle.UnpicklingError(f"{len(raw)} bytes for an array of {dtype} and {shape}")
+        shape = checked_shape(shape, dtype)
+        if math.prod(shape) * dtype.itemsize != len(raw):
+            found = f"{len(raw)} bytes for an array of {dtype} and shape {shown(shape)}"
+            raise pickle.UnpicklingError(found)
         return np.ndarray(shape, dtype, raw, order=order)
 
     def _decoded(self) -> bytearray:
@@ -106,8 +115,10 @@ class _MappedUnpickler(SafeUnpickler):
         return _ENCODE if (module, name) == ("_codecs", "encode") else found
 
 
-def _encode(text: Any, encoding: str) -> bytes | _Encoded:
-    return _Encoded(text, encoding) if isinstance(text, _Payload) else encode(text, encoding)
+def _encode(text: Any, encoding: Any) -> bytes | _Encoded:
+    if isinstance(text, _Payload):
+        return _Encoded(text, checked_encoding(encoding))
+    return encode(text, encoding)
 
 
 _ENCODE = Call(_encode)

@@ -30,6 +30,8 @@ _EFFECTS = {
 # Writers count from 0 or 1; room for others.
 _MEMO_ROOM = 1000
 _TUPLE_ROOM = 1 << 16
+# Hashing a tuple hashes what is in it, level by level on the stack of the processor.
+_MOST_LEVELS = 1000
 
 
 def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
@@ -38,7 +40,7 @@ def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
     Raises:
         UnpicklingError: a byte is no opcode; something is to be remembered in a place so far out
             that the table of such places would not fit in memory; or a tuple repeats its parts so
-            often that using it as a key would take forever.
+            often, or is so deep, that using it as a key would take forever or end Python.
         EOFError: the stream ends too early, or a string is longer than the stream.
     """
     position, size, count = 0, len(data), 0
@@ -73,6 +75,8 @@ def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
                 raise pickle.UnpicklingError(f"{opcode.name} far out at byte {position}")
         if stack.step(opcode.name, place) > count + _TUPLE_ROOM:
             raise pickle.UnpicklingError(f"a tuple of very many parts at byte {position}")
+        if stack.levels > _MOST_LEVELS:
+            raise pickle.UnpicklingError(f"a tuple of very many levels at byte {position}")
         yield opcode.name, position, body, stop
         if opcode.name == "STOP":
             return
@@ -81,7 +85,7 @@ def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
 
 
 class _Stack:
-    """The stack of an unpickler, with the number of parts of a tuple in place of each object.
+    """The stack of an unpickler, with parts and levels of a tuple in place of each object.
 
     To be used as a key, a tuple is looked at with all that is in it, as often as it is in it: one
     of two tuples, each twice the one before, is looked at 2^n times.
@@ -89,36 +93,45 @@ class _Stack:
 
     def __init__(self):
         self._parts: list[int] = []
+        self._levels: list[int] = []
         self._marks: list[int] = []
-        self._memo: dict[int, int] = {}
+        self._memo: dict[int, tuple[int, int]] = {}
+
+    @property
+    def levels(self) -> int:
+        """Of tuples within tuples in what is on top."""
+        return self._levels[-1] if self._levels else 0
 
     def step(self, name: str, place: int) -> int:
         """Does what an opcode does, and returns the parts of what is then on top."""
-        parts = self._parts
+        parts, levels = self._parts, self._levels
         if name in _CONSTANTS:
             parts.append(1)
+            levels.append(0)
             return 1
         if name == "MARK":
             self._marks.append(len(parts))
             return 0
         if name in _PUTS or name == "MEMOIZE":
             top = parts[-1] if parts else 1
-            self._memo[len(self._memo) if name == "MEMOIZE" else place] = top
+            self._memo[len(self._memo) if name == "MEMOIZE" else place] = top, self.levels
             return top
         if name == "DUP":
+            levels.append(self.levels)
             parts.append(parts[-1] if parts else 1)
             return parts[-1]
         before, puts = _EFFECTS[name]
         if pickletools.markobject in before:
-            start = self._marks.pop() if self._marks else 0
-            taken = sum(parts[start:])
+            first = self._marks.pop() if self._marks else 0
             # What lies below the mark, such as the list that is appended to.
-            start -= before.index(pickletools.markobject)
+            start = max(first - before.index(pickletools.markobject), 0)
         else:
-            start = len(parts) - len(before)
-            taken = sum(parts[max(start, 0) :])
-        del parts[max(start, 0) :]
+            first = start = max(len(parts) - len(before), 0)
+        made = self._memo.get(place, (1, 0)) if name in _GETS else (1, 0)
+        if name in _TUPLES:
+            made = 1 + sum(parts[first:]), 1 + max(levels[first:], default=0)
+        del parts[start:], levels[start:]
         if puts:
-            made = self._memo.get(place, 1) if name in _GETS else 1
-            parts.append(1 + taken if name in _TUPLES else made)
+            parts.append(made[0])
+            levels.append(made[1])
         return parts[-1] if parts else 0

@@ -48,6 +48,17 @@ _CONTAINERS = (dict, list, tuple, np.ndarray)
 _ROOM = 1 << 20
 
 
+def shown(value: Any) -> str:
+    """A value of the stream for a message: a list may hold itself 2^n times, so none is printed."""
+    if isinstance(value, str | bytes):
+        return repr(value[:80])
+    if isinstance(value, int) and value.bit_length() <= 64:
+        return repr(value)
+    if isinstance(value, tuple) and all(isinstance(x, int) and x.bit_length() <= 64 for x in value):
+        return repr(value[:32])
+    return f"a {type(value).__name__}"
+
+
 class Call:
     """A function that stands for a name of the stream, which can do nothing but call it."""
 
@@ -61,7 +72,7 @@ class Call:
         return self._function(*args)
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError(f"a function may not be given the state {state!r}")
+        raise pickle.UnpicklingError(f"a function may not be given the state {shown(state)}")
 
 
 class _Dtype:
@@ -69,25 +80,32 @@ class _Dtype:
 
     def __init__(self, code: Any, align: Any = False, copy: Any = False):
         if not isinstance(code, str):
-            raise pickle.UnpicklingError(f"a dtype may not be made of {code!r}")
+            raise pickle.UnpicklingError(f"a dtype may not be made of {shown(code)}")
         self.made = np.dtype(code)
 
     def __setstate__(self, state: tuple) -> None:
         _, byteorder, part, names, fields, itemsize, _, _ = state
         if part is not None:
-            self.made = np.dtype((part[0].made, part[1]))
+            self.made = np.dtype((_plain(part[0]), part[1]))
         elif names is not None:
             entries = [fields[name] for name in names]
             self.made = np.dtype(
                 {
                     "names": list(names),
-                    "formats": [entry[0].made for entry in entries],
+                    "formats": [_plain(entry[0]) for entry in entries],
                     "offsets": [entry[1] for entry in entries],
                     "itemsize": itemsize,
                 }
             )
         else:
             self.made = self.made.newbyteorder(byteorder)
+
+
+def _plain(dtype: Any) -> np.dtype:
+    """A dtype without fields: those of fields of fields would double with every level."""
+    if not isinstance(dtype, _Dtype) or dtype.made.names is not None:
+        raise pickle.UnpicklingError("a dtype may not have fields within fields")
+    return dtype.made
 
 
 class _Array:
@@ -100,18 +118,23 @@ class _Array:
 
     def __setstate__(self, state: tuple) -> None:
         shape, dtype, fortran, raw = state[-4:]
-        self.made = _array(raw, dtype, shape, "F" if fortran else "C")
+        if dtype.made == np.dtype(object) and isinstance(raw, list):
+            made = np.empty(len(raw), object)
+            for i, entry in enumerate(raw):
+                made[i] = entry
+            self.made = made.reshape(checked_shape(shape, dtype.made))
+        else:
+            self.made = _array(raw, dtype, shape, "F" if fortran else "C")
 
 
 def _array(raw: Any, dtype: _Dtype, shape: Any, order: Any) -> Any:
-    """What `numpy._core.numeric._frombuffer` is called for (protocol 5), and states are made of."""
+    """What `numpy._core.numeric._frombuffer` is called for (protocol 5): of bytes alone.
+
+    Nor does numpy write arrays of objects so. A long chain of them, each the entry of the next,
+    would end Python when it is freed.
+    """
     kind = dtype.made
     shape = checked_shape(shape, kind)
-    if kind == np.dtype(object) and isinstance(raw, list):
-        made = np.empty(len(raw), object)
-        for i, entry in enumerate(raw):
-            made[i] = entry
-        return made.reshape(shape)
     if kind.hasobject:
         raise pickle.UnpicklingError(f"an array of {kind} may not be made of {type(raw).__name__}")
     if isinstance(raw, Payload):
@@ -135,33 +158,47 @@ def checked_shape(shape: Any, dtype: np.dtype) -> tuple[int, ...]:
     """
     shape = tuple(shape)
     if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise pickle.UnpicklingError(f"an array may not be of shape {shape}")
+        raise pickle.UnpicklingError(f"an array may not be of shape {shown(shape)}")
     empty = 0 in shape or not dtype.itemsize
     if empty and math.prod(max(size, 1) for size in shape) > _MOST_EMPTY:
-        raise pickle.UnpicklingError(f"an empty array of {dtype} may not be of shape {shape}")
+        raise pickle.UnpicklingError(
+            f"an empty array of {dtype} may not be of shape {shown(shape)}"
+        )
     return shape
 
 
 def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
     """What `numpy._core.multiarray._reconstruct` is called for; the state is set afterwards."""
     if kind is not NDARRAY or tuple(shape) != (0,):
-        raise pickle.UnpicklingError(f"an array may not be made of {kind!r} and shape {shape!r}")
+        given = f"{shown(kind)} and shape {shown(shape)}"
+        raise pickle.UnpicklingError(f"an array may not be made of {given}")
     return _Array()
 
 
 def _scalar(dtype: Any, *data: Any) -> np.generic:
     """What `numpy._core.multiarray.scalar` is called for: one number out of its bytes."""
     if not isinstance(dtype, _Dtype) or dtype.made.hasobject or len(data) != 1:
-        raise pickle.UnpicklingError(f"a scalar may not be made of {dtype!r}")
+        raise pickle.UnpicklingError(f"a scalar may not be made of {shown(dtype)}")
     raw = data[0].encode("latin1") if isinstance(data[0], str) else data[0]
     return np.frombuffer(raw, dtype.made, 1)[0]
 
 
-def encode(text: str, encoding: str) -> bytes:
+def encode(text: Any, encoding: Any) -> bytes:
     """What `_codecs.encode` is called for: bytes that were written as text."""
-    if not isinstance(text, str) or encoding not in _ENCODINGS:
-        raise pickle.UnpicklingError(f"bytes may not be made of {type(text)} by {encoding!r}")
-    return text.encode(encoding)
+    if not isinstance(text, str):
+        raise pickle.UnpicklingError(f"bytes may not be made of {shown(text)}")
+    return text.encode(checked_encoding(encoding))
+
+
+def checked_encoding(encoding: Any) -> str:
+    """One of those that bytes are written in; others are modules, and some of them take forever.
+
+    Raises:
+        UnpicklingError: it is none of them.
+    """
+    if encoding not in _ENCODINGS:
+        raise pickle.UnpicklingError(f"bytes may not be made of text by {shown(encoding)}")
+    return encoding
 
 
 def _bytes_of(kind: type) -> Callable[..., Any]:
@@ -169,7 +206,7 @@ def _bytes_of(kind: type) -> Callable[..., Any]:
 
     def make(*args: Any) -> Any:
         if args and not isinstance(args[0], bytes | bytearray | str):
-            raise pickle.UnpicklingError(f"a {kind.__name__} may not be made of {type(args[0])}")
+            raise pickle.UnpicklingError(f"a {kind.__name__} may not be made of {shown(args[0])}")
         if len(args) > 1:
             return kind(encode(*args))
         return kind(*args)

@@ -196,6 +196,28 @@ def test_names_that_are_no_text(names):
         check_arrays(entries, require_label=False)
 
 
+def doubled(levels, use):
+    """A pickle that uses a list of twice a list of twice a list ... of numbers."""
+    places = [b"](K\x01K\x02eq\x00"]
+    places += [b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(levels)]
+    return b"".join(places) + b"0" + use % (b"h%c" % levels)
+
+
+def frombuffer():
+    """A pickle of an array of objects, made as protocol 5 makes those of numbers."""
+    dtype = b"cnumpy\ndtype\n(VO\ntR"
+    return b"cnumpy._core.numeric\n_frombuffer\n(]" + dtype + b"K\x00\x85VC\ntR."
+
+
+def fields_of_fields():
+    """A pickle of a dtype of one field, which is a dtype of one field."""
+    made = b"cnumpy\ndtype\n(Vi4\ntR"
+    for _ in range(2):
+        fields = b"}Va\n" + made + b"K\x00\x86s"
+        made = b"cnumpy\ndtype\n(VV4\ntR(K\x03V|\nNVa\n\x85" + fields + b"K\x04K\x01K\x00tb"
+    return made + b"."
+
+
 @pytest.mark.parametrize(
     ("stream", "words"),
     [
@@ -208,6 +230,17 @@ def test_names_that_are_no_text(names):
         (b"\x80\x05\x96\x00\x00\x00\x00\x01\x00\x00\x00.", "in the middle"),
         (b"c_codecs\nencode\n(Vx\nVzlib\ntR.", "bytes may not be made of"),
         (b"cnumpy.core.multiarray\nscalar\n(N}tb.", "may not be given the state"),
+        # Left in the file where it is mapped, and encoded by any module of Python's for that.
+        (b"c_codecs\nencode\n(V" + b"x" * 5000 + b"\nVpunycode\ntR.", "by 'punycode'"),
+        (b"c_codecs\nencode\nX\x88\x13\0\0" + b"x" * 5000 + b"Vpunycode\n\x86R.", "'punycode'"),
+        # Hashed level by level on the stack of the processor, which ends at a hundred thousand.
+        (b"})" + b"\x85" * 200_000 + b"K\x01s.", "a tuple of very many levels"),
+        # Written out in a message, 2^60 numbers.
+        (doubled(60, b"cnumpy\ndtype\n(%btR."), "a dtype may not be made of a list"),
+        (doubled(60, b"c_codecs\nencode\n(%bVlatin1\ntR."), "bytes may not be made of a list"),
+        # Arrays of objects that are entries of each other are freed on that stack, too.
+        (frombuffer(), "an array of object may not be made of list"),
+        (fields_of_fields(), "a dtype may not have fields within fields"),
     ],
 )
 @pytest.mark.parametrize("mapped", [False, True])

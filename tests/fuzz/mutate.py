@@ -84,7 +84,9 @@ def _displace(rng: random.Random, file: Path, files: list[Path]) -> None:
         file.write_bytes(data)
         return
     if how == 1:
-        file.rename(file.with_name(rng.choice(("x", "..x", f"{file.name}.tmp", "0" * 200))))
+        place = file.with_name(rng.choice(("x", "..x", f"{file.name}.tmp", "0" * 200)))
+        if not place.is_dir():  # as `_intrude` may have left there
+            file.rename(place)
         return
     file.unlink()
     if how == 2:
