@@ -141,8 +141,12 @@ def mapped(of: Shape, names: Shape | None = None) -> Shape:
     return check
 
 
-def record(required: Mapping[str, Shape], optional: Mapping[str, Shape] | None = None) -> Shape:
-    """An object with these entries; others may be there and are not looked at."""
+def record(
+    required: Mapping[str, Shape],
+    optional: Mapping[str, Shape] | None = None,
+    others: Shape | None = None,
+) -> Shape:
+    """An object with these entries; others may be there, of any shape where none is given."""
     shapes = {**required, **(optional or {})}
 
     def check(value: Any, place: str):
@@ -155,6 +159,9 @@ def record(required: Mapping[str, Shape], optional: Mapping[str, Shape] | None =
         for name, of in shapes.items():
             if name in value:
                 of(value[name], _below(place, name))
+        if others is not None:
+            for name in value.keys() - shapes.keys():
+                others(value[name], _below(place, name))
 
     return check
 

@@ -79,6 +79,13 @@ def test_both_shapes_count():
         fits({"a": 1, "b": 4}, shape, "x", "again")
 
 
+def test_other_entries_of_a_record_may_have_a_shape():
+    shape = record({"a": integer()}, {"b": mapped(integer())}, others=number())
+    fits({"a": 1, "b": {}, "c": 0.5}, shape, "x", "again")
+    with pytest.raises(DataError, match="x: c: found 'd', expected a finite number"):
+        fits({"a": 1, "c": "d"}, shape, "x", "again")
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".", "..", ".hidden", "a\0b", "a\n"])
 def test_a_name_with_a_path_in_it_is_none(name):
     with pytest.raises(DataError, match=r"a part of a file's name"):

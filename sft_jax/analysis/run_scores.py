@@ -22,13 +22,13 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Metrics of sentiment come last, with how many samples each leaves out.
     """
-    majority = evaluation["majority"]
+    majority = {name: x for name, x in evaluation["majority"].items() if name != "class"}
     rows = [
         _metric_row(name, "sample", evaluation["num_samples"], estimate)
         | {"majority class": figure_of(name, majority.get(name))}
         for name, estimate in evaluation["metrics"].items()
     ]
-    rows[0]["majority class"] += f" ({majority['class']})"
+    rows[0]["majority class"] += f" ({evaluation['majority']['class']})"
     group = evaluation["group"]
     if group is not None:
         rows.append(_metric_row("top1", "group", group["num_groups"], group["top1"]))

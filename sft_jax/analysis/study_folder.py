@@ -35,6 +35,10 @@ _SWEEP = "write it again with `python -m sft_jax.sweep`"
 _WHERE = ("setting", "fold", "seed")
 # What sums and figures of float64 values can still hold.
 _LARGEST = 1e100
+# In the arrays that a table becomes, where a single line may make room for all runs of a setting.
+_MOST_PLACES = 10_000_000
+# Values of runs by fold and seed.
+_Points = dict[tuple[int, int], float]
 
 
 class Key(NamedTuple):
@@ -190,17 +194,18 @@ def read_study_folder(workdir: Path) -> StudyFolder:
             f"{workdir}: found no results.csv, expected one beside study.json; let `python -m "
             "sft_jax.sweep` finish a setting"
         )
-    scores: dict[Key, np.ndarray] = {}
+    found: dict[Key, _Points] = defaultdict(dict)
     runs = _Runs(record)
     for line, row in _rows(path, (*_WHERE, *Key._fields[1:], "value")):
         place, value = runs.place(path, line, row)
-        key = Key(*(row[field] for field in Key._fields))
-        scores.setdefault(key, runs.empty())[place] = value
-    if not scores:
+        found[Key(*(row[field] for field in Key._fields))][place] = value
+    if not found:
         raise CheckpointError(
             f"{path}: found no score, expected at least one; let `python -m sft_jax.sweep` finish "
             "a setting"
         )
+    runs.check_room(path, len(found))
+    scores = {key: runs.array(points) for key, points in found.items()}
     axis, curves = _read_curves(workdir / "curves.csv", runs)
     study = StudyFolder(workdir, record, scores, curves, axis)
     _check_scores(path, study)
@@ -241,8 +246,21 @@ class _Runs:
         self._folds = {entry["name"]: i for i, entry in enumerate(record["folds"])}
         self._seeds = {str(seed): i for i, seed in enumerate(record["seeds"])}
 
-    def empty(self) -> np.ndarray:
-        return np.full((len(self._folds), len(self._seeds)), np.nan)
+    def check_room(self, path: Path, count: int):
+        """Raises `DataError` where as many arrays would be far more than their table."""
+        places = count * len(self._folds) * len(self._seeds)
+        if places > _MOST_PLACES:
+            raise DataError(
+                f"{path}: found lines for {places:,} values, most of them missing, expected at "
+                f"most {_MOST_PLACES:,}; {_SWEEP}"
+            )
+
+    def array(self, points: _Points) -> np.ndarray:
+        """Values in their places, NaN where there are none."""
+        values = np.full((len(self._folds), len(self._seeds)), np.nan)
+        for place, value in points.items():
+            values[place] = value
+        return values
 
     def place(self, path: Path, line: int, row: dict[str, str]) -> tuple[tuple[int, int], float]:
         """Fold and seed of a row, and its value."""
@@ -293,18 +311,18 @@ def _read_curves(path: Path, runs: _Runs) -> tuple[str, dict[tuple[str, str], Cu
         return "step", {}
     head = read_text(path, _SWEEP, DataError).partition("\n")[0]
     axis = "epoch" if "epoch" in head.strip().split(",") else "step"
-    found: dict[tuple[str, str], dict[float, np.ndarray]] = defaultdict(dict)
+    found: dict[tuple[str, str], dict[float, _Points]] = defaultdict(lambda: defaultdict(dict))
     for line, row in _rows(path, (*_WHERE, axis, "metric", "value")):
         place, value = runs.place(path, line, row)
         step = _number(path, line, row, axis, 0)
         if math.isnan(value) or math.isnan(step):
             continue  # a metric that was undefined leaves a gap
-        points = found[row["setting"], row["metric"]]
-        points.setdefault(step, runs.empty())[place] = value
+        found[row["setting"], row["metric"]][step][place] = value
+    runs.check_room(path, sum(map(len, found.values())))
     curves = {}
     for key, points in found.items():
         steps = sorted(points)
-        curves[key] = Curve(np.array(steps), np.stack([points[step] for step in steps]))
+        curves[key] = Curve(np.array(steps), np.stack([runs.array(points[step]) for step in steps]))
     return axis, curves
 
 

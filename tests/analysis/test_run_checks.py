@@ -35,6 +35,7 @@ def change(path, place, value):
         ("evaluation_test.json", ["metrics", "top1", "value"], None, "top1.value: found None"),
         ("evaluation_test.json", ["confusion"], [[1]], r"confusion: found rows of \[1\] and 1"),
         ("evaluation_test.json", ["confusion", 0, 0], 0.5, r"confusion\[0\]\[0\]: found 0.5"),
+        ("evaluation_test.json", ["majority", "mAUC"], "x", "majority.mAUC: found 'x', expected a"),
         ("evaluation_test.json", ["group"], [], r"group: found \[\], expected an object"),
     ],
 )

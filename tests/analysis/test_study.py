@@ -160,6 +160,17 @@ def test_curves_may_be_against_epochs(study):
     np.testing.assert_allclose(curve.values[1], TABLE)
 
 
+def test_a_line_does_not_make_room_for_any_number_of_runs(study):
+    folder = study(top1)
+    read_study_folder(folder)
+    record = json.loads((folder / "study.json").read_text())
+    record["folds"] += [{**record["folds"][0], "name": f"f{i}"} for i in range(5000)]
+    record["seeds"] += list(range(1000, 6000))
+    (folder / "study.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"results.csv: found lines for [0-9,]+ values, most of"):
+        read_study_folder(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "error", "message"),
     [
