@@ -14,7 +14,6 @@ from typing import Any
 NAME = "checksums.json"
 # Orbax completes these two after the sums; it reads a checkpoint without them, too.
 _LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
-# Of a file or its sectors; others are of the process or the network, and may be gone next time.
 _DAMAGE = (errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -33,12 +32,15 @@ def write_checksums(folder: Path, pattern: str = "*", most_bytes: int | None = N
     if most_bytes is None or sum(entry["bytes"] for entry in files.values()) <= most_bytes:
         for name, path in meant.items():
             files[name]["sha256"] = _sha256(path)
-    partial = folder / f"{NAME}.partial"
-    with partial.open("w") as file:
-        json.dump({"files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / NAME)
+    _write(folder, files)
+
+
+def add_checksum(folder: Path, name: str):
+    """Adds a file that came later to the sums of its folder."""
+    files = json.loads((folder / NAME).read_text())["files"]
+    path = folder / name
+    files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    _write(folder, files)
 
 
 def find_damage(folder: Path, most_bytes: int | None = None) -> str | None:
@@ -55,7 +57,7 @@ def find_damage(folder: Path, most_bytes: int | None = None) -> str | None:
             open files.
     """
     sums = folder / NAME
-    if not sums.is_file():
+    if not has_sums(folder):
         return None
     found = _files(folder)
     try:
@@ -75,10 +77,20 @@ def find_damage(folder: Path, most_bytes: int | None = None) -> str | None:
         return f"{sums}: holds no sums ({type(error).__name__})"
     # A sector that cannot be read, or a file that went away meanwhile.
     except OSError as error:
-        if error.errno not in _DAMAGE:
+        if not is_damage(error):
             raise
         return f"{error.filename or folder}: could not be read ({error.strerror})"
     return None
+
+
+def has_sums(folder: Path) -> bool:
+    """Whether sums were written with a folder."""
+    return (folder / NAME).is_file()
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether a file or its sectors are at fault, not the process or the network, for now."""
+    return error.errno in _DAMAGE
 
 
 def move_aside(folder: Path):
@@ -88,6 +100,15 @@ def move_aside(folder: Path):
         count += 1
         aside = folder.with_name(f"{folder.name}.damaged-{count}")
     folder.rename(aside)
+
+
+def _write(folder: Path, files: dict[str, dict[str, Any]]):
+    partial = folder / f"{NAME}.partial"
+    with partial.open("w") as file:
+        json.dump({"files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / NAME)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sft_jax.data.array_entries import CHUNK, load_entries
 from sft_jax.data.checks import explained, layout_error
-from sft_jax.data.records import ModalityInfo, Record, fixed_length
+from sft_jax.data.records import MOST_TOKENS, ModalityInfo, Record, fixed_length
 from sft_jax.types import DataError
 
 _COLUMNS = ("label", "id", "group")
@@ -211,12 +211,12 @@ def _clean(values: np.ndarray, mask: np.ndarray, name: str, where: str) -> tuple
     """Float32 features without NaN or infinity and how many were, or int32 ids."""
     if values.ndim == 2:
         real = np.where(mask, values, 0)
-        if real.min() < 0 or real.max() >= 2**31 - 1:
+        if real.min() < 0 or real.max() >= MOST_TOKENS:
             raise layout_error(
                 where,
                 name,
                 f"id {real.min() if real.min() < 0 else real.max()}",
-                "ids from 0 to below 2^31 - 1",
+                f"ids from 0 to below {MOST_TOKENS:,}, of which each gets an embedding",
                 "number them from 0, and mask padding",
             )
         return real.astype(np.int32), 0

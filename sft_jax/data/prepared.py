@@ -16,12 +16,16 @@ import numpy as np
 
 from sft_jax.data.builders.base import record_features
 from sft_jax.data.checks import check_fits, layout_error
-from sft_jax.data.records import SPLITS, DataInfo, ModalityInfo, Record
+from sft_jax.data.records import MOST_TOKENS, SPLITS, DataInfo, ModalityInfo, Record
 from sft_jax.types import DataError
 
 _METADATA = "metadata.json"
 _AGAIN = "remove the folder, and prepare the source again"
 _KINDS = ("feature", "token")
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
+    ArithmeticError,  # of whole numbers beyond float64
+)
 
 
 def read_info(directory: Path) -> DataInfo:
@@ -35,7 +39,7 @@ def read_info(directory: Path) -> DataInfo:
         info = DataInfo.from_json(json.loads(path.read_text("utf-8")), str(directory))
         wrong = _wrong(info)
     # Anything may be missing, or of another type.
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _UNREADABLE as error:
         found = f"{type(error).__name__} ({error})"
         raise layout_error(path, "file", found, "what was prepared", _AGAIN) from error
     if wrong:
@@ -150,6 +154,7 @@ def _is_modality(m: ModalityInfo) -> bool:
         and _is_count(*sizes)
         and min(sizes) > 0
         and m.kind in _KINDS
+        and (m.kind == "feature" or m.feature_dim <= MOST_TOKENS)
         and _is_finite(m.sampling_rate)
     )
 

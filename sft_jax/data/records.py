@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Num
 
 SPLITS = ("train", "valid", "test")
+# Ids that a modality of tokens may have, each with an embedding of its own.
+MOST_TOKENS = 10_000_000
 
 # More than these are not told one by one.
 _MOST_CLASSES = 20

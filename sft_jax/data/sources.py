@@ -44,17 +44,15 @@ def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
         try:
             with _quiet():
                 builder.write()
-        except OSError:
+        # RuntimeError is ArrayRecord's own, of a file that cannot be written.
+        except (OSError, RuntimeError) as error:
             # Two processes may prepare at once; the directory of the first to finish is in the
             # way of the other's, and as good.
             if not _is_prepared(builder.directory):
-                raise
-        # ArrayRecord's own, of a file that cannot be written.
-        except RuntimeError as error:
-            raise DataError(
-                f"{builder.directory}: could not be written ({error}); see that the disk has room "
-                "and may be written to, or choose another data.data_dir"
-            ) from error
+                raise DataError(
+                    f"{builder.directory}: could not be written ({error}); see that the disk has "
+                    "room and may be written to, or choose another data.data_dir"
+                ) from error
     return read_info(builder.directory)
 
 

@@ -145,6 +145,9 @@ BROKEN = {
     r"words: found id -2, expected ids from 0": changed(
         words=np.full((N, 4), -2), mask__words=np.ones((N, 4), bool)
     ),
+    r"words: found id 2147483646, expected ids from 0 to below 10,000,000": changed(
+        words=np.full((N, 4), 2**31 - 2)
+    ),
     r"label: found -1 for sample 1": changed(label=np.array([0, -1] * 5)),
     r"label: found float64 of shape \(10,\), expected whole numbers": changed(label=np.zeros(N)),
     r"label: found int64 of shape \(10, 1\)": changed(label=np.zeros((N, 1), int)),

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -37,10 +38,23 @@ def shards(directory):
     return sorted(directory.glob("*.array_record*"))
 
 
-def test_sums_of_all_shards_are_kept(directory):
+def test_sums_of_all_shards_and_of_what_is_said_of_them_are_kept(directory):
     listed = json.loads((directory / "checksums.json").read_text())["files"]
-    assert list(listed) == [path.name for path in shards(directory)]
-    assert len(listed) == 2
+    assert list(listed) == [path.name for path in shards(directory)] + ["metadata.json"]
+    assert len(listed) == 3
+
+
+def test_statistics_of_the_same_size_are_damage(config, directory):
+    """Inputs are normalized by them: a wrong digit would be another training."""
+    path = directory / "metadata.json"
+    content = path.read_bytes()
+    given = json.loads(content)
+    mean = given["statistics"]["m0"]["mean"]
+    mean[0] = -mean[0]
+    text = json.dumps(given, indent=2)
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"metadata.json: found .*remove {directory} to have it"):
+        open_source(config)
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, os.remove])
@@ -74,6 +88,7 @@ def test_large_shards_are_not_summed(tmp_path, monkeypatch):
     directory = Path(prepare(config).directory)
     paths = shards(directory)
     listed = json.loads((directory / "checksums.json").read_text())["files"]
+    del listed["metadata.json"]
     assert listed == {path.name: {"bytes": path.stat().st_size} for path in paths}
     monkeypatch.undo()
     assert len(open_source(config).split("valid")) == 7
@@ -83,6 +98,7 @@ def test_large_shards_are_not_summed(tmp_path, monkeypatch):
 
 
 def test_steps_are_counted_beyond_32_bits(directory):
+    (directory / "checksums.json").unlink()
     path = directory / "metadata.json"
     given = json.loads(path.read_text())
     given["statistics"]["m0"]["count"] = 3_000_000_000
@@ -106,9 +122,16 @@ def test_mangled_metadata_are_named(directory, content):
         Source(directory)
 
 
-def test_a_disk_that_is_full_while_preparing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("write() failed: No space left on device"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_a_disk_that_is_full_while_preparing(tmp_path, monkeypatch, error):
     def full(builder):
-        raise RuntimeError("write() failed: No space left on device")
+        raise error
 
     monkeypatch.setattr(synthetic.Synthetic, "write", full)
     with pytest.raises(DataError, match=r"could not be written .*No space left.*data\.data_dir"):

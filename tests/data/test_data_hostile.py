@@ -330,6 +330,20 @@ def hdf5(path, change=None):
             change(file)
 
 
+def long_name(file):
+    """Three samples of a class whose name takes half of the file, of which there is one."""
+    del file["class_name"]
+    made = file.create_dataset("class_name", 3, h5py.string_dtype())
+    made[:] = ["a" * 20_000, "b", "c"]
+    file.flush()
+    place = made.id.get_offset()
+    path = Path(file.filename)
+    file.close()
+    content = bytearray(path.read_bytes())
+    content[place : place + 48] = content[place : place + 16] * 3
+    path.write_bytes(content)
+
+
 def outside(file):
     del file["rgb"]
     file["rgb"] = h5py.ExternalLink("other.h5", "rgb")
@@ -371,6 +385,7 @@ def many_names(file):
         (never_written, r"rgb: found 0 bytes for float32 of shape \(3, 2000, 2000\)"),
         (wide, "rgb: found 13,194,139,533,312 bytes to hold in memory"),
         (many_names, "class_name: found [0-9,]+ bytes to hold in memory"),
+        (long_name, r"class_name: found 40,000 letters in the first 2 names"),
     ],
 )
 def test_hdf5_files_hold_their_own_values(tmp_path, change, words):
@@ -431,6 +446,19 @@ def test_a_prepared_folder_imports_nothing(copied, tmp_path, monkeypatch):
         ("num_records", {"train": 10**30, "valid": 3, "test": 0}),
         ("class_counts", {"train": [1], "valid": [1], "test": [1]}),
         ("statistics", {}),
+        ("class_values", [10**400, 1, 1, 1]),
+        (
+            "modalities",
+            [
+                {
+                    "name": "m0",
+                    "length": 1,
+                    "feature_dim": 2**62,
+                    "kind": "token",
+                    "sampling_rate": 1,
+                }
+            ],
+        ),
         ("groups", {"train": [1], "valid": [], "test": []}),
         ("repairs", {"x": "y"}),
         ("options", []),

@@ -184,6 +184,8 @@ def broken(**changes):
 
 BROKEN = {
     "a dict with keys": lambda watch: {k: v for k, v in watch.items() if k != "side"},
+    r"found \['\(1, 2\)', 'a'\], expected a dict with keys": lambda watch: {"a": 1, (1, 2): 3},
+    r"TypeError .*expected recordings as they are documented": broken(X_labels=3),
     r"X_labels: found \['a'\]": broken(X_labels=["a"]),
     r"y: found 7, expected whole numbers from 0 to 6": lambda w: w | {"y": w["y"] * 0 + 7},
     r"side: found 0\.5": lambda w: w | {"side": w["side"] * 0 + 0.5},

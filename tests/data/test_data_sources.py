@@ -237,5 +237,7 @@ def test_the_loser_of_a_race_uses_the_winners_files(tmp_path, monkeypatch):
 
 def test_other_failures_of_the_file_system_are_not_hidden(tmp_path):
     (tmp_path / "d").write_text("a file where the directory should be")
-    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+    with pytest.raises(
+        DataError, match=r"could not be written .*(Not a directory|File exists).*data\.data_dir"
+    ):
         prepare(config(tmp_path))

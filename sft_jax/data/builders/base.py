@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sft_jax.checksums import write_checksums
+from sft_jax.checksums import add_checksum, write_checksums
 from sft_jax.data.checks import existing_file
 from sft_jax.data.records import SPLITS, Contents, DataInfo, ModalityInfo, Record, Records
 from sft_jax.data.statistics import Moments
@@ -113,6 +113,8 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             self.download_and_prepare(
                 file_format="array_record", download_dir=self.directory.parent / "downloads"
             )
+        # TFDS writes it after the sums; who is interrupted here has it unchecked, as before.
+        add_checksum(self.directory, "metadata.json")
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Writes the shards and, before the directory gets its name, their sums."""

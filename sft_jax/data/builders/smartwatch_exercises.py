@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
+from sft_jax.data.checks import explained
 from sft_jax.data.records import (
     SPLITS,
     Contents,
@@ -137,8 +138,12 @@ def read_recordings(path: Path) -> tuple[list[Recording], tuple[str, ...]]:
     """
     data = load_npy_object(path)
     data = data.item() if data.shape == () else data
+    return explained(lambda: _recordings_of(path, data), path, "recordings as they are documented")
+
+
+def _recordings_of(path: Path, data: Any) -> tuple[list[Recording], tuple[str, ...]]:
     if not isinstance(data, dict) or not set(KEYS) <= set(data):
-        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise _error(path, "file", found, f"a dict with keys {', '.join(KEYS)}")
     if tuple(data["X_labels"]) != CHANNELS:
         raise _error(path, "X_labels", list(data["X_labels"]), list(CHANNELS))

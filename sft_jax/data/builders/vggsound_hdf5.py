@@ -124,8 +124,26 @@ def read_names(path: Path, datasets: dict[str, h5py.Dataset]) -> list[str]:
             f"{sizes[first]}, as {first} has",
             "all datasets of a file have one first axis; get the file again (docs/data.md)",
         )
-    values = explained(lambda: given[:], path, "names of classes in class_name").tolist()
-    return [text(value) for value in values]
+    return explained(lambda: _texts(path, given), path, "names of classes in class_name")
+
+
+def _texts(path: Path, given: h5py.Dataset) -> list[str]:
+    """One by one where lengths differ: any number of them may be one long text of the file."""
+    if h5py.check_string_dtype(given.dtype).length is not None:
+        return [text(value) for value in given[:].tolist()]
+    names, total, there = [], 0, path.stat().st_size
+    for row in range(len(given)):
+        names.append(text(given[row]))
+        total += len(names[-1])
+        if total > there:
+            raise layout_error(
+                path,
+                "class_name",
+                f"{total:,} letters in the first {row + 1} names",
+                f"no more than the {there:,} bytes of the file",
+                "get the file again (docs/data.md)",
+            )
+    return names
 
 
 def _open(
