@@ -1,5 +1,7 @@
 """What the JSON files of run and study folders hold, for whoever reads them."""
 
+import math
+
 from sft_jax.json_files import (
     Shape,
     anything,
@@ -44,6 +46,17 @@ def data_of_run(*needed: str) -> Shape:
     return record({name: _DATA[name] for name in needed}, _DATA)
 
 
+# What is saved beside the state of a checkpoint; the lowest loss is infinite before the first.
+PROGRESS = record(
+    {
+        "data": mapped(anything),
+        "plateau": record(
+            {"scale": number(least=0), "best": number(most=math.inf), "stale": integer()}
+        ),
+    },
+    {"best": nullable(number()), "best_step": integer()},
+)
+
 # `metrics.jsonl`, a line; NaN where a metric was undefined.
 _MEASURED = number(undefined=True)
 METRIC_LINE = record(
@@ -80,7 +93,9 @@ EVALUATION = record(
         "step": integer(),
         "num_samples": integer(least=1),
         "metrics": both(_metrics("macro_f1", "loss"), record({"top1": KNOWN})),
-        "majority": record({"class": text(), "top1": nullable(number())}),
+        "majority": record(
+            {"class": text(), "top1": nullable(number())}, others=nullable(number())
+        ),
         "per_class": listed(_SCORES),
         "confusion": listed(listed(integer(most=2**53)), least=1),
         "group": nullable(record({"num_groups": integer(), "top1": KNOWN})),

@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sft_jax.checksums import find_damage, move_aside, write_checksums
+from sft_jax.checksums import find_damage, has_sums, is_damage, move_aside, write_checksums
+from sft_jax.layouts import PROGRESS
 from sft_jax.schema import accepted
 from sft_jax.training.disk import is_at_fault
 from sft_jax.training.optimizer import Plateau
@@ -50,7 +51,12 @@ class Progress:
 
     @classmethod
     def from_json(cls, given: dict[str, Any]) -> "Progress":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: entries are missing or of other types.
+        """
+        PROGRESS(given, "progress")
         return cls(**{**given, "plateau": Plateau(**given["plateau"])})
 
 
@@ -91,7 +97,8 @@ class Checkpoints:
         """Starts to save in the background.
 
         A step that is there already was written by the same run before it was interrupted, bit for
-        bit the same, and stays. Later ones are gone back behind: they give way.
+        bit the same (on other devices, to rounding), and stays. Later ones are gone back behind:
+        they give way.
 
         Raises:
             CheckpointError: this one or the one before could not be written.
@@ -170,10 +177,14 @@ class Checkpoints:
             )
             return restored.state, Progress.from_json(restored.progress)
         except _UNREADABLE as error:
+            if isinstance(error, OSError) and not is_damage(error):
+                raise _not_now(folder, error) from error
+            remedy = "remove this checkpoint to fall back on the one before it"
+            if has_sums(folder):
+                remedy = "its files are as they were written: go on with the version that wrote it"
             raise CheckpointError(
-                f"{folder}: could not be read as this configuration's "
-                f"model ({str(error)[:300]}); remove this checkpoint to fall back on the one "
-                "before it, or train into a new workdir"
+                f"{folder}: could not be read as this configuration's model "
+                f"({str(error)[:300]}); {remedy}, or train into a new workdir"
             ) from error
 
     def _steps(self, kind: str) -> list[int]:
@@ -189,10 +200,7 @@ class Checkpoints:
         try:
             return find_damage(folder)
         except OSError as error:
-            raise CheckpointError(
-                f"{folder}: could not be read ({error}), which need not be its fault; nothing was "
-                "changed, give the same command again"
-            ) from error
+            raise _not_now(folder, error) from error
 
     def _choose(self, kind: str) -> "_Choice":
         """The newest whole step, after the damaged ones have been moved aside."""
@@ -332,6 +340,13 @@ def _short(error: Exception) -> str:
     """Beginning and end of a message: the reason comes behind the path, which may be long."""
     text = str(error)
     return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
+
+
+def _not_now(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: could not be read ({error}), which need not be its fault; nothing was changed, "
+        "give the same command again"
+    )
 
 
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:

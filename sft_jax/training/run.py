@@ -152,6 +152,11 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
             shared by all processes.
     """
     if jax.process_index() == 0 and not (workdir / "config.json").exists():
+        if any((workdir / "checkpoints").glob("*/[0-9]*")):
+            raise CheckpointError(
+                f"{workdir}: holds checkpoints, but no config.json that says of what run they are; "
+                "restore config.json and data.json, or choose a new workdir"
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "data.json", stamped(data))
         write_json(workdir / "config.json", stamped(to_dict(config)))
@@ -172,13 +177,29 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
     orders = [[spec.name for spec in c.modalities] for c in (read_config(workdir), config)]
     if orders[0] != orders[1]:
         changed.append(f"order of modalities {orders[0]} -> {orders[1]}")
-    if read_data(workdir)["fingerprint"] != data["fingerprint"]:
+    stored = read_data(workdir)
+    if stored["fingerprint"] != data["fingerprint"]:
         changed.append("the data itself (its fingerprint)")
+    elif not _close(*(kept.get("normalizer") for kept in (stored, data))):
+        changed.append("what the data are normalized by (remove the prepared data)")
     if changed:
         raise CheckpointError(
             f"{workdir}: holds a run with other settings: {'; '.join(changed)}; resume it with "
             "the settings it began with, or choose a new workdir"
         )
+
+
+def _close(before: Any, now: Any) -> bool:
+    """Whether normalizers agree, where both are there: prepared elsewhere, sums may be rounded."""
+    if before is None or now is None:
+        return True
+    before, now = (_flatten(json.loads(json.dumps(given))) for given in (before, now))
+    return before.keys() == now.keys() and all(
+        before[key] == now[key]
+        if isinstance(before[key], str)
+        else np.allclose(before[key], now[key], rtol=1e-5, atol=1e-9)
+        for key in before
+    )
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

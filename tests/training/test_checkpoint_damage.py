@@ -161,6 +161,47 @@ def test_what_is_no_fault_of_a_checkpoint_does_not_cost_it(saved, abstract, monk
     assert resume(folder.parent, abstract)[0].step == 10
 
 
+def test_a_whole_checkpoint_that_cannot_be_read_now_is_not_to_be_removed(
+    saved, abstract, monkeypatch
+):
+    folder = saved(last=[5, 10])
+
+    def refuse(*_):
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    monkeypatch.setattr(checkpoint, "differences", refuse)
+    with pytest.raises(CheckpointError, match=r"last/10: could not be read .*command again"):
+        resume(folder.parent, abstract)
+    monkeypatch.setattr(checkpoint, "differences", lambda *_: ["x: float32[3] here"])
+    with pytest.raises(
+        CheckpointError, match=r"last/10: .*as they were written: .*version"
+    ) as error:
+        resume(folder.parent, abstract)
+    assert "remove" not in str(error.value)
+    monkeypatch.undo()
+    assert resume(folder.parent, abstract)[0].step == 10
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("best",), "0.5"),
+        (("best",), float("inf")),
+        (("best_step",), -1),
+        (("plateau", "stale"), [1]),
+        (("plateau", "scale"), float("nan")),
+        (("data",), 3),
+    ],
+)
+def test_progress_that_is_none_is_named(place, value):
+    given = json.loads(json.dumps(PROGRESS.to_json()))
+    assert Progress.from_json(given) == PROGRESS
+    within = given[place[0]] if len(place) > 1 else given
+    within[place[-1]] = value
+    with pytest.raises(ValueError, match=rf"progress\.{'.'.join(place)}: found"):
+        Progress.from_json(given)
+
+
 def test_what_was_gone_back_behind_gives_way(saved, state, abstract, tmp_path):
     """Killed between best and last: elsewhere, the best of before may not come again."""
     saved(last=[10], best=[20])

@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -165,6 +166,35 @@ def test_other_data_is_refused(straight_run, tmp_path):
     config = run.read_config(workdir)
     with pytest.raises(CheckpointError, match="other settings: the data itself"):
         run.open_run(workdir, config, record)
+
+
+def test_data_that_are_normalized_by_other_numbers_are_refused(straight_run, tmp_path):
+    """Prepared elsewhere, sums may be rounded differently; a wrong digit is another training."""
+    workdir = shutil.copytree(straight_run.workdir, tmp_path / "run")
+    config, record = run.read_config(workdir), run.read_data(workdir)
+    kind, shift, scale = (record["normalizer"][name] for name in ("kind", "shift", "scale"))
+    for factor, refused in ((1 + 1e-7, False), (1.01, True)):
+        moved = {
+            "kind": kind,
+            "shift": shift,
+            "scale": {m: [factor * x for x in s] for m, s in scale.items()},
+        }
+        given = {**record, "normalizer": moved}
+        with (
+            pytest.raises(CheckpointError, match="what the data are normalized by")
+            if refused
+            else nullcontext()
+        ):
+            run.open_run(workdir, config, given)
+
+
+def test_checkpoints_without_their_configuration_are_nobody_s(straight_run, tmp_path):
+    workdir = shutil.copytree(straight_run.workdir, tmp_path / "run")
+    config, record = run.read_config(workdir), run.read_data(workdir)
+    (workdir / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds checkpoints, but no config\.json.*restore"):
+        run.open_run(workdir, config, {**record, "fingerprint": "another"})
+    assert run.read_data(workdir) == record
 
 
 def test_what_may_change_between_resumes(straight_run, tmp_path):
