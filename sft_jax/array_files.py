@@ -7,6 +7,7 @@ objects are never unpickled.
 import io
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,7 +66,17 @@ def map_npy(path: str | os.PathLike) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"{os.path.basename(path)}: {error}") from error
     order: Literal["F", "C"] = "F" if header.fortran_order else "C"
-    return np.memmap(path, dtype, "r", header.size, shape, order)
+    array = np.memmap(path, dtype, "r", header.size, shape, order)
+    check_letters(array)
+    return array
+
+
+def check_letters(array: np.ndarray):
+    """Raises `ValueError` for texts with numbers of no letters, of which Python makes no text."""
+    if array.dtype.kind == "U" and array.size:
+        codes = np.ascontiguousarray(array).view(f"{array.dtype.str[0]}u4")
+        if codes.max() > sys.maxunicode:
+            raise ValueError(f"{codes.max()} in place of a letter")
 
 
 def read_npz(
@@ -157,4 +168,6 @@ def _checked_layout(header: NpyHeader, there: int) -> Layout:
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    check_letters(array)
+    return array

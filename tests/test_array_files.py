@@ -44,6 +44,8 @@ def archive(path, **members):
         (header((2**62,), "'<U0'"), "4611686018427387904 texts of no letters"),
         (header((1,), "'|O'") + b"cos\nsystem\n(S'true'\ntR.", "Python objects, which could run"),
         (b"\x93NUMPY\x09\x00", r"an array of format \(9, 0\)"),
+        (header((1,), "'<U1'") + b"\xff\xff\xff\x7f", "2147483647 in place of a letter"),
+        (header((1,), "'>U1'") + b"\x00\x11\x00\x00", "1114112 in place of a letter"),
         (b"no header", "ValueError"),
         (b"", "EOF|ValueError"),
     ],

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sft_jax.array_files import LONGEST_HEADER, parse_npy_header
+from sft_jax.array_files import LONGEST_HEADER, check_letters, parse_npy_header
 from sft_jax.data.checks import explained
 from sft_jax.data.pickle_opcodes import opcodes
 from sft_jax.types import DataError
@@ -144,7 +144,9 @@ def _array(raw: Any, dtype: _Dtype, shape: Any, order: Any) -> Any:
         raise pickle.UnpicklingError(f"{len(raw)} bytes for an array of {kind} and shape {shape}")
     # Arrays are writable; a bytearray is nobody else's and need not be copied for it.
     buffer = raw if isinstance(raw, bytearray) else bytearray(raw)
-    return np.ndarray(shape, kind, buffer, order=order)
+    array = np.ndarray(shape, kind, buffer, order=order)
+    check_letters(array)
+    return array
 
 
 def checked_shape(shape: Any, dtype: np.dtype) -> tuple[int, ...]:
@@ -180,7 +182,9 @@ def _scalar(dtype: Any, *data: Any) -> np.generic:
     if not isinstance(dtype, _Dtype) or dtype.made.hasobject or len(data) != 1:
         raise pickle.UnpicklingError(f"a scalar may not be made of {shown(dtype)}")
     raw = data[0].encode("latin1") if isinstance(data[0], str) else data[0]
-    return np.frombuffer(raw, dtype.made, 1)[0]
+    array = np.frombuffer(raw, dtype.made, 1)
+    check_letters(array)
+    return array[0]
 
 
 def encode(text: Any, encoding: Any) -> bytes:

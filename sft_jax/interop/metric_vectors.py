@@ -60,9 +60,11 @@ def compare(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, f
             len(first) != len(second)
             or not len(first)
             or (first.ndim, second.ndim) != ((1, 1) if kind else (2, 1))
+            or not (kind or second.dtype.kind in "iu")
         ):
             raise DataError(
-                f"{entry}: found {inputs[0]} {first.shape} and {inputs[1]} {second.shape}, "
+                f"{entry}: found {inputs[0]} {first.shape} and {inputs[1]} {second.dtype} "
+                f"{second.shape}, "
                 f"expected {'[n] and [n]' if kind else '[n, c] and whole numbers [n]'}; record the "
                 "file again"
             )

@@ -22,7 +22,7 @@ import numpy as np
 
 from sft_jax.config import AugmentConfig, BaselineConfig, Config, ModelConfig, OptimizerConfig
 from sft_jax.interop import metric_vectors
-from sft_jax.interop.recording_checks import META, check_entries
+from sft_jax.interop.recording_checks import META, check_entries, check_numbers
 from sft_jax.interop.reference_weights import from_reference, to_reference
 from sft_jax.interop.state_dict import read_arrays
 from sft_jax.models import registry
@@ -139,6 +139,7 @@ class Recording:
         Raises:
             DataError: shapes that are not those in meta, or labels that are not one a sample.
         """
+        check_numbers(self.file, self.arrays)
         inputs = {s.name: _float32(self._entry(f"input/{s.name}")) for s in self.specs}
         label = jnp.asarray(self._entry("label"), jnp.int32)
         for spec in self.specs:

@@ -47,9 +47,8 @@ def check_entries(
         DataError: an entry that cannot be computed on.
     """
     depth = config.num_pre_layers + config.num_post_layers
-    for name, array in arrays.items():
-        if name != "meta":
-            _numbers(file, name, array)
+    check_numbers(file, arrays)
+    for name in arrays:
         layer = re.match(r"layer(\d{1,9})/", name)
         if name.startswith("layer") and (layer is None or int(layer[1]) > depth):
             raise DataError(
@@ -69,6 +68,13 @@ def check_entries(
         raise DataError(f"{file}: index: found {arrays['index'].shape}, expected one a sample")
     if arrays.get("losses", np.zeros(1)).ndim != 1:
         raise DataError(f"{file}: losses: found no list, expected one a step; record it again")
+
+
+def check_numbers(file: str, arrays: Mapping[str, np.ndarray]):
+    """Raises `DataError` unless every entry but `meta` holds numbers."""
+    for name, array in arrays.items():
+        if name != "meta":
+            _numbers(file, name, array)
 
 
 def _numbers(file: str, name: str, array: np.ndarray):

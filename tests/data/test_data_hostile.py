@@ -209,6 +209,15 @@ def frombuffer():
     return b"cnumpy._core.numeric\n_frombuffer\n(]" + dtype + b"K\x00\x85VC\ntR."
 
 
+def letters(shape):
+    """A pickle of a text with a number that no letter has, a scalar without a shape."""
+    dtype = b"cnumpy\ndtype\n(VU1\ntR(K\x03V<\nNNNK\x04K\x04K\x00tb"
+    text = b"C\x04\xff\xff\xff\x7f"
+    if not shape:
+        return b"cnumpy.core.multiarray\nscalar\n(" + dtype + text + b"tR."
+    return b"cnumpy._core.numeric\n_frombuffer\n(" + text + dtype + shape + b"VC\ntR."
+
+
 def fields_of_fields():
     """A pickle of a dtype of one field, which is a dtype of one field."""
     made = b"cnumpy\ndtype\n(Vi4\ntR"
@@ -240,6 +249,8 @@ def fields_of_fields():
         (doubled(60, b"c_codecs\nencode\n(%bVlatin1\ntR."), "bytes may not be made of a list"),
         # Arrays of objects that are entries of each other are freed on that stack, too.
         (frombuffer(), "an array of object may not be made of list"),
+        (letters(b"(K\x01t"), "2147483647 in place of a letter"),
+        (letters(b""), "2147483647 in place of a letter"),
         (fields_of_fields(), "a dtype may not have fields within fields"),
     ],
 )

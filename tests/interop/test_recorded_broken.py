@@ -55,6 +55,10 @@ BROKEN = {
     "too_deep": ({"n_layers_post_fusion": 900}, r"found \d+ arrays for 2 and 900 layers"),
     "model_number": ({"model": 3}, "not a recording .*model: found 3, expected text"),
     "text": ({"logits": np.full((3, 4), "x")}, "logits: found <U1, expected numbers"),
+    "bytes": (
+        {"input/text": np.full((3, 10, 6), b"\x84")},
+        r"input/text: found \|S1, expected numb",
+    ),
     "classes_out": ({"label": np.array([0, 1, 9])}, "label: found .*outside of 0 to 3"),
     "weights_text": ({"param/network.classifier.1.bias": np.full(4, "x")}, "found <U1, expected"),
     "no_layer": ({"layer99/logits": np.zeros((3, 4))}, "layer99/logits: found for 5 blocks"),
