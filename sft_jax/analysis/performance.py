@@ -177,10 +177,11 @@ def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
         axis: the setting that is varied.
 
     Raises:
-        DataError: there is no point.
+        DataError: there is no point, or they are not as they are written.
     """
     if not points:
         raise DataError("points: found none, expected at least one; run the benchmark's sweep")
+    fits(axis, text(100), "axis", _MEASURE)
     shape = {"model": text(), axis: _axis, **dict.fromkeys(_KINDS, _COSTS)}
     fits(points, listed(record(shape)), "sweep", _MEASURE)
     names = list(dict.fromkeys(point["model"] for point in points))
@@ -200,7 +201,7 @@ def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
     for axes in panels.ravel():
         if numbers:
             axes.set_xscale("log", base=2)
-            axes.set_xticks(values, [str(value) for value in values])
+            axes.set_xticks(list(map(_drawn, values)), [str(value) for value in values])
             axes.minorticks_off()
         axes.set_yscale("log")
         low, high = axes.get_ylim()
@@ -216,6 +217,11 @@ def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
     return figure
 
 
+def _drawn(value: str | int | float) -> str | float:
+    """A name, or a number that matplotlib takes; of whole ones it takes those of 64 bits alone."""
+    return value if isinstance(value, str) else float(value)
+
+
 def _draw_costs(
     panels: np.ndarray,
     points: Sequence[Mapping[str, Any]],
@@ -225,7 +231,7 @@ def _draw_costs(
     name: str,
 ):
     """Time with its spread above, temporary memory below."""
-    values = [point[axis] for point in points]
+    values = [_drawn(point[axis]) for point in points]
     rates = [point[kind]["samples_per_second"] for point in points]
     times = [1e3 / rate["median"] for rate in rates]
     spread = [

@@ -89,6 +89,13 @@ def test_a_sweep_of_words_keeps_their_order_on_a_plain_axis():
     assert {"2", "5"} <= written
 
 
+def test_whole_numbers_of_any_size_are_drawn():
+    points = [point(value, "sft", 10.0, 10**25) for value in (2**10, 2**70)]
+    figure = performance.sweep_lines(points, "length")
+    figure.canvas.draw()
+    assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["1024", str(2**70)]
+
+
 def test_more_models_than_colours_have_looks_of_their_own():
     points = [point(value, f"model {i}", i + 1.0, 1e6) for value in (1, 2) for i in range(10)]
     lines = performance.sweep_lines(points, "length").axes[2].lines
@@ -100,6 +107,8 @@ def test_nothing_measured_is_an_error():
         performance.throughput_bars({})
     with pytest.raises(DataError, match="points: found none"):
         performance.sweep_lines([], "length")
+    with pytest.raises(DataError, match=r"axis: found .*at most 100"):
+        performance.sweep_lines([point(1, "sft", 1.0, 1)], "length" * 20)
 
 
 def test_a_roofline_is_the_lower_of_slope_and_peak_with_the_points_below():
