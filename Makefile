@@ -42,7 +42,7 @@ test: lint
 slow: install
 	$(RUN) pytest --numprocesses=auto --dist=loadfile -m slow
 
-# All that there is to try, in about three hours on two cores.
+# All that there is to try, in about two and a half hours on two cores.
 nightly: test slow $(SETS) fuzz faults wheel
 
 sets:
