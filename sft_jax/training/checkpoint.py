@@ -96,9 +96,8 @@ class Checkpoints:
     def save(self, kind: str, state: TrainState, progress: Progress):
         """Starts to save in the background.
 
-        A step that is there already was written by the same run before it was interrupted, bit for
-        bit the same (on other devices, to rounding), and stays. Later ones are gone back behind:
-        they give way.
+        A step that is there already was written by the same run before, bit for bit the same (on
+        other devices, to rounding), and stays. Later ones are gone back behind: they give way.
 
         Raises:
             CheckpointError: this one or the one before could not be written.
@@ -228,13 +227,14 @@ class Checkpoints:
                 break
         going_on = [step for step in last if step not in damaged]
         if last and not going_on:
-            if lost is None:
+            whole = [step for step in last if self._damage("last", step) is None]
+            if lost is None or not whole:
                 raise self._none_whole("last", damaged)
             raise CheckpointError(
-                f"{lost}: this best checkpoint is damaged, and no whole one in "
-                f"{self.root / 'last'} is from before it; remove {best[0]} from "
-                f"{self.root / 'best'} to go on and keep the best of the validations still to "
-                "come, or train into a new workdir"
+                f"{lost}: this best checkpoint is damaged, no whole one in {self.root / 'last'} is "
+                f"from before it; remove {best[0]} from {self.root / 'best'} to go on and keep the "
+                f"best of the validations still to come, evaluate what there is (step {whole[0]}) "
+                "with --checkpoint=last, or train into a new workdir"
             )
         step = going_on[0] if going_on else -1
         then = f"the training goes on from step {max(step, 0)}"
@@ -261,7 +261,7 @@ class Checkpoints:
             )
         remedy = f"remove {folder} to train again from the beginning"
         if kind == "best":
-            remedy = "take the newest state instead, with --checkpoint=last"
+            remedy = "train again, which writes it again where it can, or give --checkpoint=last"
         return CheckpointError(
             f"{folder}: found no whole checkpoint ({'; '.join(damaged.values())}); bring the files "
             f"back, or {remedy}"
@@ -337,8 +337,7 @@ def _warn(text: str):
 
 
 def _short(error: Exception) -> str:
-    """Beginning and end of a message: the reason comes behind the path, which may be long."""
-    text = str(error)
+    text = str(error)  # the reason comes behind the path, which may be long
     return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
 
 

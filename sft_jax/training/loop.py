@@ -126,6 +126,10 @@ def train(
     state, progress = history.newest(lambda: state)
     first = int(jax.device_get(state.step))
     speaks = jax.process_index() == 0  # one process writes for all
+    if speaks and first:
+        over = "nothing is left to train; to train longer, begin a new workdir"
+        then = over if first >= schedule.total else f"{schedule.total - first} steps are left"
+        print(f"going on from the checkpoint of step {first}: {then}", flush=True)
     recorder = _Recorder(MetricLog(workdir, first) if speaks else None, schedule)
     quiet = None if speaks else True
     bar = tqdm(total=schedule.total, initial=first, disable=quiet, unit="step", smoothing=0.05)

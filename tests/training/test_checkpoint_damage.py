@@ -285,6 +285,14 @@ def test_a_damaged_best_is_an_error_where_it_cannot_be_written_again(
             match=r"best/6/state/_METADATA.*damaged.*remove 6 from .*best to go on",
         ):
             resume(tmp_path, abstract)
+    with pytest.raises(CheckpointError, match=r"what there is \(step 8\) with --checkpoint=last"):
+        resume(tmp_path, abstract)
+    kept = shutil.copytree(folder / "last", tmp_path / "kept")
+    for step in (7, 8):
+        flip(folder / "last" / str(step) / "state" / "_METADATA")
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint .*remove .*/last to train"):
+        resume(tmp_path, abstract)
+    shutil.copytree(kept, folder / "last", dirs_exist_ok=True)
     shutil.rmtree(folder / "best" / "6")
     resumed, progress = resume(tmp_path, abstract)
     assert_same(resumed, state(8))

@@ -281,11 +281,13 @@ def test_sigterm_in_the_last_step_is_the_end(run):
     assert run.train().finished
 
 
-def test_a_finished_run_is_left_as_it_is(run):
+def test_a_finished_run_is_left_as_it_is(run, capsys):
     first = run.train()
+    assert "going on" not in capsys.readouterr().out
     records = (run.workdir / "metrics.jsonl").read_text()
     run.events.clear()
     assert run.train() == first
+    assert "checkpoint of step 12: nothing is left to train; to" in capsys.readouterr().out
     assert run.events == []
     assert (run.workdir / "metrics.jsonl").read_text() == records
 
