@@ -55,6 +55,7 @@ def shell(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_own_data(shell, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     build, train, predict = blocks_of(OWN_DATA)[:3]

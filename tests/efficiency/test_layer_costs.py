@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import corners
 
 from sft_jax.config import Config, ModelConfig
 from sft_jax.efficiency import models
@@ -96,7 +97,9 @@ def test_maps_of_the_block_sparse_pattern_by_hand(pool, queries):
     assert layers["fusion/block"].attention_bytes == 2 * 4 * H * fused**2
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("dense", "fixed")])
+@pytest.mark.parametrize(
+    "name", corners([n for n in VARIANTS if n not in ("dense", "fixed")], "cls_topk", "sft", "mbt")
+)
 def test_layers_add_up_to_the_model(name):
     config = variant(two(), name)
     layers = layer_costs(config)

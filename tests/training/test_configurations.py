@@ -94,7 +94,7 @@ OWN = {"arrays": own_arrays, "multiple_features": digits, "japanese_vowels": utt
 
 
 @pytest.mark.parametrize(
-    "name", corners(sorted(CONFIGS), "synthetic", "smartwatch", "vggsound10", "mosei", "av_base")
+    "name", corners(sorted(CONFIGS), "smartwatch", "vggsound10", "mosei", "av_base")
 )
 def test_a_configuration_trains(name, files, tmp_path, monkeypatch):
     # One device, for which compiling takes a third of what it takes for eight.
