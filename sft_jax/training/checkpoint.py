@@ -216,18 +216,18 @@ class Checkpoints:
     def _choose_to_resume(self) -> "_Choice":
         best, last = self._steps("best"), self._steps("last")
         lost = self._damage("best", best[0]) if best else None
-        damaged: dict[int, str] = {}
+        damaged, whole = dict[int, str](), list[int]()
         for step in last:
             damage = self._damage("last", step)
             if damage is not None:
                 damaged[step] = damage
             elif lost is not None and step >= best[0]:
+                whole.append(step)
                 damaged[step] = f"{self.root / 'last' / str(step)}: whole, but not before the best"
             else:
                 break
         going_on = [step for step in last if step not in damaged]
         if last and not going_on:
-            whole = [step for step in last if self._damage("last", step) is None]
             if lost is None or not whole:
                 raise self._none_whole("last", damaged)
             raise CheckpointError(

@@ -6,6 +6,7 @@ import pickle
 import sys
 import tracemalloc
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,7 @@ from sft_jax.data.builders.vggsound_hdf5 import VggsoundHdf5
 from sft_jax.data.checks import check_fits
 from sft_jax.data.mapped_pickle import map_pickle
 from sft_jax.data.members import Member, read_members
+from sft_jax.data.prepared import read_info
 from sft_jax.data.rows import as_rows
 from sft_jax.data.safe_pickle import checked_shape, load_npy_object, load_pickle
 from sft_jax.data.sources import Source, prepare
@@ -88,9 +90,9 @@ def test_members_must_be_as_large_as_their_header_says(tmp_path, member, words):
         read_arrays(path, require_label=True)
 
 
-def header_of_4_gib(folder, descr="'<f8'"):
-    folder.mkdir(exist_ok=True)
-    body = npy((1,), descr, bytes(8))[10:]
+def header_of_4_gib(folder):
+    folder.mkdir()
+    body = npy((1,), values=bytes(8))[10:]
     path = folder / "rgb.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + body)
     return path
@@ -458,18 +460,6 @@ def test_a_prepared_folder_imports_nothing(copied, tmp_path, monkeypatch):
         ("class_counts", {"train": [1], "valid": [1], "test": [1]}),
         ("statistics", {}),
         ("class_values", [10**400, 1, 1, 1]),
-        (
-            "modalities",
-            [
-                {
-                    "name": "m0",
-                    "length": 1,
-                    "feature_dim": 2**62,
-                    "kind": "token",
-                    "sampling_rate": 1,
-                }
-            ],
-        ),
         ("groups", {"train": [1], "valid": [], "test": []}),
         ("repairs", {"x": "y"}),
         ("options", []),
@@ -483,6 +473,20 @@ def test_metadata_that_is_not_what_was_written(copied, field, value):
     path.write_text(json.dumps({**given, field: value}))
     with pytest.raises(DataError, match=r"(?s)metadata\.json: .*prepare the source again"):
         Source(copied)
+
+
+def test_a_modality_has_no_more_ids_than_there_are_embeddings(copied):
+    path = copied / "metadata.json"
+    given = json.loads(path.read_text())
+    first = given["modalities"][0]
+    first["kind"] = "token"
+    del given["statistics"][first["name"]]
+    for ids, named in ((10_000_000, ""), (10_000_001, "modalities")):
+        first["feature_dim"] = ids
+        path.write_text(json.dumps(given))
+        with pytest.raises(DataError) if named else nullcontext() as error:
+            read_info(copied)
+        assert not named or f"metadata.json: {named}: found" in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"a":' * 100_000, "\x00"])
