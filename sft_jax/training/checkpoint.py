@@ -14,50 +14,20 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from sft_jax.checksums import find_damage, has_sums, is_damage, move_aside, write_checksums
-from sft_jax.layouts import PROGRESS
 from sft_jax.schema import accepted
 from sft_jax.training.disk import is_at_fault
-from sft_jax.training.optimizer import Plateau
+from sft_jax.training.progress import Progress
 from sft_jax.training.state import TrainState, differences
 from sft_jax.types import CheckpointError
 
+# How often a checkpoint may be replaced while it is read before that is taken for its fault.
+_MOST_REPLACED = 4
 # What Orbax, TensorStore and the parsers below them raise on files that are not what they should
 # be. Not among them: errors of the devices, such as a memory that is full.
 _UNREADABLE = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
     *(OSError, NotImplementedError, RecursionError),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What the loop knows beside the device state; saved with it as JSON.
-
-    Attributes:
-        data: position of the training data's iterator.
-        plateau: state of the plateau rule.
-        best: best value of the deciding metric so far, or None.
-        best_step: the step it was reached at.
-    """
-
-    data: dict[str, Any]
-    plateau: Plateau = dataclasses.field(default_factory=Plateau)
-    best: float | None = None
-    best_step: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and numbers."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, given: dict[str, Any]) -> "Progress":
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: entries are missing or of other types.
-        """
-        PROGRESS(given, "progress")
-        return cls(**{**given, "plateau": Plateau(**given["plateau"])})
 
 
 class Checkpoints:
@@ -127,13 +97,23 @@ class Checkpoints:
     def restore(self, kind: str, abstract: TrainState) -> tuple[TrainState, Progress]:
         """The newest whole checkpoint of a folder, put where `abstract` says.
 
-        Damaged ones are named in a warning and, unless opened to read only, moved aside.
+        Damaged ones are named in a warning and, unless opened to read only, moved aside. One that
+        a training replaces while it is read gives way to the new one.
 
         Raises:
             CheckpointError: there is none, all are damaged, or its parameters are not those of
                 `abstract`.
         """
-        return self._read(kind, self._agreed(lambda: self._choose(kind)).step, abstract)
+        for _ in range(_MOST_REPLACED):
+            newest = self.latest(kind)
+            step = self._agreed(lambda: self._choose(kind)).step
+            try:
+                return self._read(kind, step, abstract)
+            except CheckpointError:
+                # Of several processes, others may have read it.
+                if jax.process_count() > 1 or self._steps(kind)[:1] in ([], [newest]):
+                    raise
+        return self._read(kind, self._choose(kind).step, abstract)
 
     def resume(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
         """Where training goes on: the newest whole checkpoint of `last`, or None to begin.

@@ -22,10 +22,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sft_jax.config import Config
-from sft_jax.training.checkpoint import Checkpoints, Progress
+from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import Diagnosis
 from sft_jax.training.logs import MetricLog
 from sft_jax.training.optimizer import Plateau
+from sft_jax.training.progress import Progress
 from sft_jax.training.sharding import put_batch
 from sft_jax.training.state import TrainState
 from sft_jax.types import NonFiniteError

@@ -5,12 +5,14 @@ import shutil
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from sft_jax.config import TrainConfig
 from sft_jax.training import sharding
-from sft_jax.training.checkpoint import Checkpoints, Progress
+from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.optimizer import Plateau
+from sft_jax.training.progress import Progress
 from sft_jax.types import CheckpointError
 
 PROGRESS = Progress(
@@ -191,6 +193,45 @@ def test_reading_leaves_a_running_training_alone(open_checkpoints, at, tmp_path)
     reader = open_checkpoints(read_only=True)
     assert_same(reader.restore("last", abstract(at(5)))[0], at(5))
     assert in_flight.exists()
+
+
+def test_what_is_replaced_while_it_is_read_gives_way(open_checkpoints, at, monkeypatch):
+    writer = open_checkpoints()
+    writer.save("best", at(5), PROGRESS)
+    writer.wait()
+    reader = open_checkpoints(read_only=True)
+    untouched = ocp.CheckpointManager.item_metadata
+    reads = []
+
+    def replaced(manager, step):
+        reads.append(step)
+        if len(reads) == 1:
+            writer.save("best", at(6), PROGRESS)
+            writer.wait()
+        return untouched(manager, step)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "item_metadata", replaced)
+    assert_same(reader.restore("best", abstract(at(5)))[0], at(6))
+    assert reads == [5, 6]
+
+
+def test_a_model_of_another_kind_is_told_while_training_goes_on(open_checkpoints, at, monkeypatch):
+    """However fast new ones come, all of them are of the other model."""
+    writer = open_checkpoints()
+    writer.save("best", at(5), PROGRESS)
+    writer.wait()
+    reader = open_checkpoints(read_only=True)
+    untouched = ocp.CheckpointManager.item_metadata
+
+    def replaced(manager, step):
+        found = untouched(manager, step)
+        writer.save("best", at(step + 1), PROGRESS)
+        writer.wait()
+        return found
+
+    monkeypatch.setattr(ocp.CheckpointManager, "item_metadata", replaced)
+    with pytest.raises(CheckpointError, match=r"could not be read as"):
+        reader.restore("best", abstract(at(5, adam=False)))
 
 
 def test_reading_creates_nothing(open_checkpoints, tmp_path):

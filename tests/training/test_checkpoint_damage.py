@@ -15,7 +15,8 @@ from harm import flip, truncate
 from sft_jax import checksums
 from sft_jax.checksums import find_damage, write_checksums
 from sft_jax.training import checkpoint
-from sft_jax.training.checkpoint import Checkpoints, Progress
+from sft_jax.training.checkpoint import Checkpoints
+from sft_jax.training.progress import Progress
 from sft_jax.types import CheckpointError
 
 PROGRESS = Progress(data={"position": 7})

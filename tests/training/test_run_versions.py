@@ -10,7 +10,8 @@ from sft_jax.analysis.run_folder import read_run
 from sft_jax.config import Config
 from sft_jax.config_io import to_dict
 from sft_jax.training import run
-from sft_jax.training.checkpoint import Checkpoints, Progress
+from sft_jax.training.checkpoint import Checkpoints
+from sft_jax.training.progress import Progress
 from sft_jax.types import CheckpointError
 from sft_jax.version import __version__
 
