@@ -183,9 +183,9 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
     elif not _close(*(kept.get("normalizer") for kept in (stored, data))):
         changed.append("what the data are normalized by (remove the prepared data)")
     if changed:
+        advice = "resume it with those it began with, or choose a new workdir; what differs:"
         raise CheckpointError(
-            f"{workdir}: holds a run with other settings: {'; '.join(changed)}; resume it with "
-            "the settings it began with, or choose a new workdir"
+            f"{workdir}: holds a run with other settings; " + "\n  ".join([advice, *changed])
         )
 
 
