@@ -2,17 +2,24 @@
 
 import dataclasses
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sft_jax.config_io import find
+from sft_jax.config_io import check_setting, find
 from sft_jax.training import processes
 from sft_jax.types import CheckpointError, ConfigError, DataError, NonFiniteError
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.(?P<path>[^=]*)")
+
+_CONFIGURATIONS = (Mapping, ml_collections.ConfigDict)
 
 
 class _Found(flags.ArgumentParser):
@@ -20,10 +27,13 @@ class _Found(flags.ArgumentParser):
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser
+        self.parsed: Any = None  # before anything is overridden
 
     def parse(self, argument: str):
         name, *rest = argument.split(":", 1)
-        return self._parser.parse(":".join([str(find(name)), *rest]))
+        self.parsed = None
+        self.parsed = self._parser.parse(":".join([str(find(name)), *rest]))
+        return self.parsed
 
     def flag_type(self) -> str:
         return self._parser.flag_type()
@@ -124,6 +134,23 @@ def path(holder: flags.FlagHolder) -> Path:
     return Path(holder.value).expanduser().absolute()
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl does; a setting that there is not, a `KeyError` there, ends without a traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        found = flags.FLAGS["config"].parser if "config" in flags.FLAGS else None
+        if not isinstance(found, _Found) or not isinstance(found.parsed, _CONFIGURATIONS):
+            raise  # it is the configuration's own
+        for argument in flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False):
+            if given := _OVERRIDE.match(argument):
+                try:
+                    check_setting(found.parsed, given["path"])
+                except ConfigError as error:
+                    sys.exit(f"ConfigError: --config.{error}")
+        raise
+
+
 def run(main: Callable[..., None], argument: str = "", devices: Devices | None = None):
     """Parses flags and runs `main`; an error that names its remedy ends without a traceback.
 
@@ -150,4 +177,4 @@ def run(main: Callable[..., None], argument: str = "", devices: Devices | None =
             except (ConfigError, DataError, CheckpointError, NonFiniteError) as error:
                 sys.exit(f"{type(error).__name__}: {error}")
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)

@@ -145,16 +145,42 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str):
             "change; set them in the configuration"
         )
     for name in list(tree) if first == "*" else [first]:
-        if name not in tree or (rest and not isinstance(tree[name], dict)):
-            raise ConfigError(
-                f"{path}: given, but there is no such setting: {name!r} is none of "
-                f"{', '.join(tree)}; expected a path as in --config.train.batch_size, the "
-                "modalities by their names, or * for all of them"
-            )
+        _check_level(tree, name, bool(rest), path)
         if rest:
             _set(tree[name], rest, value, path)
         else:
             tree[name] = value
+
+
+def check_setting(tree: Mapping[str, Any], path: str):
+    """Checks that a path as in `--config.<path>=<value>` leads to a setting.
+
+    Args:
+        tree: a configuration as `to_dict` or `config_dict` make it.
+        path: dotted.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    *above, last = path.split(".")
+    for name in above:
+        _check_level(tree, name, True, path)
+        tree = tree[name]
+    _check_level(tree, last, False, path)
+
+
+def _check_level(tree: Mapping[str, Any], name: str, goes_on: bool, path: str):
+    if name not in tree:
+        close = difflib.get_close_matches(name, tree, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "give one of them"
+        among = f"is none of {', '.join(tree)}; {hint}"
+        if not tree:  # of modalities
+            among = "is named by the data alone; write a configuration that names it, to set it"
+    elif goes_on and not isinstance(tree[name], Mapping | ml_collections.ConfigDict):
+        among = "is a single value; give it without what comes behind it"
+    else:
+        return
+    raise ConfigError(f"{path}: given, but there is no such setting: {name!r} {among}")
 
 
 def _modality(name: str, given: Any) -> ModalitySpec:

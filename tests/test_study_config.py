@@ -46,7 +46,7 @@ def test_overrides_reach_one_modality_or_all():
     ("path", "message"),
     [
         ("model.width", r"model.width: given, but there is no such setting: 'width' is none of"),
-        ("modalities.c.k", r"'c' is none of a, b; expected a path"),
+        ("modalities.c.k", r"'c' is none of a, b; give one of them"),
         ("model.dropout.x", r"no such setting: 'dropout'"),
     ],
 )
