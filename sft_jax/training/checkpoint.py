@@ -353,11 +353,17 @@ def _open(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
         raise _unreadable(folder, error) from error
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """No: the loop looks for it. Older Orbax asks JAX's service, which is switched off."""
+        return False
+
+
 def _manager(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
     # Two folders may be written at once, and processes must not meet at the other's barrier.
     processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
     json_handler = functools.partial(ocp.JsonCheckpointHandler, multiprocessing_options=processes)
-    return ocp.CheckpointManager(
+    return _Manager(
         folder,
         item_handlers={
             "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
