@@ -10,10 +10,7 @@ import sft_jax
 PACKAGE = Path(sft_jax.__file__).parent
 FORBIDDEN = {"tensorflow", "torch"}
 # What may all the same import one of them, where it is used and not before.
-OPTIONAL = {
-    module: {"torch"}
-    for module in ("interop.state_dict", "interop.torch_pools", "interop.torch_sft")
-}
+OPTIONAL = {module: {"torch"} for module in ("interop.torch_pools", "interop.torch_sft")}
 
 FILES = ("json_files", "array_files", "layouts", "memory")
 # What stands alone and is used in several rooms.
@@ -29,6 +26,8 @@ ANYTHING = {"", *CORE, *TOOLS, "version", "cli", "inference", "data", "models", 
 }
 # Of training, what computes on arrays of outcomes alone.
 PURE = ("bootstrap", "calibration", "metrics")
+# Of data, what reads the files of others.
+_UNTRUSTED = ("data.checks", "data.pickle_opcodes", "data.safe_pickle")
 _LATE = {*CORE, "models", "training"}
 # Room or module -> what of the package it may import; a prefix stands for all below it. The most
 # specific entry holds.
@@ -55,6 +54,7 @@ ALLOWED = {
     "training.step": {*CORE, "training"},
     "analysis": {*CORE, "schema", *(f"training.{name}" for name in PURE), "version", "analysis"},
     "interop": _LATE | {"interop"},
+    "interop.torch_archive": {*FILES, "types", *_UNTRUSTED},
     "efficiency": _LATE | {"efficiency"},
     "cli": ANYTHING,
     "inference": ANYTHING,

@@ -75,7 +75,13 @@ class Call:
         raise pickle.UnpicklingError(f"a function may not be given the state {shown(state)}")
 
 
-class _Dtype:
+class StandIn:
+    """Stands for a value while the stream is read, and can do nothing; `made` is the value."""
+
+    made: Any
+
+
+class _Dtype(StandIn):
     """Stands for a dtype. numpy's own would take the state's word on whether it holds objects."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = False):
@@ -108,7 +114,7 @@ def _plain(dtype: Any) -> np.dtype:
     return dtype.made
 
 
-class _Array:
+class _Array(StandIn):
     """Stands for an array until its state is known; `made` is what it became."""
 
     __hash__ = None  # type: ignore[assignment]  # how Python spells "not hashable"
@@ -272,7 +278,7 @@ def _resolved(value: Any, seen: dict[int, Any]) -> Any:
     # Most of a long list; asked first, since asking for a protocol takes long.
     if isinstance(value, str | bytes | int | float):
         return value
-    if isinstance(value, _Array | _Dtype):
+    if isinstance(value, StandIn):
         return _resolved(value.made, seen)
     if isinstance(value, Payload):
         return value.load()

@@ -2,23 +2,25 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from sft_jax.array_files import read_npz
+from sft_jax.interop.torch_archive import read_torch
 from sft_jax.types import DataError
 
 
 def read_state(path: str | Path) -> dict[str, np.ndarray]:
-    """A state dict from an `.npz` file, or from a `.pth` or `.pt` checkpoint (needs torch).
+    """A state dict from an `.npz` file, or from a `.pth` or `.pt` checkpoint of PyTorch.
 
     Names may carry the prefix `param/` (then other entries are not weights) or `module.`, and a
-    checkpoint may keep them under `state_dict` or `model`. Torch loads weights only, so a
-    checkpoint cannot run code.
+    checkpoint may keep them under `state_dict` or `model`; its weights become float32. Nothing of
+    a file is run, and PyTorch is not needed (see `torch_archive.read_torch`).
 
     Raises:
-        DataError: the file cannot be read, or torch is needed and not installed.
+        DataError: the file cannot be read, or holds no weights.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -50,23 +52,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise DataError(
-            f"{path}: a torch checkpoint, and torch is not installed; install the extra 'torch', "
-            "or save the state dict with numpy.savez where it is"
-        ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; all mean that nothing was loaded
-        raise DataError(
-            f"{path}: not loadable as weights ({error}), expected a state dict; save "
-            "model.state_dict() alone"
-        ) from error
+    content = read_torch(path)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
+    if not isinstance(content, Mapping) or not all(map(_is_weight, content.items())):
         raise DataError(f"{path}: found no mapping of names to tensors; save model.state_dict()")
-    return {name: tensor.float().numpy() for name, tensor in content.items()}
+    return {name: array.astype(np.float32) for name, array in content.items()}
+
+
+def _is_weight(entry: tuple[Any, Any]) -> bool:
+    name, value = entry
+    # numpy knows bfloat16 by its name alone.
+    return (
+        isinstance(name, str)
+        and isinstance(value, np.ndarray)
+        and (value.dtype.kind in "fiub" or value.dtype == jnp.bfloat16)
+    )

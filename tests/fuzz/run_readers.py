@@ -20,7 +20,7 @@ from sft_jax.config import Config, ModelConfig
 from sft_jax.data.arrays import read_arrays
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.inference import Predictor
-from sft_jax.interop import recorded
+from sft_jax.interop import recorded, reference_weights
 from sft_jax.interop.export import Exportable, to_stablehlo
 from sft_jax.interop.foreign import deserialized
 from sft_jax.json_files import anything, read_json
@@ -29,6 +29,7 @@ from sft_jax.training import checkpoint, logs, optimizer, run
 from sft_jax.training.results import Results
 from sft_jax.training.state import TrainState
 from sft_jax.types import CheckpointError, ConfigError, DataError, ModalitySpec
+from tests import torch_writer
 from tests.analysis.conftest import make_evaluation, make_example, write_run, write_study
 from tests.fuzz.harness import Reader
 
@@ -249,6 +250,44 @@ def _read_recording(path: Path) -> None:
         list(recorded.differences(path))
 
 
+# Weights of another implementation.
+
+# The reference has no words, and no model without layers of a modality's own.
+_REFERENCE = dataclasses.replace(
+    _TINY,
+    modalities=(_SPECS[0], ModalitySpec(name="picture", length=6, feature_dim=4, k=3)),
+    model=dataclasses.replace(_TINY.model, num_pre_layers=1),
+)
+_NAMES = ("sound", "picture")
+
+
+@functools.cache
+def _state_dict() -> dict[str, np.ndarray]:
+    params = Exportable.untrained(_REFERENCE).params
+    return reference_weights.to_reference(params, _REFERENCE.model, _NAMES)
+
+
+def _weights(folder: Path) -> list[Path]:
+    state = _state_dict()
+    plain, marked = folder / "weights.npz", folder / "marked.npz"
+    np.savez(plain, **state)
+    named = {f"param/module.{name}": value for name, value in state.items()}
+    np.savez_compressed(marked, **named, label=np.arange(3))
+    half = {name: torch_writer.bfloat16(value) for name, value in state.items()}
+    return [
+        *(plain, marked),
+        torch_writer.save(state, folder / "weights.pt"),
+        torch_writer.save({"epoch": 3, "state_dict": half}, folder / "half.pth"),
+    ]
+
+
+def _read_weights(path: Path) -> None:
+    params = reference_weights.from_reference(path, _REFERENCE.model, _NAMES)
+    assert set(reference_weights.to_reference(params, _REFERENCE.model, _NAMES)) == set(
+        _state_dict()
+    )
+
+
 # Samples to predict.
 
 
@@ -330,6 +369,7 @@ RUN_READERS = (
     Reader("checkpoint", _checkpoints, _read_checkpoint, (CheckpointError,)),
     Reader("stablehlo", _artefacts, _read_artefact, (DataError,)),
     Reader("recordings", _recordings, _read_recording, (DataError,)),
+    Reader("weights", _weights, _read_weights, (DataError,)),
     Reader("predict_input", _samples, _predict, (DataError,)),
     Reader("config", _configs, _read_config, (ConfigError, CheckpointError)),
     Reader("measured", _measured, _draw_measured, (CheckpointError, DataError), share=0.6),
