@@ -61,7 +61,7 @@ def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
 def _equation(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
-        return _scan(inputs, **params)
+        return _scan(eqn, inputs)
     if name in _REWRITTEN:
         return [_REWRITTEN[name](*inputs, **params)]
     if name in _BODIES:
@@ -96,18 +96,27 @@ def _bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
     return list(results) if eqn.primitive.multiple_results else [results]
 
 
-def _scan(inputs, *, jaxpr, length, reverse, num_consts, num_carry, **_):
-    consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
-    rows = inputs[num_consts + num_carry :]
-    stacked: list[list[Any]] = [[] for _ in range(len(jaxpr.out_avals) - num_carry)]
-    for i in reversed(range(length)) if reverse else range(length):
-        results = _run(jaxpr, [*consts, *carry, *(x[i] for x in rows)])
+def _scan(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
+    body, length = eqn.params["jaxpr"], eqn.params["length"]
+    # Rows have an axis more outside than within. Of what tells constants, carry and rows apart,
+    # that is all that is the same in every version of jax.
+    num_carry = sum(map(_is_whole, eqn.outvars, body.jaxpr.outvars))
+    num_whole = sum(map(_is_whole, eqn.invars, body.jaxpr.invars))
+    consts, rows = inputs[: num_whole - num_carry], inputs[num_whole:]
+    carry = inputs[num_whole - num_carry : num_whole]
+    stacked: list[list[Any]] = [[] for _ in eqn.outvars[num_carry:]]
+    for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
+        results = _run(body, [*consts, *carry, *(x[i] for x in rows)])
         carry = results[:num_carry]
         for kept, row in zip(stacked, results[num_carry:], strict=True):
             kept.append(row)
-    if reverse:
+    if eqn.params["reverse"]:
         stacked = [kept[::-1] for kept in stacked]
     return [*carry, *(jax.numpy.stack(kept) for kept in stacked)]
+
+
+def _is_whole(outside: Any, within: Any) -> bool:
+    return len(outside.aval.shape) == len(within.aval.shape)
 
 
 def _pad(x, value, *, padding_config):
