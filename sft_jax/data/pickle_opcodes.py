@@ -6,6 +6,8 @@ import pickletools
 import struct
 from collections.abc import Iterator
 
+from sft_jax import memory
+
 _SIZES = {
     pickletools.TAKEN_FROM_ARGUMENT1: struct.Struct("<B"),
     pickletools.TAKEN_FROM_ARGUMENT4: struct.Struct("<i"),
@@ -27,6 +29,11 @@ _CONSTANTS = frozenset(
 _EFFECTS = {
     opcode.name: (opcode.stack_before, bool(opcode.stack_after)) for opcode in pickletools.opcodes
 }
+# Bytes that an object takes beside what the stream holds of it: containers are made of one byte,
+# and what a call makes may be a container, too. Others take the last.
+_TAKEN = {"EMPTY_SET": 216, "FROZENSET": 216, "REDUCE": 400, "OBJ": 400, "INST": 400, "NEWOBJ": 400}
+_TAKEN |= {"NEWOBJ_EX": 400, "EMPTY_LIST": 72, "LIST": 72}
+_TAKEN_BY_OTHERS = 64
 # Writers count from 0 or 1; room for others.
 _MEMO_ROOM = 1000
 _TUPLE_ROOM = 1 << 16
@@ -39,12 +46,13 @@ def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
 
     Raises:
         UnpicklingError: a byte is no opcode; something is to be remembered in a place so far out
-            that the table of such places would not fit in memory; or a tuple repeats its parts so
-            often, or is so deep, that using it as a key would take forever or end Python.
+            that the table of such places would not fit in memory, nor would all objects; or a tuple
+            repeats its parts so often, or is so deep, that using it as a key would take forever or
+            end Python.
         EOFError: the stream ends too early, or a string is longer than the stream.
     """
     position, size, count = 0, len(data), 0
-    stack = _Stack()
+    stack, room = _Stack(), memory.memory_limit()
     while position < size:
         opcode = _OPCODES.get(data[position])
         if opcode is None:
@@ -67,6 +75,9 @@ def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
         if stop > size:
             break
         count += 1
+        room -= _TAKEN.get(opcode.name, _TAKEN_BY_OTHERS) if opcode.stack_after else 0
+        if room < 0:
+            raise pickle.UnpicklingError(f"more objects than fit in memory up to byte {position}")
         place = -1
         if opcode.name in _PLACES:
             raw = data[body:stop]

@@ -224,12 +224,19 @@ def _bytes_of(kind: type) -> Callable[..., Any]:
     return make
 
 
+class _Ordered(collections.OrderedDict):
+    """Has no attributes from the stream, such as an `items` of its own."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 def _admitted() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): NDARRAY,
         ("numpy", "dtype"): _Dtype,
         ("_codecs", "encode"): Call(encode),
-        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("collections", "OrderedDict"): _Ordered,
     }
     for core in NUMPY_CORES:
         names[core + ".multiarray", "_reconstruct"] = Call(_reconstruct)
@@ -247,6 +254,8 @@ _ADMITTED = _admitted()
 class SafeUnpickler(pickle.Unpickler):
     """Looks up nothing: names are mapped by the table above or refused with a `DataError`."""
 
+    remedy = "load it where it was made and save it again as plain arrays"
+
     def __init__(self, file: io.BufferedIOBase, name: str):
         """Reads all of `file`, which messages call `name`; Python 2 strings are latin-1."""
         super().__init__(file, encoding="latin1")
@@ -261,8 +270,8 @@ class SafeUnpickler(pickle.Unpickler):
             return _ADMITTED[module, name]
         raise DataError(
             f"{self._name}: the pickle asks for {module}.{name}, expected numpy arrays, numbers, "
-            "text and plain containers only; nothing of it was run. If you trust the file, load "
-            "it where it was made and save it again as plain arrays"
+            "text and plain containers only; nothing of it was run. If you trust the file, "
+            f"{self.remedy}"
         )
 
     def content(self) -> Any:

@@ -263,6 +263,17 @@ def test_pickles_may_not_ask_for_memory_or_change_functions(tmp_path, stream, wo
         map_pickle(tmp_path / "x.pkl") if mapped else load(stream)
 
 
+@pytest.mark.parametrize("opcode", [pickle.EMPTY_SET, pickle.EMPTY_LIST, pickle.EMPTY_DICT])
+@pytest.mark.parametrize("count", [300, 2000])
+def test_objects_of_one_byte_are_counted_before_they_are_made(opcode, count, little_memory):
+    stream = pickle.PROTO + b"\x04" + pickle.MARK + count * opcode + pickle.TUPLE + pickle.STOP
+    if count == 300:
+        assert len(load_pickle(io.BytesIO(stream), "small")) == count
+    else:
+        with pytest.raises(DataError, match=r"large: .*more objects than fit in memory up to byte"):
+            load_pickle(io.BytesIO(stream), "large")
+
+
 def test_a_part_may_not_be_there_again_and_again():
     value = [1] * 9
     # 9^12 entries in some hundred bytes.
