@@ -26,6 +26,7 @@ from sft_jax.interop.foreign import deserialized
 from sft_jax.json_files import anything, read_json
 from sft_jax.study_config import Setting, Study
 from sft_jax.training import checkpoint, logs, optimizer, run
+from sft_jax.training.progress import Progress
 from sft_jax.training.results import Results
 from sft_jax.training.state import TrainState
 from sft_jax.types import CheckpointError, ConfigError, DataError, ModalitySpec
@@ -195,7 +196,7 @@ def _abstract_state() -> TrainState:
 def _checkpoints(folder: Path) -> list[Path]:
     summed, bare = folder / "summed", folder / "bare"
     opened = checkpoint.Checkpoints(summed, config=config_io.to_dict(_TINY))
-    progress = checkpoint.Progress(data={"epoch": 1}, best=0.5, best_step=3)
+    progress = Progress(data={"epoch": 1}, best=0.5, best_step=3)
     for kind in ("best", "last"):
         opened.save(kind, _state(), progress)
     opened.close()
