@@ -143,8 +143,7 @@ class Checkpoints:
                 own = ocp.args.Composite(config=ocp.args.JsonRestore())
                 accepted(self._managers[kind].restore(step, args=own).config, folder / "config")
             # Orbax finds a difference only while it reads, and then leaves reads in flight behind.
-            stored = self._managers[kind].item_metadata(step)["state"]
-            different = differences(stored, abstract)
+            different = differences(self._stored(kind, step), abstract)
             if different:
                 raise ValueError("; ".join(different))
             restored = self._managers[kind].restore(
@@ -165,6 +164,14 @@ class Checkpoints:
                 f"{folder}: could not be read as this configuration's model "
                 f"({str(error)[:300]}); {remedy}, or train into a new workdir"
             ) from error
+
+    def _stored(self, kind: str, step: int) -> Any:
+        """What a checkpoint says of the arrays of its state."""
+        try:
+            return self._managers[kind].item_metadata(step)["state"]
+        # Of a tree too deep, or names that are no text. No device is asked for anything here.
+        except (RuntimeError, SystemError) as error:
+            raise ValueError(str(error.__cause__ or error)) from error
 
     def _steps(self, kind: str) -> list[int]:
         """Steps in a folder as it is now, the newest first."""

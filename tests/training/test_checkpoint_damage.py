@@ -301,6 +301,21 @@ def test_a_damaged_best_is_an_error_where_it_cannot_be_written_again(
     assert "expected the one of step 6; the best of the validations" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("harm", ["deep", "no text"])
+def test_a_tree_that_cannot_be_is_named(saved, abstract, tmp_path, harm):
+    """By a stranger: without sums, what it says is believed until it fails."""
+    folder = saved(last=[5]) / "last" / "5"
+    os.remove(folder / "checksums.json")
+    path = folder / "state" / "_METADATA"
+    content = json.loads(path.read_text())
+    keys = next(iter(content["tree_metadata"].values()))["key_metadata"]
+    keys.extend([{"key": "0", "key_type": 1}] * 3000 if harm == "deep" else [])
+    keys[-1]["key"] = "0" if harm == "deep" else "\ud800"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"last/5: could not be read as .* remove this"):
+        restore(tmp_path, abstract)
+
+
 def test_nothing_to_resume(abstract, tmp_path):
     assert resume(tmp_path, abstract) is None
 
