@@ -44,7 +44,6 @@ _MOST_AXES = 32
 class _Fixed(StandIn):
     """What nothing in the stream may change."""
 
-    __slots__ = ("made",)
     __hash__ = None  # type: ignore[assignment]  # how Python spells "not hashable"
 
     def __init__(self, made: Any):

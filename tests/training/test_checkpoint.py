@@ -195,43 +195,60 @@ def test_reading_leaves_a_running_training_alone(open_checkpoints, at, tmp_path)
     assert in_flight.exists()
 
 
-def test_what_is_replaced_while_it_is_read_gives_way(open_checkpoints, at, monkeypatch):
-    writer = open_checkpoints()
-    writer.save("best", at(5), PROGRESS)
-    writer.wait()
-    reader = open_checkpoints(read_only=True)
-    untouched = ocp.CheckpointManager.item_metadata
+@pytest.fixture
+def read_beside_training(open_checkpoints, at, monkeypatch):
+    """Opens a reader of a best checkpoint, step 5; what it looks at goes through `meanwhile`.
+
+    That is called with the step, the look itself, and what saves another step in its place.
+    """
+
+    def open_(meanwhile):
+        writer = open_checkpoints()
+
+        def save(step):
+            writer.save("best", at(step), PROGRESS)
+            writer.wait()
+
+        save(5)
+        reader = open_checkpoints(read_only=True)
+        untouched = ocp.CheckpointManager.item_metadata
+
+        def look(manager, step):
+            return meanwhile(step, lambda: untouched(manager, step), save)
+
+        monkeypatch.setattr(ocp.CheckpointManager, "item_metadata", look)
+        return reader
+
+    return open_
+
+
+def test_what_is_replaced_while_it_is_read_gives_way(read_beside_training, at):
     reads = []
 
-    def replaced(manager, step):
+    def meanwhile(step, look, save):
         reads.append(step)
         if len(reads) == 1:
-            writer.save("best", at(6), PROGRESS)
-            writer.wait()
-        return untouched(manager, step)
+            save(6)
+        return look()
 
-    monkeypatch.setattr(ocp.CheckpointManager, "item_metadata", replaced)
+    reader = read_beside_training(meanwhile)
     assert_same(reader.restore("best", abstract(at(5)))[0], at(6))
     assert reads == [5, 6]
 
 
-def test_a_model_of_another_kind_is_told_while_training_goes_on(open_checkpoints, at, monkeypatch):
+def test_a_model_of_another_kind_is_told_while_training_goes_on(read_beside_training, at):
     """However fast new ones come, all of them are of the other model."""
-    writer = open_checkpoints()
-    writer.save("best", at(5), PROGRESS)
-    writer.wait()
-    reader = open_checkpoints(read_only=True)
-    untouched = ocp.CheckpointManager.item_metadata
+    reads = []
 
-    def replaced(manager, step):
-        found = untouched(manager, step)
-        writer.save("best", at(step + 1), PROGRESS)
-        writer.wait()
+    def meanwhile(step, look, save):
+        reads.append(step)
+        found = look()
+        save(step + 1)
         return found
 
-    monkeypatch.setattr(ocp.CheckpointManager, "item_metadata", replaced)
     with pytest.raises(CheckpointError, match=r"could not be read as"):
-        reader.restore("best", abstract(at(5, adam=False)))
+        read_beside_training(meanwhile).restore("best", abstract(at(5, adam=False)))
+    assert reads == list(range(5, 10))
 
 
 def test_reading_creates_nothing(open_checkpoints, tmp_path):
