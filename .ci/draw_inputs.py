@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from sft_jax.config_io import load
+from sft_jax.config.io import load
 
 
 def main(config: str, output: str):

@@ -8,9 +8,9 @@ Entries are `<modality>` `[n, t, f]` (or `[n, t]` integer ids), `label` `[n]`, a
 from the file; every modality is pooled to an eighth of its tokens.
 """
 
-from sft_jax.config import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.config_io import config_dict
-from sft_jax.data_config import ArraysOptions, DataConfig
+from sft_jax.config.data import ArraysOptions, DataConfig
+from sft_jax.config.io import config_dict
+from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
 
 
 def get_config():

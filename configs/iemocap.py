@@ -9,9 +9,9 @@ Other emotions: `--config.data.options.emotion=sad` (or neutral, angry). Not tun
 claimed.
 """
 
-from sft_jax.config import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.config_io import config_dict
-from sft_jax.data_config import DataConfig, MultPickleOptions
+from sft_jax.config.data import DataConfig, MultPickleOptions
+from sft_jax.config.io import config_dict
+from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
 
 
 def get_config():

@@ -7,7 +7,9 @@ Needs the wheel of `aeon` in `data/`: `pip download --no-deps --dest data aeon==
 processor time on an x86 core.
 """
 
-from sft_jax.config import (
+from sft_jax.config.data import DataConfig, JapaneseVowelsOptions
+from sft_jax.config.io import config_dict
+from sft_jax.config.run import (
     AugmentConfig,
     Config,
     Duration,
@@ -15,8 +17,6 @@ from sft_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.config_io import config_dict
-from sft_jax.data_config import DataConfig, JapaneseVowelsOptions
 from sft_jax.types import ModalitySpec
 
 

@@ -8,8 +8,8 @@ block, 1 + 7 + 7 + 1 = 16 in the 11 fused blocks. Costs 217,647 parameters and 0
 forward (`python -m sft_jax.benchmark --configs=configs/mosei.py`).
 """
 
-from sft_jax.config_io import config_dict
-from sft_jax.paper import mosei
+from sft_jax.config.io import config_dict
+from sft_jax.config.paper import mosei
 
 
 def get_config():

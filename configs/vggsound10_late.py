@@ -8,8 +8,8 @@ modality on its own. Costs 496,050 parameters and 3.088 GFLOP a sample forward (
 sft_jax.benchmark --configs=configs/vggsound10_late.py`).
 """
 
-from sft_jax.config_io import config_dict
-from sft_jax.paper import vggsound
+from sft_jax.config.io import config_dict
+from sft_jax.config.paper import vggsound
 
 
 def get_config():

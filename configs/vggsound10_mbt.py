@@ -8,8 +8,8 @@ sft_jax.prepare --fake=vggsound10 --fake_dir=data`. Tokens: 39 + 1201 + 39 in bl
 sample forward (`python -m sft_jax.benchmark --configs=configs/vggsound10_mbt.py`).
 """
 
-from sft_jax.config_io import config_dict
-from sft_jax.paper import vggsound
+from sft_jax.config.io import config_dict
+from sft_jax.config.paper import vggsound
 
 
 def get_config():

@@ -9,8 +9,8 @@ and 7.396 GFLOP a sample forward (`python -m sft_jax.benchmark
 --configs=configs/vggsound10_mult.py`).
 """
 
-from sft_jax.config_io import config_dict
-from sft_jax.paper import vggsound
+from sft_jax.config.io import config_dict
+from sft_jax.config.paper import vggsound
 
 
 def get_config():

@@ -8,9 +8,9 @@ blocks behind the pool. Costs 172,770 parameters and 0.271 GFLOP a sample forwar
 sft_jax.benchmark --configs=configs/vggsound10_unimodal.py`).
 """
 
-from sft_jax.config import BaselineConfig
-from sft_jax.config_io import config_dict
-from sft_jax.paper import vggsound
+from sft_jax.config.io import config_dict
+from sft_jax.config.paper import vggsound
+from sft_jax.config.run import BaselineConfig
 
 
 def get_config():

@@ -10,7 +10,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for: reading the version or a configuration should not start jax.
     if name == "load":
-        from sft_jax.inference import load
+        from sft_jax.training.predictor import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

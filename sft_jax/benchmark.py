@@ -13,20 +13,20 @@ import jax
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis import performance, plots
-from sft_jax.analysis.tables import format_table
-from sft_jax.config_io import from_dict, load
-from sft_jax.efficiency import attention, benchmarks, measure, memory, sweep
-from sft_jax.efficiency.cost import CONVENTION
-from sft_jax.efficiency.models import random_batch
+from sft_jax.config.io import from_dict, load
+from sft_jax.efficiency import attention_benchmark, benchmarks, measure, process_memory, scaling
+from sft_jax.efficiency.flops import CONVENTION
+from sft_jax.efficiency.model_costs import random_batch
 from sft_jax.efficiency.throughput import matmul_peak, one_device_a_core, peak_memory
 from sft_jax.efficiency.variants import VARIANTS, variant
-from sft_jax.interop import against
+from sft_jax.interop.torch import torch_benchmark
+from sft_jax.reports.figures import performance, plots
+from sft_jax.reports.tables import format_table
 
 _CONFIG = cli.define_config(required=False)
 _COMPARE = flags.DEFINE_list("compare", ["sft"], f"Models to time, of {', '.join(VARIANTS)}.")
 _AGAINST = flags.DEFINE_enum("against", "", ["", "torch"], "Another library to time beside them.")
-_SWEEP = flags.DEFINE_enum("sweep", "", ["", *sweep.AXES], "Setting to vary.")
+_SWEEP = flags.DEFINE_enum("sweep", "", ["", *scaling.AXES], "Setting to vary.")
 _VALUES = flags.DEFINE_list("values", [], "Its values; a usual range where none are given.")
 _JSON = flags.DEFINE_string("json", "", "File for the numbers.")
 _PLOT = flags.DEFINE_string("plot", "", "File for the figure, a PNG.")
@@ -66,19 +66,19 @@ def main():
 def _models(config):
     configs = {name: variant(config, name) for name in _COMPARE.value}
     candidates = {name: measure.candidate(own) for name, own in configs.items()}
-    alone: dict[str, Any] = {name: (memory.run_once, own) for name, own in configs.items()}
+    alone: dict[str, Any] = {name: (process_memory.run_once, own) for name, own in configs.items()}
     if _AGAINST.value:
         own = next(iter(configs.values()))
         batch = random_batch(own)
-        for other, calls in against.torch_candidates(own, batch).items():
+        for other, calls in torch_benchmark.torch_candidates(own, batch).items():
             configs[other] = own
             candidates[other] = measure.uncompiled(*calls, own.train.batch_size)
-            alone[other] = (against.run_once, own, batch, other)
+            alone[other] = (torch_benchmark.run_once, own, batch, other)
     peak = matmul_peak(config.model.dtype)
     measured = measure.measure(candidates, configs, peak, _REPEATS.value, _WINDOW.value)
     peaks = {}
     if _PROCESS_MEMORY.value:
-        peaks = {name: memory.peak_alone(*run) for name, run in alone.items()}
+        peaks = {name: process_memory.peak_alone(*run) for name, run in alone.items()}
     print(format_table(benchmarks.rows(measured, peaks)))
     print(
         f"\n{_machine()}, batch {config.train.batch_size}, {config.model.dtype}, everything real, "
@@ -98,7 +98,7 @@ def _models(config):
 
 def _sweep(config):
     axis = _SWEEP.value
-    values = [int(v) if v.isdigit() else v for v in _VALUES.value] or sweep.AXES[axis][0]
+    values = [int(v) if v.isdigit() else v for v in _VALUES.value] or scaling.AXES[axis][0]
     configs = {name: variant(config, name) for name in _COMPARE.value}
     points = benchmarks.along(configs, axis, values, _REPEATS.value, _WINDOW.value)
     print(format_table(benchmarks.sweep_rows(points, axis)))
@@ -139,12 +139,12 @@ def _attention():
         "saliency": _SALIENCY.value,
         "repeats": _REPEATS.value,
     }
-    rows = attention.compare(batch=_BATCH.value, tokens=_TOKENS.value, **shared)
+    rows = attention_benchmark.compare(batch=_BATCH.value, tokens=_TOKENS.value, **shared)
     print(f"{_heading(_BATCH.value, _TOKENS.value)}\n\n{format_table(rows)}")
     if _FIXED_TOKENS.value:
         size: dict[str, Any] = {"batch": _FIXED_BATCH.value, "tokens": _FIXED_TOKENS.value}
         size["strides"] = [int(stride) for stride in _FIXED_STRIDES.value]
-        rows = attention.compare_fixed(**size, masked=_FIXED_MASKED.value, **shared)
+        rows = attention_benchmark.compare_fixed(**size, masked=_FIXED_MASKED.value, **shared)
         heading = _heading(_FIXED_BATCH.value, f"{_FIXED_TOKENS.value} behind CLS")
         print(f"\n{heading}, masked {_FIXED_MASKED.value}\n\n{format_table(rows)}")
 

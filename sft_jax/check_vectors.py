@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from sft_jax import cli
-from sft_jax.interop.recorded import TOLERANCE, compare_folder
+from sft_jax.interop.vectors.recorded import TOLERANCE, compare_folder
 from sft_jax.types import DataError
 
 

@@ -13,7 +13,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sft_jax.config_io import check_setting, find
+from sft_jax.config.io import check_setting, find
 from sft_jax.training import processes
 from sft_jax.types import CheckpointError, ConfigError, DataError, NonFiniteError
 

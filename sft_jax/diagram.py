@@ -6,8 +6,8 @@ Nothing is run and no data are read, so the configuration must name modalities a
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis.diagram import model_diagram, save_diagram
-from sft_jax.config_io import from_dict
+from sft_jax.config.io import from_dict
+from sft_jax.reports.figures.model_diagram import model_diagram, save_diagram
 
 _CONFIG = cli.define_config()
 _OUTPUT = flags.DEFINE_string("output", None, "File to write: .svg, .png or .pdf.", required=True)

@@ -4,10 +4,10 @@ import jax
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis import example
-from sft_jax.analysis.run_folder import save_example
-from sft_jax.analysis.run_scores import metric_rows
-from sft_jax.analysis.tables import format_table
+from sft_jax.reports import example
+from sft_jax.reports.sections.run_scores import metric_rows
+from sft_jax.reports.tables import format_table
+from sft_jax.runs.run_folder import save_example
 from sft_jax.training import session
 
 _WORKDIR = cli.define_workdir()

@@ -10,13 +10,13 @@ from pathlib import Path
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis.tables import format_table
-from sft_jax.config_io import from_dict
-from sft_jax.efficiency.models import check_complete
+from sft_jax.config.io import from_dict
+from sft_jax.efficiency.model_costs import check_complete
 from sft_jax.efficiency.variants import VARIANTS, variant
-from sft_jax.inference import load
-from sft_jax.interop import artefact_table, artefacts
-from sft_jax.interop.export import Exportable
+from sft_jax.interop.artefacts import artefact_files, artefact_table
+from sft_jax.interop.artefacts.stablehlo import Exportable
+from sft_jax.reports.tables import format_table
+from sft_jax.training.predictor import load
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Of the artefact.")
@@ -44,8 +44,8 @@ def main():
         found = artefact_table.score(model, workdir, _SCORE.value, _DATA_DIR.value)
         return _show(found, artefact_table.score_rows)
     kind = _FORMAT.value + "_int8" * _INT8.value
-    path = artefacts.write(model, [kind], Path(_OUTPUT.value or workdir / "export"))[kind]
-    off = artefacts.compared(model, path, kind).logits
+    path = artefact_files.write(model, [kind], Path(_OUTPUT.value or workdir / "export"))[kind]
+    off = artefact_files.compared(model, path, kind).logits
     return print(f"{path}: {path.stat().st_size / 1e3:.0f} kB, logits differ by {off:.1g}")
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis.tables import format_table
-from sft_jax.config_io import from_dict
-from sft_jax.efficiency import plans
+from sft_jax.config.io import from_dict
+from sft_jax.efficiency import plan_tables
 from sft_jax.efficiency.topology import EXAMPLES, parse
 from sft_jax.efficiency.variants import VARIANTS, variant
+from sft_jax.reports.tables import format_table
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_list(
@@ -36,20 +36,24 @@ def main():
     configs = {name: variant(config, name) for name in _COMPARE.value}
     found = {
         topology: {
-            name: plans.entry(own, topology, _BATCH.value, _LARGEST.value)
+            name: plan_tables.entry(own, topology, _BATCH.value, _LARGEST.value)
             for name, own in configs.items()
         }
         for topology in map(parse, _TOPOLOGY.value)
     }
     if len(found) == 1:
         ((topology, models),) = found.items()
-        tables = [plans.memory_rows(models), plans.work_rows(models), plans.collective_rows(models)]
-        print(plans.heading(topology, next(iter(models.values())).plan), end="\n\n")
+        tables = [
+            plan_tables.memory_rows(models),
+            plan_tables.work_rows(models),
+            plan_tables.collective_rows(models),
+        ]
+        print(plan_tables.heading(topology, next(iter(models.values())).plan), end="\n\n")
     else:
-        tables = [plans.overview_rows(found)]
+        tables = [plan_tables.overview_rows(found)]
     print("\n\n".join(map(format_table, filter(None, tables))))
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(plans.to_json(found), indent=1) + "\n")
+        Path(_JSON.value).write_text(json.dumps(plan_tables.to_json(found), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.data.arrays import read_arrays
-from sft_jax.inference import load
+from sft_jax.training.predictor import load
 
 _WORKDIR = cli.define_workdir()
 _INPUT = flags.DEFINE_string(

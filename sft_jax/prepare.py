@@ -6,7 +6,7 @@
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.config_io import from_dict
+from sft_jax.config.io import from_dict
 from sft_jax.data.fake import FAKES, describe_files, next_command, write_fake
 from sft_jax.data.records import describe
 from sft_jax.data.sources import prepare

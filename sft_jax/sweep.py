@@ -6,14 +6,14 @@ The same command goes on where it was stopped. Folds and seeds of a setting are 
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.analysis.study_folder import read_study_folder
-from sft_jax.analysis.study_scores import setting_rows
-from sft_jax.analysis.tables import format_table
-from sft_jax.efficiency.models import study_cost
-from sft_jax.study_config import load_study
-from sft_jax.training.folds import FoldReader
-from sft_jax.training.results import Results
-from sft_jax.training.sweep import progress_bar, train_setting
+from sft_jax.config.study import load_study
+from sft_jax.efficiency.model_costs import study_cost
+from sft_jax.reports.sections.study_scores import setting_rows
+from sft_jax.reports.tables import format_table
+from sft_jax.runs.study_folder import read_study_folder
+from sft_jax.studies.folds import FoldReader
+from sft_jax.studies.results import Results
+from sft_jax.studies.setting_runs import progress_bar, train_setting
 from sft_jax.types import ConfigError
 
 _CONFIG = flags.DEFINE_string(

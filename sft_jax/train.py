@@ -9,7 +9,7 @@ import sys
 import jax
 
 from sft_jax import cli
-from sft_jax.config_io import from_dict
+from sft_jax.config.io import from_dict
 from sft_jax.training import session
 
 _CONFIG = cli.define_config()

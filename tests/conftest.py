@@ -25,12 +25,15 @@ SLOW = (
     "test_resume",
     "test_recorded",
     "test_configurations",
-    "test_sparse_attention",
+    "test_fixed_attention",
     "test_tpu_attention",
-    "test_inference",
+    "test_predictor",
     "test_benchmark",
     "test_readme",
 )
+
+# Fixtures of several rooms' tests.
+pytest_plugins = ("data_fixtures", "report_fixtures", "run_fixtures")
 
 # Compilation makes the first example slow and says nothing about the code under test.
 settings.register_profile("sft_jax", deadline=None, max_examples=20)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from doc_pages import ROOT
 
-from sft_jax.config_io import find, load
+from sft_jax.config.io import find, load
 from sft_jax.types import ConfigError
 
 SHIPPED = ("sft_jax", "configs")

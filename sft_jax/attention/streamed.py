@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from sft_jax.models.base2 import are_small, exp2, product, product_less, scaled
-from sft_jax.models.heads import over_heads
-from sft_jax.models.platform import target_platform
+from sft_jax.attention.base2_softmax import are_small, exp2, product, product_less, scaled
+from sft_jax.attention.heads import over_heads
+from sft_jax.attention.platform import target_platform
 
 _MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 _CPU_TILE = 2**21  # scores of a tile in the forward pass (8 MiB)

@@ -17,8 +17,8 @@ from typing import Any
 
 import ml_collections
 
-from sft_jax.config import Config, Duration
-from sft_jax.data_config import OPTIONS, DataConfig
+from sft_jax.config.data import OPTIONS, DataConfig
+from sft_jax.config.run import Config, Duration
 from sft_jax.types import ConfigError, ModalitySpec, check_choice
 
 _LARGEST_INTEGER = 2**63 - 1

@@ -1,6 +1,7 @@
 """The runs of the paper (arXiv 2111.11992, section 4) as its authors' commands have them."""
 
-from sft_jax.config import (
+from sft_jax.config.data import DataConfig, MultPickleOptions, VggsoundHdf5Options
+from sft_jax.config.run import (
     BaselineConfig,
     Config,
     Duration,
@@ -9,7 +10,6 @@ from sft_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.data_config import DataConfig, MultPickleOptions, VggsoundHdf5Options
 from sft_jax.types import ModalitySpec
 
 _NO_BASELINE = BaselineConfig()

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from sft_jax.data_config import DataConfig
-from sft_jax.training_config import AugmentConfig, MixupConfig, OptimizerConfig, TrainConfig
-from sft_jax.training_config import Duration as Duration
+from sft_jax.config.data import DataConfig
+from sft_jax.config.training import AugmentConfig, MixupConfig, OptimizerConfig, TrainConfig
+from sft_jax.config.training import Duration as Duration
 from sft_jax.types import ConfigError, ModalitySpec, check_at_least, check_choice
 
 

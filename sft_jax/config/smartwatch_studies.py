@@ -1,6 +1,7 @@
 """What the studies of the smartwatch recordings share (see configs/studies/)."""
 
-from sft_jax.config import (
+from sft_jax.config.data import DataConfig, SmartwatchOptions
+from sft_jax.config.run import (
     AugmentConfig,
     Config,
     Duration,
@@ -8,8 +9,7 @@ from sft_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.data_config import DataConfig, SmartwatchOptions
-from sft_jax.study_config import Condition, Setting, Study
+from sft_jax.config.study import Condition, Setting, Study
 from sft_jax.types import ModalitySpec
 
 SENSORS = ("accelerometer", "gyroscope")

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_jax.config import Config
-from sft_jax.config_io import override, run_file
+from sft_jax.config.io import override, run_file
+from sft_jax.config.run import Config
 from sft_jax.types import ConfigError
 
 

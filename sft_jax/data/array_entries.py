@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.array_files import Layout, load_npz, map_npy
-from sft_jax.data.checks import check_fits, layout_error
+from sft_jax.files.errors import check_fits, layout_error
+from sft_jax.files.npz import Layout, load_npz, map_npy
 from sft_jax.types import DataError
 
 # Samples that are converted at a time.

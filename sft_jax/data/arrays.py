@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from sft_jax.data.array_entries import CHUNK, load_entries
-from sft_jax.data.checks import explained, layout_error
 from sft_jax.data.records import MOST_TOKENS, ModalityInfo, Record, fixed_length
+from sft_jax.files.errors import explained, layout_error
 from sft_jax.types import DataError
 
 _COLUMNS = ("label", "id", "group")

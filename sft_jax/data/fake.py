@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 from jaxtyping import Float32
 
+from sft_jax.config.data import ArraysOptions
 from sft_jax.data.records import SPLITS
-from sft_jax.data_config import ArraysOptions
 from sft_jax.types import ConfigError
 
 Shapes = Mapping[str, tuple[int, int]]

@@ -15,8 +15,8 @@ import grain
 import numpy as np
 
 from sft_jax.data.builders.base import record_features
-from sft_jax.data.checks import check_fits, layout_error
 from sft_jax.data.records import MOST_TOKENS, SPLITS, DataInfo, ModalityInfo, Record
+from sft_jax.files.errors import check_fits, layout_error
 from sft_jax.types import DataError
 
 _METADATA = "metadata.json"

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sft_jax.data.records import ModalityInfo, Record
-from sft_jax.data.rows import Rows, chunks, clean
+from sft_jax.files.rows import Rows, chunks, clean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from absl import logging
 
-from sft_jax.checksums import find_damage
+from sft_jax.config.data import DataConfig
 from sft_jax.data.builders import BUILDERS, SourceBuilder, base
 from sft_jax.data.prepared import Shards, read_info
 from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Records
-from sft_jax.data_config import DataConfig
+from sft_jax.files.checksums import find_damage
 from sft_jax.types import DataError
 
 # Decoding a record takes longer than a small model takes to train on it.

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from sft_jax.data.checks import layout_error
-from sft_jax.data.mapped_pickle import map_pickle
 from sft_jax.data.records import SPLITS, Contents
-from sft_jax.data.rows import Rows, as_rows, describe, text
 from sft_jax.data.sequence_table import SequenceTable, modality_info
+from sft_jax.files.errors import layout_error
+from sft_jax.files.mapped_pickles import map_pickle
+from sft_jax.files.rows import Rows, as_rows, describe, text
 
 # CMU-MOSI and CMU-MOSEI: strongly negative to strongly positive.
 SENTIMENTS = tuple(float(value) for value in range(-3, 4))

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sft_jax.attention.dense import Attention, dot_product_attention
+from sft_jax.attention.fixed import fixed_attention
 from sft_jax.efficiency.throughput import time_interleaved
-from sft_jax.models.attention import Attention, dot_product_attention
-from sft_jax.models.sparse_attention import fixed_attention
 
 IMPLEMENTATIONS = ("xla", "streamed")
 _FORWARD, _BACKWARD = "forward", "forward + backward"

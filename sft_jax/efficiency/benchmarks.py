@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sft_jax.config import Config
+from sft_jax.config.run import Config
 from sft_jax.efficiency.measure import (
     KINDS,
     Candidate,
@@ -16,7 +16,7 @@ from sft_jax.efficiency.measure import (
     megabytes,
     rates,
 )
-from sft_jax.efficiency.sweep import Value, at, exponent
+from sft_jax.efficiency.scaling import Value, at, exponent
 
 _PROFILED_STEPS = 3
 

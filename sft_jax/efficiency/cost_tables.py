@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sft_jax.config import Config
-from sft_jax.efficiency.cost import CONVENTION
-from sft_jax.efficiency.layers import LayerCost, layer_costs
-from sft_jax.efficiency.models import num_parameters
+from sft_jax.config.run import Config
+from sft_jax.efficiency.flops import CONVENTION
+from sft_jax.efficiency.layer_costs import LayerCost, layer_costs
+from sft_jax.efficiency.model_costs import num_parameters
 from sft_jax.efficiency.variants import variant
 
 NOTE = f"""One sample. {CONVENTION};

@@ -15,11 +15,11 @@ import flax.linen as nn
 import jax
 from jax.extend import core
 
-from sft_jax.config import Config
-from sft_jax.efficiency.cost import flops_by_scope, scope_of
-from sft_jax.efficiency.models import traceable, written_out
+from sft_jax.attention.fixed_blocks import keys_of_token
+from sft_jax.config.run import Config
+from sft_jax.efficiency.flops import flops_by_scope, scope_of
+from sft_jax.efficiency.model_costs import traceable, written_out
 from sft_jax.models.layers import BlockConfig, MultiHeadAttention
-from sft_jax.models.sparse_slots import keys_of_token
 
 # What a layer is made of: its path ends in front of these.
 _PARTS = ("attention", "mlp", "proj", "embedding", "linear", "norm")

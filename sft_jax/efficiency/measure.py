@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from sft_jax.config import Config
-from sft_jax.efficiency.hlo_cost import program_cost
-from sft_jax.efficiency.models import (
+from sft_jax.config.run import Config
+from sft_jax.efficiency.hlo.hlo_cost import program_cost
+from sft_jax.efficiency.model_costs import (
     check_complete,
     forward_gflop,
     num_parameters,

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax.config import Config
-from sft_jax.efficiency.cost import matmul_flops
+from sft_jax.config.run import Config
+from sft_jax.efficiency.flops import matmul_flops
 from sft_jax.models import registry
 from sft_jax.training.run import count_parameters
 from sft_jax.training.state import example_inputs

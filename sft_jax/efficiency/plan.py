@@ -12,13 +12,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from sft_jax.config import Config
-from sft_jax.efficiency.hlo_cost import ProgramCost, program_cost
-from sft_jax.efficiency.layers import layer_costs
-from sft_jax.efficiency.models import check_complete, random_batch
+from sft_jax.attention.platform import compiling_for
+from sft_jax.config.run import Config
+from sft_jax.efficiency.hlo.hlo_cost import ProgramCost, program_cost
+from sft_jax.efficiency.layer_costs import layer_costs
+from sft_jax.efficiency.model_costs import check_complete, random_batch
 from sft_jax.efficiency.topology import Topology, devices
 from sft_jax.models import registry
-from sft_jax.models.platform import compiling_for
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate
 from sft_jax.training.run import step_config

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sft_jax.config import Config
+from sft_jax.config.run import Config
 from sft_jax.efficiency import roofline
-from sft_jax.efficiency.hlo_cost import ProgramCost
+from sft_jax.efficiency.hlo.hlo_cost import ProgramCost
 from sft_jax.efficiency.plan import Plan, default_batch, largest_batch, plan, with_batch
 from sft_jax.efficiency.topology import Topology
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sft_jax.efficiency.chips import Chip
-from sft_jax.efficiency.hlo_cost import Collective, ProgramCost
+from sft_jax.efficiency.hlo.hlo_cost import Collective, ProgramCost
 
 
 def sent_bytes(collective: Collective, num_chips: int) -> float:

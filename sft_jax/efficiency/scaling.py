@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.config import Config
+from sft_jax.config.run import Config
 from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS, ConfigError, ModalitySpec, check_choice
 
 Value = int | str

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sft_jax.config import FIXED_ATTENTION_MODELS, BaselineConfig, Config, MixupConfig
+from sft_jax.config.run import FIXED_ATTENTION_MODELS, BaselineConfig, Config, MixupConfig
 from sft_jax.types import WINDOW_POOLS, ConfigError, ModalitySpec, check_choice
 
 VARIANTS = {

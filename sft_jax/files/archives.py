@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_jax.data.checks import check_fits, explained, layout_error
+from sft_jax.files.errors import check_fits, explained, layout_error
 from sft_jax.types import DataError
 
 _AGAIN = "get the file again (docs/data.md)"

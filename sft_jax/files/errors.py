@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft_jax import memory
+from sft_jax.files import memory
 from sft_jax.types import DataError
 
 

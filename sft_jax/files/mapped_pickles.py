@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.checks import explained
-from sft_jax.data.pickle_opcodes import opcodes
-from sft_jax.data.rows import FileArray, absolute
-from sft_jax.data.safe_pickle import (
+from sft_jax.files.errors import explained
+from sft_jax.files.pickle_opcodes import opcodes
+from sft_jax.files.pickles import (
     Call,
     SafeUnpickler,
     checked_encoding,
@@ -32,6 +31,7 @@ from sft_jax.data.safe_pickle import (
     encode,
     shown,
 )
+from sft_jax.files.rows import FileArray, absolute
 
 # Shorter strings stay in the stream.
 LARGE = 4096

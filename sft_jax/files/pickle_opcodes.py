@@ -6,7 +6,7 @@ import pickletools
 import struct
 from collections.abc import Iterator
 
-from sft_jax import memory
+from sft_jax.files import memory
 
 _SIZES = {
     pickletools.TAKEN_FROM_ARGUMENT1: struct.Struct("<B"),

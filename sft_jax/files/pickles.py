@@ -15,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sft_jax.array_files import LONGEST_HEADER, check_letters, parse_npy_header
-from sft_jax.data.checks import explained
-from sft_jax.data.pickle_opcodes import opcodes
+from sft_jax.files.errors import explained
+from sft_jax.files.npz import LONGEST_HEADER, check_letters, parse_npy_header
+from sft_jax.files.pickle_opcodes import opcodes
 from sft_jax.types import DataError
 
 # Stands for `numpy.ndarray` in the stream. The class itself must not be reachable: called with a

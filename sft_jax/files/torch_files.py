@@ -16,10 +16,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.data.checks import explained
-from sft_jax.data.pickle_opcodes import opcodes
-from sft_jax.data.safe_pickle import Call, SafeUnpickler, StandIn, checked_shape, shown
-from sft_jax.memory import memory_limit
+from sft_jax.files.errors import explained
+from sft_jax.files.memory import memory_limit
+from sft_jax.files.pickle_opcodes import opcodes
+from sft_jax.files.pickles import Call, SafeUnpickler, StandIn, checked_shape, shown
 from sft_jax.types import DataError
 
 _DTYPES = {

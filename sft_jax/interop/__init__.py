@@ -1,1 +1,1 @@
-"""Weights from and artefacts for other frameworks."""
+"""Weights in, artefacts out."""

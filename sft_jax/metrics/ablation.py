@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from sft_jax.training.bootstrap import estimates
-from sft_jax.training.metrics import confusion_matrix, macro_f1
+from sft_jax.metrics.bootstrap import estimates
+from sft_jax.metrics.classification import confusion_matrix, macro_f1
 from sft_jax.types import Batch
 
 METRICS = ("top1", "macro_f1", "loss")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Real
 
-from sft_jax.training.rows import counted, distributions
+from sft_jax.metrics.inputs import counted, distributions
 from sft_jax.types import Array, DataError
 
 NUM_BINS = 15

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
-from sft_jax.training.bootstrap import bootstrap_interval, estimate
-from sft_jax.training.ranking import NAMES as RANKING
-from sft_jax.training.ranking import ranking_estimates, ranking_metrics
-from sft_jax.training.rows import check_classes, counted, distributions, finite
-from sft_jax.training.sentiment import sentiment_block
+from sft_jax.metrics.bootstrap import bootstrap_interval, estimate
+from sft_jax.metrics.inputs import check_classes, counted, distributions, finite
+from sft_jax.metrics.ranking import NAMES as RANKING
+from sft_jax.metrics.ranking import ranking_estimates, ranking_metrics
+from sft_jax.metrics.sentiment import sentiment_block
 from sft_jax.types import Array, DataError
 
 # The smallest normal float32: a probability that underflowed costs 87.3 nats, not infinity.

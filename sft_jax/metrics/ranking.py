@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int, Real
 from scipy.special import ndtri
 
-from sft_jax.training.bootstrap import estimate, estimates
-from sft_jax.training.rows import check_classes, counted, finite
+from sft_jax.metrics.bootstrap import estimate, estimates
+from sft_jax.metrics.inputs import check_classes, counted, finite
 from sft_jax.types import Array
 
 # In this order `macro` returns them; `d_prime` follows from the second.

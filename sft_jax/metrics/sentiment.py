@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
 
-from sft_jax.training.bootstrap import estimates
-from sft_jax.training.rows import counted, finite
+from sft_jax.metrics.bootstrap import estimates
+from sft_jax.metrics.inputs import counted, finite
 from sft_jax.types import Array
 
 REGRESSION = (

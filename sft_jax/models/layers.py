@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sft_jax.config import BlockStyle, ModelConfig
-from sft_jax.models.attention import Attention, dot_product_attention
+from sft_jax.attention.dense import Attention, dot_product_attention
+from sft_jax.attention.fixed import fixed_attention, fixed_attention_of
+from sft_jax.attention.fixed_blocks import make_pattern
+from sft_jax.attention.tpu.tpu_fixed import kernel_fixed_attention, kernel_takes
+from sft_jax.config.run import BlockStyle, ModelConfig
 from sft_jax.models.blocks import make_block
 from sft_jax.models.mixup import Mixer
-from sft_jax.models.sparse_attention import fixed_attention, fixed_attention_of
-from sft_jax.models.sparse_slots import make_pattern
-from sft_jax.models.tpu_sparse_attention import kernel_fixed_attention, kernel_takes
 
 Keys = Key[Array, " b"]  # one random key per sample, so that nothing depends on the device count
 _EPSILON = 1e-5

@@ -4,13 +4,7 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
 from sft_jax.models.layers import AttentionResidual, BlockConfig, Keys, fold_in
-from sft_jax.models.pools import (
-    POOL_FUNCTIONS,
-    Pooled,
-    as_pooled,
-    choose_top,
-    saliency_weights,
-)
+from sft_jax.models.pools import POOL_FUNCTIONS, Pooled, as_pooled, choose_top, saliency_weights
 from sft_jax.types import SALIENCY_POOLS, ModalitySpec
 
 

@@ -2,10 +2,10 @@
 
 import flax.linen as nn
 
-from sft_jax.config import Config
-from sft_jax.models.fusion import Concat, LateFusion, Unimodal
-from sft_jax.models.mbt import BottleneckTransformer
-from sft_jax.models.mult import CrossmodalTransformer
+from sft_jax.config.run import Config
+from sft_jax.models.baselines.mbt import BottleneckTransformer
+from sft_jax.models.baselines.mult import CrossmodalTransformer
+from sft_jax.models.baselines.token_fusion import Concat, LateFusion, Unimodal
 from sft_jax.models.sft import SparseFusionTransformer
 from sft_jax.types import ConfigError
 

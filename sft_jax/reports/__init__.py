@@ -1,1 +1,1 @@
-"""From a run folder to tables and figures."""
+"""Reports of runs and studies as HTML and Markdown, with their figures."""

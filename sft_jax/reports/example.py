@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
-from sft_jax.analysis import plots
-from sft_jax.analysis.run_folder import Example
+from sft_jax.reports.figures import plots
+from sft_jax.runs.run_folder import Example
 from sft_jax.types import DataError, ModalitySpec
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-from sft_jax.analysis.document import (
+from sft_jax.reports.document import (
     Block,
     Commands,
     Document,
@@ -22,8 +22,8 @@ from sft_jax.analysis.document import (
     Text,
     slug,
 )
-from sft_jax.analysis.page_style import FIGURE_COLORS, FIGURE_FONT, STYLE, figure_style
-from sft_jax.analysis.tables import grid
+from sft_jax.reports.html_style import FIGURE_COLORS, FIGURE_FONT, STYLE, figure_style
+from sft_jax.reports.tables import grid
 from sft_jax.version import __version__
 
 LONG = 48  # characters of a cell

@@ -2,8 +2,8 @@
 
 import re
 
-from sft_jax.analysis.document import Block, Commands, Document, Mono, Pictures, Table, Text
-from sft_jax.analysis.tables import draw, escaped, grid
+from sft_jax.reports.document import Block, Commands, Document, Mono, Pictures, Table, Text
+from sft_jax.reports.tables import draw, escaped, grid
 
 # What Markdown or the HTML in it would act on, wherever in a line it stands.
 _ACTIVE = re.compile(r"([\\`*\[\]|<])")

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_jax.analysis import markdown, page, plots
-from sft_jax.analysis.document import Document, Table
-from sft_jax.analysis.run_folder import is_run, read_run
-from sft_jax.analysis.run_report import run_document
-from sft_jax.analysis.runs_report import runs_document
-from sft_jax.analysis.study_folder import is_study, read_study_folder
-from sft_jax.analysis.study_report import study_document
-from sft_jax.analysis.tables import format_table
-from sft_jax.config import Config
+from sft_jax.config.run import Config
+from sft_jax.reports import html_page, markdown
+from sft_jax.reports.document import Document, Table
+from sft_jax.reports.figures import plots
+from sft_jax.reports.sections.one_run import run_document
+from sft_jax.reports.sections.several_runs import runs_document
+from sft_jax.reports.sections.study import study_document
+from sft_jax.reports.tables import format_table
+from sft_jax.runs.run_folder import is_run, read_run
+from sft_jax.runs.study_folder import is_study, read_study_folder
 from sft_jax.types import CheckpointError
 
 
@@ -110,7 +111,7 @@ def write(document: Document, folder: Path) -> Path:
         plots.save(picture.figure, folder / f"{picture.name}.png")
     (folder / "report.md").write_text(markdown.render(document))
     path = folder / "report.html"
-    path.write_text(page.render(document))
+    path.write_text(html_page.render(document))
     return path
 
 

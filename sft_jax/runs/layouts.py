@@ -2,19 +2,7 @@
 
 import math
 
-from sft_jax.json_files import (
-    Shape,
-    anything,
-    both,
-    file_name,
-    integer,
-    listed,
-    mapped,
-    nullable,
-    number,
-    record,
-    text,
-)
+from sft_jax.files.json_files import Shape, anything, both, file_name, integer, listed, mapped, nullable, number, record, text
 
 _COUNTS = listed(integer())
 _NUMBERS = listed(number())

@@ -8,8 +8,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from sft_jax.json_files import read_lines
-from sft_jax.layouts import METRIC_LINE
+from sft_jax.files.json_files import read_lines
+from sft_jax.runs.layouts import METRIC_LINE
 
 
 class MetricLog:

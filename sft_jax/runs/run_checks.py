@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.training.calibration import reliability
+from sft_jax.metrics.calibration import reliability
 from sft_jax.types import DataError, ModalitySpec
 
 _EVALUATE = "write it again with `python -m sft_jax.evaluate`"

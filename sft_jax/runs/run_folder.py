@@ -28,7 +28,7 @@ What is read (every fraction is between 0 and 1, every loss in nats):
 - `ablation_<split>.json`, what `training.ablation.ablation` returns.
 
 The last three may be missing; a report leaves out what it would say of them. All JSON but the log
-also has `schema` and `sft_jax`, the version that wrote it (`sft_jax.schema`).
+also has `schema` and `sft_jax`, the version that wrote it (`sft_jax.runs.schema`).
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax import config_io
-from sft_jax.analysis.run_checks import check_agreement, checked_example, checked_predictions
-from sft_jax.array_files import read_npz
-from sft_jax.config import Config
-from sft_jax.json_files import anything, mapped, read_lines
-from sft_jax.layouts import ABLATION, EVALUATION, METRIC_LINE, data_of_run
-from sft_jax.schema import read_stored
+from sft_jax.config import io as config_io
+from sft_jax.runs.run_checks import check_agreement, checked_example, checked_predictions
+from sft_jax.files.npz import read_npz
+from sft_jax.config.run import Config
+from sft_jax.files.json_files import anything, mapped, read_lines
+from sft_jax.runs.layouts import ABLATION, EVALUATION, METRIC_LINE, data_of_run
+from sft_jax.runs.schema import read_stored
 from sft_jax.types import CheckpointError, DataError
 
 SPLIT_ORDER = ("test", "valid", "train")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft_jax.json_files import Shape, anything, fits, read_json
+from sft_jax.files.json_files import Shape, anything, fits, read_json
 from sft_jax.types import CheckpointError
 from sft_jax.version import __version__
 

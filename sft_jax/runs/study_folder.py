@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sft_jax.array_files import read_npz
-from sft_jax.json_files import read_text
-from sft_jax.layouts import STUDY
-from sft_jax.schema import read_stored
-from sft_jax.training.calibration import reliability
+from sft_jax.files.npz import read_npz
+from sft_jax.files.json_files import read_text
+from sft_jax.runs.layouts import STUDY
+from sft_jax.runs.schema import read_stored
+from sft_jax.metrics.calibration import reliability
 from sft_jax.types import CheckpointError, DataError
 
 _SWEEP = "write it again with `python -m sft_jax.sweep`"

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from sft_jax.config import Config
+from sft_jax.config.run import Config
+from sft_jax.config.study import Condition
 from sft_jax.data.pipeline import collate
 from sft_jax.data.sources import Source
-from sft_jax.study_config import Condition
 from sft_jax.training.session import Session
 from sft_jax.types import Batch, ConfigError
 

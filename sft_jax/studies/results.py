@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.array_files import read_npz
-from sft_jax.config import Config
-from sft_jax.config_io import to_dict
-from sft_jax.json_files import anything, both, listed, mapped, read_text, record
-from sft_jax.layouts import STUDY
-from sft_jax.schema import read_stored, stamped
-from sft_jax.study_config import COMPLETE, Setting, Study
-from sft_jax.training.disk import on_disk
-from sft_jax.training.folds import Fold
-from sft_jax.training.lock import locked
+from sft_jax.config.io import to_dict
+from sft_jax.config.run import Config
+from sft_jax.config.study import COMPLETE, Setting, Study
+from sft_jax.files.disk import on_disk
+from sft_jax.files.json_files import anything, both, listed, mapped, read_text, record
+from sft_jax.files.locks import locked
+from sft_jax.files.npz import read_npz
+from sft_jax.runs.layouts import STUDY
+from sft_jax.runs.schema import read_stored, stamped
+from sft_jax.studies.folds import Fold
+from sft_jax.studies.setting_runs import Trained, scores
 from sft_jax.training.run import write_json, write_npz
-from sft_jax.training.sweep import Trained, scores
 from sft_jax.types import CheckpointError
 
 SCORES = ("setting", "fold", "seed", "split", "condition", "level", "metric", "value")

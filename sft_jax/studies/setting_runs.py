@@ -8,16 +8,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from sft_jax.config import Config
+from sft_jax.config.run import Config
+from sft_jax.config.study import COMPLETE, Setting, Study
 from sft_jax.data.pipeline import batch_order
-from sft_jax.study_config import COMPLETE, Setting, Study
+from sft_jax.metrics.classification import confusion_matrix, cross_entropy, macro_f1, top_k, vote
+from sft_jax.studies.folds import Fold, FoldReader, rows_of, under
+from sft_jax.studies.population import Members, Population, stack_folds
 from sft_jax.training import run
-from sft_jax.training.folds import Fold, FoldReader, rows_of, under
 from sft_jax.training.loop import Schedule
-from sft_jax.training.metrics import confusion_matrix, cross_entropy, macro_f1, top_k, vote
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import Plateau, build_optimizer, learning_rate
-from sft_jax.training.population import Members, Population, stack_folds
 from sft_jax.training.session import Session
 from sft_jax.training.state import state_initializer
 from sft_jax.types import Batch, ConfigError, NonFiniteError

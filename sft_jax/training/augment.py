@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Num
 
-from sft_jax.config import AugmentConfig
+from sft_jax.config.run import AugmentConfig
 
 # Streams of keys beside those of rotation (0) and of the modalities (1 on).
 _MIRROR, _HIDE = 1000, 1001

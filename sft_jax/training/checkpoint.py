@@ -13,9 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sft_jax.checksums import find_damage, has_sums, is_damage, move_aside, write_checksums
-from sft_jax.schema import accepted
-from sft_jax.training.disk import is_at_fault
+from sft_jax.files.checksums import find_damage, has_sums, is_damage, move_aside, write_checksums
+from sft_jax.files.disk import is_at_fault
+from sft_jax.runs.schema import accepted
 from sft_jax.training.progress import Progress
 from sft_jax.training.state import TrainState, differences
 from sft_jax.types import CheckpointError

@@ -21,10 +21,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from sft_jax.config import Config
+from sft_jax.config.run import Config
+from sft_jax.runs.metric_log import MetricLog
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import Diagnosis
-from sft_jax.training.logs import MetricLog
 from sft_jax.training.optimizer import Plateau
 from sft_jax.training.progress import Progress
 from sft_jax.training.sharding import put_batch

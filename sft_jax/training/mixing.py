@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sft_jax.config import Config
+from sft_jax.config.run import Config
 from sft_jax.models.mixup import Mixup, draw_depth, draw_lam, draw_partners
 from sft_jax.training.randomness import Seed, sample_keys, step_key
 from sft_jax.types import ConfigError

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sft_jax.config import OptimizerConfig
+from sft_jax.config.run import OptimizerConfig
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 

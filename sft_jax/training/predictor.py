@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax.config import Config, TrainConfig
+from sft_jax.config.run import Config, TrainConfig
 from sft_jax.data.arrays import ArrayTable, check_arrays
 from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sft_jax.layouts import PROGRESS
+from sft_jax.runs.layouts import PROGRESS
 from sft_jax.training.optimizer import Plateau
 
 

@@ -14,13 +14,13 @@ import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sft_jax.config import Config
-from sft_jax.config_io import from_dict, to_dict
-from sft_jax.json_files import Shape, anything, mapped
-from sft_jax.layouts import data_of_run
+from sft_jax.config.io import from_dict, to_dict
+from sft_jax.config.run import Config
+from sft_jax.files.json_files import Shape, anything, mapped
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
-from sft_jax.schema import read_stored, stamped
+from sft_jax.runs.layouts import data_of_run
+from sft_jax.runs.schema import read_stored, stamped
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import Schedule
 from sft_jax.training.step import ApplyFn, StepConfig

@@ -11,35 +11,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sft_jax.config import Config, MixupConfig
-from sft_jax.config_io import to_dict
-from sft_jax.data.pipeline import (
-    Normalizer,
-    collate,
-    eval_batches,
-    infer_modalities,
-    train_batches,
-)
+from sft_jax.config.io import to_dict
+from sft_jax.config.run import Config, MixupConfig
+from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source
+from sft_jax.files.disk import on_disk
+from sft_jax.files.locks import locked
+from sft_jax.metrics.ablation import ablation, without
+from sft_jax.metrics.classification import evaluate as score
 from sft_jax.models import registry
-from sft_jax.schema import stamped
+from sft_jax.runs.schema import stamped
 from sft_jax.training import loop, run
-from sft_jax.training.ablation import ablation, without
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import MOST_NAMED, Diagnosis, explain_rows, explain_step
-from sft_jax.training.disk import on_disk
 from sft_jax.training.evaluation import collect, mean_metrics
-from sft_jax.training.lock import locked
-from sft_jax.training.metrics import evaluate as score
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate
 from sft_jax.training.sharding import make_mesh
-from sft_jax.training.state import (
-    TrainState,
-    abstract_state,
-    create_state,
-    state_initializer,
-)
+from sft_jax.training.state import TrainState, abstract_state, create_state, state_initializer
 from sft_jax.training.step import StepConfig, compile_eval_step, compile_train_step
 from sft_jax.training.summary import describe
 from sft_jax.types import Batch, CheckpointError, ConfigError

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sft_jax.config import TrainConfig
+from sft_jax.config.run import TrainConfig
 from sft_jax.types import ConfigError
 
 AXES = ("data", "fsdp")

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from sft_jax.config import AugmentConfig
+from sft_jax.config.run import AugmentConfig
 from sft_jax.training.augment import augment, hide
 from sft_jax.training.losses import cross_entropy, mixed_cross_entropy
 from sft_jax.training.mixing import MixupPlan, draw_mixup

@@ -2,9 +2,9 @@
 
 from jax.sharding import Mesh
 
-from sft_jax.config import BASELINE_SETTINGS, Config, ModelConfig
-from sft_jax.models.attention import choose_implementation
-from sft_jax.models.platform import target_platform
+from sft_jax.attention.dense import choose_implementation
+from sft_jax.attention.platform import target_platform
+from sft_jax.config.run import BASELINE_SETTINGS, Config, ModelConfig
 from sft_jax.training.sharding import describe_mesh
 
 

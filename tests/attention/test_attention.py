@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 from quick import QUICK
 
-from sft_jax.models import streamed_attention
-from sft_jax.models.attention import dot_product_attention
+from sft_jax.attention import streamed
+from sft_jax.attention.dense import dot_product_attention
 
 BOTH = ("xla", "streamed")
 
@@ -93,7 +93,7 @@ def run(implementation, query, key, value, mask, weights, d_values, d_saliency):
 
 def tiles(forward, backward):
     """Replaces the plan with tiles of so many rows, whatever the shapes."""
-    tiling = streamed_attention.Tiling(forward, backward)
+    tiling = streamed.Tiling(forward, backward)
     return mock.patch.object(streamed_attention, "plan", return_value=tiling)
 
 
@@ -276,7 +276,7 @@ def test_large_scores_do_not_overflow(implementation):
 def test_unused_saliency_costs_no_gradient():
     case = single(draw_case(8, 2, 6, 6, 2, 3))
     cotangents = []
-    tile_backward = streamed_attention._backward_tile
+    tile_backward = streamed._backward_tile
 
     def spy(block, key, value, mask, d_saliency):
         cotangents.append(d_saliency)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from sft_jax.models import streamed_attention
-from sft_jax.models.attention import choose_implementation, dot_product_attention
+from sft_jax.attention import streamed
+from sft_jax.attention.dense import choose_implementation, dot_product_attention
 from sft_jax.types import ConfigError
 
 # --- memory -----------------------------------------------------------------------------------
@@ -70,12 +70,12 @@ def test_streamed_holds_no_map_and_xla_does(machine, monkeypatch):
     ],
 )
 def test_plan_on_a_cpu_by_hand(queries, keys, forward, backward):
-    assert streamed_attention.plan(queries, keys, "cpu") == (forward, backward)
+    assert streamed.plan(queries, keys, "cpu") == (forward, backward)
 
 
 def test_plan_on_an_accelerator():
     for queries, rows in ((4096, 256), (100, 100)):
-        assert streamed_attention.plan(queries, 4096, "tpu") == (rows, rows)
+        assert streamed.plan(queries, 4096, "tpu") == (rows, rows)
 
 
 # --- choice -----------------------------------------------------------------------------------

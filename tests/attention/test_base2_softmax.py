@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_jax.models import streamed_attention
-from sft_jax.models.attention import dot_product_attention
-from sft_jax.models.base2 import are_small, exp2, product_less, scaled
+from sft_jax.attention import streamed
+from sft_jax.attention.base2_softmax import are_small, exp2, product_less, scaled
+from sft_jax.attention.dense import dot_product_attention
 
 
 def platform(name):
@@ -89,7 +89,7 @@ def test_both_ways_of_a_forward_tile_agree_across_the_bound(size):
 
 def test_a_head_of_small_scores_is_not_shifted():
     taken = []
-    tile = streamed_attention._forward_tile
+    tile = streamed._forward_tile
 
     def spy(*args):
         jax.debug.callback(taken.append, args[-1])
@@ -99,9 +99,7 @@ def test_a_head_of_small_scores_is_not_shifted():
         taken.clear()
         x = jnp.full((1, 3, 1, 4), scale)
         with mock.patch.object(streamed_attention, "_forward_tile", spy):
-            jax.block_until_ready(
-                jax.jit(lambda x: streamed_attention.streamed(x, x, x, None, None))(x)
-            )
+            jax.block_until_ready(jax.jit(lambda x: streamed.streamed(x, x, x, None, None))(x))
         jax.effects_barrier()
         return [bool(shift) for shift in taken]
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 from quick import QUICK
 
-from sft_jax.models import sparse_tiles
-from sft_jax.models.attention import dot_product_attention
-from sft_jax.models.sparse_attention import fixed_attention
+from sft_jax.attention import fixed_tiles
+from sft_jax.attention.dense import dot_product_attention
+from sft_jax.attention.fixed import fixed_attention
 from sft_jax.types import ConfigError
 
 # --- the oracle -----------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_gradient_through_the_saliency_alone():
 def test_unused_saliency_costs_no_gradient():
     case = draw_case(3, 2, 40, 2, 3)
     cotangents = []
-    tokens_backward = sparse_tiles._tokens_backward
+    tokens_backward = fixed_tiles._tokens_backward
 
     def spy(per_query, log_sum, key, value, d_saliency, slots, pattern):
         cotangents.append(d_saliency)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_attention_plan import largest_array
-from test_sparse_attention import QUICK, assert_close, draw_case, draw_masks, fixed, platform
+from test_fixed_attention import QUICK, assert_close, draw_case, draw_masks, fixed, platform
 
-from sft_jax.models.sparse_attention import fixed_attention, fixed_attention_of
-from sft_jax.models.sparse_slots import lay_out, make_pattern
+from sft_jax.attention.fixed import fixed_attention, fixed_attention_of
+from sft_jax.attention.fixed_blocks import lay_out, make_pattern
 
 
 def test_slots_by_hand():

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.models.sparse_slots import lay_out, make_pattern
-from sft_jax.models.tpu_moves import Moves, bounded, compaction, move, then_back
-from sft_jax.models.tpu_sparse_attention import _Layout
+from sft_jax.attention.fixed_blocks import lay_out, make_pattern
+from sft_jax.attention.tpu.lane_moves import Moves, bounded, compaction, move, then_back
+from sft_jax.attention.tpu.tpu_fixed import _Layout
 
 
 def to_front(real):

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from sft_jax.models.platform import compiling_for, target_platform
+from sft_jax.attention.platform import compiling_for, target_platform
 
 
 def test_the_platform_is_that_of_the_devices_unless_another_is_planned_for():

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_attention as dense_tests
-import test_sparse_attention as fixed_tests
+import test_fixed_attention as fixed_tests
 from jax.extend import core
 
-from sft_jax.config import PRESETS
-from sft_jax.models import layers, tpu_attention
-from sft_jax.models.attention import dot_product_attention
+from sft_jax.attention.dense import dot_product_attention
+from sft_jax.attention.fixed_blocks import make_pattern
+from sft_jax.attention.platform import compiling_for
+from sft_jax.attention.tpu import tpu_dense
+from sft_jax.attention.tpu.tpu_fixed import kernel_fixed_attention, kernel_takes
+from sft_jax.attention.tpu.tpu_kernels import LANES, fits
+from sft_jax.config.run import PRESETS
+from sft_jax.models import layers
 from sft_jax.models.layers import BlockConfig, MultiHeadAttention
-from sft_jax.models.platform import compiling_for
-from sft_jax.models.sparse_slots import make_pattern
-from sft_jax.models.tpu_kernels import LANES, fits
-from sft_jax.models.tpu_sparse_attention import kernel_fixed_attention, kernel_takes
 
 assert_close = dense_tests.assert_close
 
@@ -288,8 +289,8 @@ def test_unused_saliency_costs_no_gradient():
 def test_keys_that_leave_no_room_are_not_taken():
     assert fits(7168, LANES)
     assert not fits(7168 + LANES, LANES)
-    assert tpu_attention.kernel_fits(7168)
-    assert not tpu_attention.kernel_fits(7169)
+    assert tpu_dense.kernel_fits(7168)
+    assert not tpu_dense.kernel_fits(7169)
     # A quarter of the tokens are summaries.
     with compiling_for("tpu"):
         assert kernel_takes(16384, make_pattern(32, 8))

@@ -1,8 +1,8 @@
 import pytest
 
-from sft_jax import config as settings
-from sft_jax import data_config
-from sft_jax.config import Config, Duration
+from sft_jax.config import data as data_config
+from sft_jax.config import run as settings
+from sft_jax.config.run import Config, Duration
 from sft_jax.types import POOLS, TOKENIZERS, ConfigError, ModalitySpec
 
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sft_jax.config import Config, ModelConfig
-from sft_jax.config_io import from_dict, to_dict
+from sft_jax.config.io import from_dict, to_dict
+from sft_jax.config.run import Config, ModelConfig
 from sft_jax.data.fake import FAKES
 from sft_jax.data.pipeline import infer_modalities
 from sft_jax.data.records import DataInfo, ModalityInfo
@@ -19,7 +19,7 @@ from sft_jax.types import ConfigError, ModalitySpec
 
 CONFIGS = sorted(
     path
-    for path in (Path(__file__).parent.parent / "configs").glob("*.py")
+    for path in (Path(__file__).parents[2] / "configs").glob("*.py")
     if path.name != "__init__.py"
 )
 

@@ -7,9 +7,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from sft_jax.config import Config, ModelConfig
-from sft_jax.config_io import from_dict, override, to_dict
-from sft_jax.data_config import OPTIONS, DataConfig
+from sft_jax.config.data import OPTIONS, DataConfig
+from sft_jax.config.io import from_dict, override, to_dict
+from sft_jax.config.run import Config, ModelConfig
 from sft_jax.types import ConfigError, ModalitySpec
 
 SPECS = (

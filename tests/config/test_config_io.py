@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-from sft_jax import config as settings
-from sft_jax import data_config
-from sft_jax.config import (
+from sft_jax.config import data as data_config
+from sft_jax.config import run as settings
+from sft_jax.config.io import config_dict, from_dict, override, to_dict
+from sft_jax.config.run import (
     BASELINE_SETTINGS,
     FIXED_ATTENTION_MODELS,
     MIXUP_MODELS,
@@ -20,7 +21,6 @@ from sft_jax.config import (
     MixupConfig,
     ModelConfig,
 )
-from sft_jax.config_io import config_dict, from_dict, override, to_dict
 from sft_jax.types import COUNTING_POOLS, POOLS, TOKENIZERS, ConfigError, ModalitySpec
 
 

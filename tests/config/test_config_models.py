@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sft_jax.config import (
+from sft_jax.config.run import (
     BASELINE_SETTINGS,
     FIXED_ATTENTION_MODELS,
     MIXUP_MODELS,

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.efficiency.models import study_cost
+from sft_jax.config.study import load_study
+from sft_jax.efficiency.model_costs import study_cost
 from sft_jax.models import registry
-from sft_jax.study_config import load_study
 
-FILES = sorted((Path(__file__).parents[1] / "configs" / "studies").glob("*.py"))
+FILES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.py"))
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)

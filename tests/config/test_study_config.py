@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
-from sft_jax.config import Config, TrainConfig
-from sft_jax.config_io import override
-from sft_jax.study_config import Condition, Setting, Study, load_study
-from sft_jax.training_config import Duration
+from sft_jax.config.io import override
+from sft_jax.config.run import Config, TrainConfig
+from sft_jax.config.study import Condition, Setting, Study, load_study
+from sft_jax.config.training import Duration
 from sft_jax.types import ConfigError, ModalitySpec
 
 STEPS = Duration(10.0, "steps")

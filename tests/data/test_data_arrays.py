@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import sft_jax.data.array_entries
+from sft_jax.config.data import ArraysOptions, DataConfig
 from sft_jax.data.arrays import read_arrays
 from sft_jax.data.builders.arrays import split_groups
 from sft_jax.data.records import to_arrays
 from sft_jax.data.sources import open_source, prepare
-from sft_jax.data_config import ArraysOptions, DataConfig
 from sft_jax.types import DataError
 
 N, T = 10, 6

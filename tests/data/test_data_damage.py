@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from harm import flip, truncate
 
+from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.data.builders import base, synthetic
 from sft_jax.data.sources import Source, open_source, prepare
-from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.types import DataError
 
 OPTIONS = SyntheticOptions(

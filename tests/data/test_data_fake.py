@@ -2,10 +2,10 @@ import h5py
 import numpy as np
 import pytest
 
+from sft_jax.config.data import OPTIONS, DataConfig
 from sft_jax.data.fake import FAKES, describe_files, next_command, write_fake
-from sft_jax.data.mapped_pickle import map_pickle
 from sft_jax.data.sources import open_source
-from sft_jax.data_config import OPTIONS, DataConfig
+from sft_jax.files.mapped_pickles import map_pickle
 from sft_jax.types import ConfigError
 
 SOURCES = {

@@ -13,27 +13,27 @@ import h5py
 import numpy as np
 import pytest
 
-import sft_jax.memory
-from sft_jax.array_files import map_npy
+import sft_jax.files.memory
+from sft_jax.config.data import ArraysOptions, DataConfig, SyntheticOptions, VggsoundHdf5Options
 from sft_jax.data.arrays import check_arrays, read_arrays
 from sft_jax.data.builders.multiple_features import VIEWS, file_name, read_view
 from sft_jax.data.builders.vggsound_hdf5 import VggsoundHdf5
-from sft_jax.data.checks import check_fits
-from sft_jax.data.mapped_pickle import map_pickle
-from sft_jax.data.members import Member, read_members
 from sft_jax.data.prepared import read_info
-from sft_jax.data.rows import as_rows
-from sft_jax.data.safe_pickle import checked_shape, load_npy_object, load_pickle
 from sft_jax.data.sources import Source, prepare
-from sft_jax.data_config import ArraysOptions, DataConfig, SyntheticOptions, VggsoundHdf5Options
-from sft_jax.memory import memory_limit
+from sft_jax.files.archives import Member, read_members
+from sft_jax.files.errors import check_fits
+from sft_jax.files.mapped_pickles import map_pickle
+from sft_jax.files.memory import memory_limit
+from sft_jax.files.npz import map_npy
+from sft_jax.files.pickles import checked_shape, load_npy_object, load_pickle
+from sft_jax.files.rows import as_rows
 from sft_jax.types import DataError
 
 
 @pytest.fixture
 def little_memory(monkeypatch):
     """A machine of 100 kB."""
-    monkeypatch.setattr(sft_jax.memory, "memory_limit", lambda: 100_000)
+    monkeypatch.setattr(sft_jax.files.memory, "memory_limit", lambda: 100_000)
 
 
 def load(stream):
@@ -44,7 +44,7 @@ def test_there_is_less_memory_than_the_machine_has_where_it_is_limited(tmp_path,
     limit = memory_limit()
     assert limit > 0
     group = tmp_path / "memory.max"
-    monkeypatch.setattr(sft_jax.memory, "_GROUP_FILES", (str(group),))
+    monkeypatch.setattr(sft_jax.files.memory, "_GROUP_FILES", (str(group),))
     group.write_text("1000000\n")
     assert memory_limit() == 1_000_000
     group.write_text("max\n")

@@ -3,9 +3,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from sft_jax.config.data import DataConfig, JapaneseVowelsOptions
 from sft_jax.data.builders.japanese_vowels import JapaneseVowels
 from sft_jax.data.sources import open_source, prepare
-from sft_jax.data_config import DataConfig, JapaneseVowelsOptions
 from sft_jax.types import ConfigError, DataError
 
 SPEAKERS = ("1", "2", "3")

@@ -9,9 +9,9 @@ from sft_jax.data.fake import write_fake
 SCRIPT = """
 import sys
 from sft_jax.data.builders import base
-from sft_jax.data import rows
+from sft_jax.files import rows
 from sft_jax.data.sources import prepare
-from sft_jax.data_config import DataConfig, MultPickleOptions
+from sft_jax.config.data import DataConfig, MultPickleOptions
 
 def peak():
     with open("/proc/self/status") as file:

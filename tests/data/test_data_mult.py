@@ -4,8 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
+from sft_jax.config.data import DataConfig, MultPickleOptions
 from sft_jax.data.sources import open_source, prepare
-from sft_jax.data_config import DataConfig, MultPickleOptions
 
 T = {"vision": 6, "audio": 5, "text": 4}
 F = {"vision": 3, "audio": 2, "text": 5}

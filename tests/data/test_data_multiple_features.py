@@ -4,9 +4,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from sft_jax.config.data import DataConfig, MultipleFeaturesOptions
 from sft_jax.data.builders.multiple_features import MultipleFeatures
 from sft_jax.data.sources import open_source, prepare
-from sft_jax.data_config import DataConfig, MultipleFeaturesOptions
 from sft_jax.types import ConfigError, DataError
 
 WIDTHS = {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "pix": 240, "zer": 47}

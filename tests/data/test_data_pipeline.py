@@ -7,13 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.data.pipeline import (
-    Normalizer,
-    collate,
-    eval_batches,
-    infer_modalities,
-    train_batches,
-)
+from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
 from sft_jax.data.records import DataInfo, ModalityInfo, ModalityStatistics
 from sft_jax.types import ConfigError, DataError, ModalitySpec
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 import sft_jax.prepare
+from sft_jax.config.data import ArraysOptions, DataConfig
 from sft_jax.data.sources import prepare
-from sft_jax.data_config import ArraysOptions, DataConfig
 
 CONFIG = """
-from sft_jax.config import Config
-from sft_jax.data_config import DataConfig, SyntheticOptions
-from sft_jax.config_io import config_dict
+from sft_jax.config.run import Config
+from sft_jax.config.data import DataConfig, SyntheticOptions
+from sft_jax.config.io import config_dict
 
 def get_config():
     options = SyntheticOptions(num_train=20, num_valid=5, num_test=5)
@@ -77,9 +77,9 @@ def test_repairs_groups_and_tokens_are_told(tmp_path):
 
 
 FAKE_CONFIG = """
-from sft_jax.config import Config
-from sft_jax.config_io import config_dict
-from sft_jax.data_config import DataConfig, MultPickleOptions
+from sft_jax.config.run import Config
+from sft_jax.config.io import config_dict
+from sft_jax.config.data import DataConfig, MultPickleOptions
 
 def get_config():
     options = MultPickleOptions(path="files/mosi_data_noalign.pkl")

@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pytest
 
+from sft_jax.config.data import DataConfig, SmartwatchOptions
 from sft_jax.data.builders.smartwatch_exercises import (
     SmartwatchExercises,
     split_subjects,
@@ -10,7 +11,6 @@ from sft_jax.data.builders.smartwatch_exercises import (
     window_starts,
 )
 from sft_jax.data.sources import open_source, prepare
-from sft_jax.data_config import DataConfig, SmartwatchOptions
 from sft_jax.types import DataError
 
 OPTIONS = SmartwatchOptions(window=20, step=7, test_subjects=2, valid_subjects=1, split_seed=3)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import sft_jax.data.sources
+from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.data.builders import base, synthetic
 from sft_jax.data.records import DataInfo
 from sft_jax.data.sources import Source, open_source, prepare
-from sft_jax.data_config import DataConfig, SyntheticOptions
 from sft_jax.types import DataError
 
 OPTIONS = SyntheticOptions(
@@ -177,7 +177,7 @@ def test_an_exception_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
 SCRIPT = """
 import os, signal, sys
-from sft_jax.data_config import DataConfig, SyntheticOptions
+from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.data.builders import synthetic
 from sft_jax.data.sources import open_source
 real = synthetic.sample

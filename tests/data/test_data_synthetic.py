@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.data.builders.synthetic import class_motif, motif_index, sample
 from sft_jax.data.sources import open_source
-from sft_jax.data_config import DataConfig, SyntheticOptions
 
 
 @settings(max_examples=40)

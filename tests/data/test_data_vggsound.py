@@ -2,8 +2,8 @@ import h5py
 import numpy as np
 import pytest
 
+from sft_jax.config.data import DataConfig, VggsoundHdf5Options
 from sft_jax.data.sources import open_source, prepare
-from sft_jax.data_config import DataConfig, VggsoundHdf5Options
 from sft_jax.types import ConfigError
 
 SHAPES = {"rgb": (3, 4), "spect": (7, 2), "flow": (3, 4)}

@@ -11,7 +11,7 @@ import pytest
 from doc_pages import PAGES, ROOT, blocks_of, is_apart
 
 from sft_jax import types
-from sft_jax.config import Config, ModelConfig
+from sft_jax.config.run import Config, ModelConfig
 from sft_jax.models import pools, registry
 from sft_jax.types import ModalitySpec
 

@@ -20,11 +20,11 @@ from doc_pages import (
 )
 from ml_collections import config_flags
 
-from sft_jax.config_io import from_dict, load, to_dict
-from sft_jax.efficiency.models import forward_gflop, num_parameters
-from sft_jax.efficiency.sweep import AXES
+from sft_jax.config.io import from_dict, load, to_dict
+from sft_jax.config.study import load_study
+from sft_jax.efficiency.model_costs import forward_gflop, num_parameters
+from sft_jax.efficiency.scaling import AXES
 from sft_jax.efficiency.variants import VARIANTS, variant
-from sft_jax.study_config import load_study
 
 DOCS = ROOT / "docs"
 GENERATED = load_pages()

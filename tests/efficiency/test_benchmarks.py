@@ -6,7 +6,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from sft_jax.config import Config, ModelConfig, TrainConfig
+from sft_jax.config.run import Config, ModelConfig, TrainConfig
 from sft_jax.efficiency import benchmarks
 from sft_jax.efficiency.benchmarks import Point
 from sft_jax.efficiency.measure import Candidate, Measurement, Rate

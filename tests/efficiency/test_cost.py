@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sft_jax.config import BaselineConfig, Config, ModelConfig, TrainConfig
-from sft_jax.config_io import load
-from sft_jax.efficiency import measure, models
-from sft_jax.efficiency.cost import matmul_flops
+from sft_jax.config.io import load
+from sft_jax.config.run import BaselineConfig, Config, ModelConfig, TrainConfig
+from sft_jax.efficiency import measure
+from sft_jax.efficiency import model_costs as models
+from sft_jax.efficiency.flops import matmul_flops
 from sft_jax.efficiency.variants import variant
 from sft_jax.types import ConfigError, ModalitySpec
 

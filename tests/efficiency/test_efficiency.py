@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from sft_jax.efficiency import attention
+from sft_jax.efficiency import attention_benchmark
 from sft_jax.efficiency.throughput import time_interleaved
 
 
@@ -25,7 +25,9 @@ def test_timing_orders_low_median_high_and_counts_sleep():
 
 
 def test_comparison_has_a_row_for_each_pass_and_implementation_and_streams_in_less_memory():
-    rows = attention.compare(batch=2, tokens=96, heads=2, head_width=4, saliency=True, repeats=1)
+    rows = attention_benchmark.compare(
+        batch=2, tokens=96, heads=2, head_width=4, saliency=True, repeats=1
+    )
     assert [(row["pass"], row["attention"]) for row in rows] == [
         ("forward", "xla"),
         ("forward", "streamed"),
@@ -38,7 +40,7 @@ def test_comparison_has_a_row_for_each_pass_and_implementation_and_streams_in_le
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_comparison_of_the_fixed_pattern_is_against_streamed(masked):
-    rows = attention.compare_fixed(
+    rows = attention_benchmark.compare_fixed(
         batch=2,
         tokens=512,
         heads=2,
@@ -58,13 +60,15 @@ def test_comparison_of_the_fixed_pattern_is_against_streamed(masked):
 
 
 def test_what_is_compared_is_the_attention_named():
-    qkv, arguments = attention._inputs(2, 65, 2, 4, saliency=True, masked=True)
+    qkv, arguments = attention_benchmark._inputs(2, 65, 2, 4, saliency=True, masked=True)
     assert arguments["key_mask"].sum(axis=1).tolist() == [49, 65]
-    dense = attention._dense("xla", arguments)(qkv)
-    np.testing.assert_allclose(attention._dense("streamed", arguments)(qkv)[1], dense[1], atol=1e-6)
+    dense = attention_benchmark._dense("xla", arguments)(qkv)
+    np.testing.assert_allclose(
+        attention_benchmark._dense("streamed", arguments)(qkv)[1], dense[1], atol=1e-6
+    )
     # Rows of the map sum to 1, so the saliency does with weights that do.
     np.testing.assert_allclose(dense.saliency.sum(axis=1), 1, rtol=1e-5)
-    assert attention._inputs(2, 65, 2, 4, saliency=False, masked=False)[1] == {
+    assert attention_benchmark._inputs(2, 65, 2, 4, saliency=False, masked=False)[1] == {
         "key_mask": None,
         "query_weights": None,
     }

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.efficiency import hlo, loops
-from sft_jax.efficiency.hlo_cost import Collective, program_cost
+from sft_jax.efficiency.hlo import hlo_text, loops
+from sft_jax.efficiency.hlo.hlo_cost import Collective, program_cost
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -37,12 +37,12 @@ def text(name):
     ],
 )
 def test_bytes_of_an_array_with_and_without_its_tiles_filled(shape, nbytes, padded, space):
-    (array,) = hlo.shapes_of(shape)
+    (array,) = hlo_text.shapes_of(shape)
     assert (array.nbytes, array.padded_bytes, array.space) == (nbytes, padded, space)
 
 
 def test_a_tuple_has_the_arrays_of_its_parts():
-    shapes = hlo.shapes_of("((f32[2,3]{1,0}, /*index=1*/u32[]), token[])")
+    shapes = hlo_text.shapes_of("((f32[2,3]{1,0}, /*index=1*/u32[]), token[])")
     assert [(shape.dtype, shape.dims) for shape in shapes] == [
         ("f32", (2, 3)),
         ("u32", ()),
@@ -141,7 +141,7 @@ def test_devices_that_reduce_together(groups, size):
 
 @pytest.mark.parametrize(("old", "new"), [("constant(7)", "constant(9)"), ("LT", "LE")])
 def test_turns_follow_from_the_condition(old, new):
-    program = hlo.parse(text("tpu_update").replace(old, new))
+    program = hlo_text.parse(text("tpu_update").replace(old, new))
     entry = program.computations[program.entry]
     assert (
         loops.turns(program, entry, entry.instructions["while"])
@@ -250,4 +250,4 @@ custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alph
 
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
-        hlo.parse("HloModule nothing\n")
+        hlo_text.parse("HloModule nothing\n")

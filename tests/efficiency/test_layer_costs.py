@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from slow import corners
 
-from sft_jax.config import Config, ModelConfig
-from sft_jax.efficiency import models
-from sft_jax.efficiency.cost import matmul_flops
-from sft_jax.efficiency.layers import layer_costs
+from sft_jax.config.run import Config, ModelConfig
+from sft_jax.efficiency import model_costs as models
+from sft_jax.efficiency.flops import matmul_flops
+from sft_jax.efficiency.layer_costs import layer_costs
 from sft_jax.efficiency.variants import VARIANTS, variant
 from sft_jax.types import ModalitySpec
 

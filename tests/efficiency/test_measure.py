@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from sft_jax.config import Config, ModelConfig, TrainConfig
-from sft_jax.efficiency import measure, memory, models, throughput
+from sft_jax.config.run import Config, ModelConfig, TrainConfig
+from sft_jax.efficiency import measure, process_memory, throughput
+from sft_jax.efficiency import model_costs as models
 from sft_jax.efficiency.measure import Candidate, Rate
 from sft_jax.efficiency.throughput import Timing
 from sft_jax.types import ConfigError, ModalitySpec
@@ -120,8 +121,8 @@ def hold(size):
 def test_memory_of_a_process_is_its_own_and_sees_what_was_held():
     ballast = np.ones(300_000_000, np.uint8)
     assert throughput.peak_memory() > ballast.nbytes
-    little = memory.peak_alone(hold, 1)
-    assert memory.peak_alone(hold, 200_000_000) - little > 150e6
+    little = process_memory.peak_alone(hold, 1)
+    assert process_memory.peak_alone(hold, 200_000_000) - little > 150e6
     assert little < throughput.peak_memory()
 
 

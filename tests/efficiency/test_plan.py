@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from sft_jax.analysis.tables import format_table
-from sft_jax.config import Config, ModelConfig, TrainConfig
+from sft_jax.config.run import Config, ModelConfig, TrainConfig
 from sft_jax.efficiency import plan as planning
-from sft_jax.efficiency import plans, roofline
+from sft_jax.efficiency import plan_tables, roofline
 from sft_jax.efficiency.chips import CHIPS
-from sft_jax.efficiency.hlo_cost import Collective, ProgramCost
-from sft_jax.efficiency.models import num_parameters, train_gflop
+from sft_jax.efficiency.hlo.hlo_cost import Collective, ProgramCost
+from sft_jax.efficiency.model_costs import num_parameters, train_gflop
 from sft_jax.efficiency.plan import asked_for, default_batch, largest_batch
 from sft_jax.efficiency.topology import Topology, parse
+from sft_jax.reports.tables import format_table
 from sft_jax.types import ConfigError, ModalitySpec
 
 SPEC = ModalitySpec(name="a", length=24, feature_dim=3, pool="max", window=8)
@@ -115,9 +115,9 @@ def test_a_compiler_that_gives_up_says_how_much_it_wanted(monkeypatch):
     monkeypatch.setattr(planning, "_lower", lambda *_: (state, batch, lowered))
     found = planning.plan(tiny(), Topology("cpu:1", chip(), (1,)))
     assert (found.fits, found.cost, found.memory.total) == (False, None, nbytes)
-    models = {"sft": plans.Entry(found, 0)}
-    assert plans.work_rows(models)[0]["MB a sample"] is None
-    assert "bytes_per_sample" not in plans.to_json({found.topology: models})["models"]["sft"]
+    models = {"sft": plan_tables.Entry(found, 0)}
+    assert plan_tables.work_rows(models)[0]["MB a sample"] is None
+    assert "bytes_per_sample" not in plan_tables.to_json({found.topology: models})["models"]["sft"]
     message = "INTERNAL: something else"
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         planning.plan(tiny(), Topology("cpu:1", chip(), (1,)))
@@ -224,32 +224,34 @@ def test_tables_and_numbers_say_the_same(planned):
     found = dataclasses.replace(
         planned, topology=four, batch_size=32, mesh={"data": 4, "fsdp": 1}, cost=COST
     )
-    models = {"sft": plans.Entry(found, 4096)}
-    (work,) = plans.work_rows(models)
+    models = {"sft": plan_tables.Entry(found, 4096)}
+    (work,) = plan_tables.work_rows(models)
     assert work["GFLOP a step"] == pytest.approx(4 * 3)
     assert work["GFLOP a sample"] == pytest.approx(3 / 8)
     assert work["MB a sample"] == pytest.approx(100 / 8)
     assert work["of main memory"] == pytest.approx(50 / 8)
     assert work["bound by"] == "memory"
     assert work["samples/s at best"] == pytest.approx(32 / 5e-3)
-    numbers = plans.to_json({four: models})["models"]["sft"]
+    numbers = plan_tables.to_json({four: models})["models"]["sft"]
     assert numbers["bytes_per_sample"] == 10**8 / 8
     assert numbers["collective_bytes_per_chip"] == 2000008
     assert numbers["communication"] == "reductions only"
     assert numbers["largest_batch"] == 4096
-    (row,) = plans.overview_rows({four: models})
+    (row,) = plan_tables.overview_rows({four: models})
     assert (row["topology"], row["chips"], row["fits"]) == ("cpu:4", 4, "yes")
     assert row["MB a sample"] == work["MB a sample"]
-    assert "topologies" in plans.to_json({four: models, planned.topology: models})
-    assert "4 devices; batch 32 (8 a chip), float32, data 4, fsdp 1" in plans.heading(four, found)
-    for table in (plans.memory_rows, plans.work_rows, plans.collective_rows):
+    assert "topologies" in plan_tables.to_json({four: models, planned.topology: models})
+    assert "4 devices; batch 32 (8 a chip), float32, data 4, fsdp 1" in plan_tables.heading(
+        four, found
+    )
+    for table in (plan_tables.memory_rows, plan_tables.work_rows, plan_tables.collective_rows):
         assert len(format_table(table(models)).splitlines()) == 3
 
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 CONFIG = """
-from sft_jax.config import Config, ModelConfig, TrainConfig
-from sft_jax.config_io import config_dict
+from sft_jax.config.run import Config, ModelConfig, TrainConfig
+from sft_jax.config.io import config_dict
 from sft_jax.types import ModalitySpec
 
 

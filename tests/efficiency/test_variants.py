@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.config import BaselineConfig, Config, MixupConfig, ModelConfig, TrainConfig
-from sft_jax.config_io import load
-from sft_jax.efficiency.models import check_complete
+from sft_jax.config.io import load
+from sft_jax.config.paper import mosei, vggsound
+from sft_jax.config.run import BaselineConfig, Config, MixupConfig, ModelConfig, TrainConfig
+from sft_jax.efficiency.model_costs import check_complete
 from sft_jax.efficiency.variants import VARIANTS, variant
 from sft_jax.models import registry
-from sft_jax.paper import mosei, vggsound
 from sft_jax.types import ConfigError, ModalitySpec
 
 

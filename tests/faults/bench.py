@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax.config import (
+from sft_jax.config.data import ArraysOptions, DataConfig, SyntheticOptions
+from sft_jax.config.run import (
     AugmentConfig,
     BaselineConfig,
     Config,
@@ -22,7 +23,6 @@ from sft_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.data_config import ArraysOptions, DataConfig, SyntheticOptions
 from sft_jax.models import registry
 from sft_jax.training import run, session, sharding
 from sft_jax.types import ModalitySpec

@@ -3,7 +3,7 @@ import zipfile
 
 import pytest
 
-from sft_jax.data.members import Member, members_sha256, numbers, read_members
+from sft_jax.files.archives import Member, members_sha256, numbers, read_members
 from sft_jax.types import DataError
 
 NAMES = ("a.csv", "b.csv")

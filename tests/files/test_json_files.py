@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sft_jax import json_files
-from sft_jax.json_files import (
+from sft_jax.files import json_files
+from sft_jax.files.json_files import (
     both,
     file_name,
     fits,
@@ -20,7 +20,7 @@ from sft_jax.json_files import (
     record,
     text,
 )
-from sft_jax.layouts import STUDY, data_of_run
+from sft_jax.runs.layouts import STUDY, data_of_run
 from sft_jax.types import CheckpointError, DataError
 
 SHAPE = record({"step": integer()}, {"loss": nullable(number()), "names": listed(text(4), 1)})

@@ -8,7 +8,7 @@ import threading
 import jax
 import pytest
 
-from sft_jax.training.lock import locked
+from sft_jax.files.locks import locked
 from sft_jax.types import CheckpointError
 
 HOLD = """

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from sft_jax.data.mapped_pickle import LARGE, map_pickle
-from sft_jax.data.rows import FileArray, ListArray, as_rows, clean
-from sft_jax.data.safe_pickle import load_pickle
+from sft_jax.files.mapped_pickles import LARGE, map_pickle
+from sft_jax.files.pickles import load_pickle
+from sft_jax.files.rows import FileArray, ListArray, as_rows, clean
 from sft_jax.types import DataError
 
 

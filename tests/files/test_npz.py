@@ -6,8 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from sft_jax import array_files
-from sft_jax.array_files import read_npz
+from sft_jax.files.npz import read_npz
 from sft_jax.types import CheckpointError, DataError
 
 

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from sft_jax.data.mapped_pickle import map_pickle
-from sft_jax.data.safe_pickle import load_npy_object, load_pickle
+from sft_jax.files.mapped_pickles import map_pickle
+from sft_jax.files.pickles import load_npy_object, load_pickle
 from sft_jax.types import DataError
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_jax.data.rows import holds_text
-from sft_jax.data.safe_pickle import count_entries
+from sft_jax.files.pickles import count_entries
+from sft_jax.files.rows import holds_text
 
 
 class Pair(list):

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch_writer as writer
 
-from sft_jax.interop import torch_archive
-from sft_jax.interop.state_dict import read_state
-from sft_jax.interop.torch_archive import read_torch
+from sft_jax.files.torch_files import read_torch
+from sft_jax.interop.weights.state_dict import read_state
 from sft_jax.types import DataError
 
 # Written by PyTorch 2.14 of values that are known: see `test_every_kind_of_tensor`.

@@ -8,13 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.builders import BUILDERS
-from sft_jax.data.builders.multiple_features import VIEWS, file_name
-from sft_jax.data.builders.smartwatch_exercises import CHANNELS, KEYS, read_recordings
-from sft_jax.data.fake import write_fake
-from sft_jax.data.records import SPLITS
-from sft_jax.data.sources import Source, prepare
-from sft_jax.data_config import (
+from sft_jax.config.data import (
     ArraysOptions,
     DataConfig,
     JapaneseVowelsOptions,
@@ -23,6 +17,12 @@ from sft_jax.data_config import (
     MultPickleOptions,
     VggsoundHdf5Options,
 )
+from sft_jax.data.builders import BUILDERS
+from sft_jax.data.builders.multiple_features import VIEWS, file_name
+from sft_jax.data.builders.smartwatch_exercises import CHANNELS, KEYS, read_recordings
+from sft_jax.data.fake import write_fake
+from sft_jax.data.records import SPLITS
+from sft_jax.data.sources import Source, prepare
 from sft_jax.types import DataError
 from tests.fuzz.harness import Reader
 from tests.fuzz.zips import write_zip

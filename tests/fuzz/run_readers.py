@@ -10,30 +10,33 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sft_jax import config_io
-from sft_jax.analysis import markdown, page, performance, plan_plots, report
-from sft_jax.analysis.document import Document, Pictures, Section
-from sft_jax.analysis.run_folder import read_run, save_example
-from sft_jax.analysis.spread import spread_rows
-from sft_jax.analysis.study_folder import read_study_folder
-from sft_jax.analysis.study_scores import cost_rows, curve_bands, metric_rows, overview_rows
-from sft_jax.config import Config, ModelConfig
+from sft_jax.config import io as config_io
+from sft_jax.config.run import Config, ModelConfig
+from sft_jax.config.study import Setting, Study
 from sft_jax.data.arrays import read_arrays
 from sft_jax.data.pipeline import Normalizer
-from sft_jax.inference import Predictor
-from sft_jax.interop import recorded, reference_weights
-from sft_jax.interop.export import Exportable, to_stablehlo
-from sft_jax.interop.foreign import deserialized
-from sft_jax.json_files import anything, read_json
-from sft_jax.study_config import Setting, Study
-from sft_jax.training import checkpoint, logs, optimizer, run
+from sft_jax.files.json_files import anything, read_json
+from sft_jax.interop.artefacts.stablehlo import Exportable, to_stablehlo
+from sft_jax.interop.artefacts.untrusted import deserialized
+from sft_jax.interop.vectors import recorded
+from sft_jax.interop.weights import reference_weights as reference_weights
+from sft_jax.reports import html_page, markdown, writer
+from sft_jax.reports.document import Document, Pictures, Section
+from sft_jax.reports.figures import performance, plan_plots
+from sft_jax.reports.sections.study_scores import cost_rows, curve_bands, metric_rows, overview_rows
+from sft_jax.reports.seed_spread import spread_rows
+from sft_jax.runs import metric_log
+from sft_jax.runs.run_folder import read_run, save_example
+from sft_jax.runs.study_folder import read_study_folder
+from sft_jax.studies.results import Results
+from sft_jax.training import checkpoint, optimizer, run
+from sft_jax.training.predictor import Predictor
 from sft_jax.training.progress import Progress
-from sft_jax.training.results import Results
 from sft_jax.training.state import TrainState
 from sft_jax.types import CheckpointError, ConfigError, DataError, ModalitySpec
 from tests import torch_writer
-from tests.analysis.conftest import make_evaluation, make_example, write_run, write_study
 from tests.fuzz.harness import Reader
+from tests.report_fixtures import make_evaluation, make_example, write_run, write_study
 
 ROOT = Path(__file__).parents[2]
 _NAMED = (CheckpointError, ConfigError, DataError)
@@ -95,7 +98,7 @@ def _read_run(path: Path) -> None:
     normalizer = Normalizer.from_json(run.read_data(path, "normalizer")["normalizer"])
     for name, scale in normalizer.scale.items():
         normalizer(name, np.ones((2, len(scale)), np.float32), np.ones(2, bool))
-    assert all(line["step"] >= 0 for line in logs.read_log(path / "metrics.jsonl"))
+    assert all(line["step"] >= 0 for line in metric_log.read_log(path / "metrics.jsonl"))
 
 
 # Reports: whatever is read is drawn to the end.
@@ -110,12 +113,14 @@ def _reports(folder: Path) -> list[Path]:
 
 
 def _draw_report(path: Path) -> None:
-    document = report.read_document([path])
+    document = writer.read_document([path])
     for picture in document.pictures():
         assert Path(picture.name).name == picture.name
         picture.figure.draw_without_rendering()
     pages = [markdown.render(document)]
-    pages.append(page.render(dataclasses.replace(document, sections=_without_pictures(document))))
+    pages.append(
+        html_page.render(dataclasses.replace(document, sections=_without_pictures(document)))
+    )
     for text in pages:
         text.encode()
     assert "<script" not in pages[1]

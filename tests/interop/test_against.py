@@ -4,9 +4,9 @@ import os
 import numpy as np
 import pytest
 
-from sft_jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.efficiency.models import random_batch
-from sft_jax.interop import against
+from sft_jax.config.run import Config, ModelConfig, OptimizerConfig, TrainConfig
+from sft_jax.efficiency.model_costs import random_batch
+from sft_jax.interop.torch import torch_benchmark
 from sft_jax.types import ConfigError, ModalitySpec
 
 
@@ -23,8 +23,8 @@ def config(**changes):
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for call in (
-        lambda: against.torch_candidates(config(), random_batch(config())),
-        lambda: against.run_once(config(), random_batch(config()), "torch eager"),
+        lambda: torch_benchmark.torch_candidates(config(), random_batch(config())),
+        lambda: torch_benchmark.run_once(config(), random_batch(config()), "torch eager"),
     ):
         with pytest.raises(ConfigError, match=r"not installed; .*pip install 'sft_jax\[torch\]'"):
             call()
@@ -33,7 +33,7 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
 @pytest.fixture
 def torch_sft():
     pytest.importorskip("torch", reason="the extra 'torch' is optional and not installed")
-    from sft_jax.interop import torch_sft
+    from sft_jax.interop.torch import torch_sft
 
     return torch_sft
 
@@ -44,7 +44,7 @@ def test_candidates_are_pytorch_s_eager_and_compiled_on_our_parameters(torch_sft
     real = torch_sft.logits
     monkeypatch.setattr(torch_sft, "logits", lambda *args: compared.append(args) or real(*args))
     batch = random_batch(config())
-    found = against.torch_candidates(config(), batch)
+    found = torch_benchmark.torch_candidates(config(), batch)
     assert list(found) == ["torch eager", "torch compiled"]
     assert len(compared) == 1  # outputs are compared before anything is handed out
     train, infer = found["torch eager"]
@@ -61,7 +61,7 @@ def test_a_planted_difference_is_refused(torch_sft, monkeypatch, change):
     real = torch_sft.logits
     monkeypatch.setattr(torch_sft, "logits", lambda *args: change(real(*args)))
     with pytest.raises(ConfigError, match=r"differ from ours by (0\.0003|nan), expected at most"):
-        against.torch_candidates(config(), random_batch(config()))
+        torch_benchmark.torch_candidates(config(), random_batch(config()))
 
 
 def test_what_pytorch_does_not_offer_is_refused_before_anything_is_run(torch_sft, monkeypatch):
@@ -79,12 +79,12 @@ def test_what_pytorch_does_not_offer_is_refused_before_anything_is_run(torch_sft
         ),
     ):
         with pytest.raises(ConfigError, match=words):
-            against.torch_candidates(refused, random_batch(config()))
+            torch_benchmark.torch_candidates(refused, random_batch(config()))
 
 
 def test_a_candidate_runs_alone(torch_sft, monkeypatch):
     ran = []
     entry = torch_sft.Candidate(lambda: ran.append("train"), lambda: ran.append("infer"))
     monkeypatch.setattr(torch_sft, "candidates", lambda *args: {"torch eager": entry})
-    against.run_once(config(), random_batch(config()), "torch eager")
+    torch_benchmark.run_once(config(), random_batch(config()), "torch eager")
     assert ran == ["train", "infer"]

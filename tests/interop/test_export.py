@@ -13,11 +13,12 @@ import jax.export
 import numpy as np
 import pytest
 
-from sft_jax.config import BaselineConfig, Config, ModelConfig
+from sft_jax.config.run import BaselineConfig, Config, ModelConfig
 from sft_jax.data.pipeline import Normalizer
-from sft_jax.inference import Predictor
-from sft_jax.interop import artefact_table, artefacts, export
-from sft_jax.interop.artefacts import Differences
+from sft_jax.interop.artefacts import artefact_files, artefact_table
+from sft_jax.interop.artefacts import stablehlo as stablehlo_format
+from sft_jax.interop.artefacts.artefact_files import Differences
+from sft_jax.training.predictor import Predictor
 from sft_jax.types import POOLS, WINDOW_POOLS, ConfigError, ModalitySpec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
@@ -44,7 +45,7 @@ def predictor():
         num_pre_layers=1,
         num_post_layers=2,
     )
-    drawn = export.Exportable.untrained(own)
+    drawn = stablehlo_format.Exportable.untrained(own)
     rng = np.random.default_rng(1)
     numbers = {
         part: {s.name: tuple(rng.uniform(1, 3, s.feature_dim)) for s in own.modalities}
@@ -56,12 +57,12 @@ def predictor():
 
 @pytest.fixture(scope="module")
 def model(predictor):
-    return export.Exportable.of(predictor)
+    return stablehlo_format.Exportable.of(predictor)
 
 
 @pytest.fixture(scope="module")
 def arrays(model):
-    arrays = artefacts.example(model, rows=5)
+    arrays = artefact_files.example(model, rows=5)
     for name in ("sound", "words"):
         lengths = arrays[f"mask/{name}"].sum(axis=1)
         assert len(set(lengths)) > 2  # ragged, and
@@ -71,14 +72,16 @@ def arrays(model):
 
 @pytest.fixture(scope="module")
 def stablehlo(model, tmp_path_factory):
-    return artefacts.write(model, ["stablehlo"], tmp_path_factory.mktemp("artefact"))["stablehlo"]
+    return artefact_files.write(model, ["stablehlo"], tmp_path_factory.mktemp("artefact"))[
+        "stablehlo"
+    ]
 
 
 @pytest.fixture(scope="module")
 def onnx_paths(model, tmp_path_factory):
     for name in ("jax2onnx", "onnx", "onnxruntime"):
         pytest.importorskip(name, reason="the extra 'export' is optional and not installed")
-    return artefacts.write(model, ["onnx", "onnx_int8"], tmp_path_factory.mktemp("artefact"))
+    return artefact_files.write(model, ["onnx", "onnx_int8"], tmp_path_factory.mktemp("artefact"))
 
 
 def assert_predicts(outputs, predictor, arrays):
@@ -94,7 +97,7 @@ def assert_predicts(outputs, predictor, arrays):
 
 def test_stablehlo_predicts_from_raw_arrays_without_this_package(stablehlo, predictor, arrays):
     # The process raises on importing sft_jax, flax, and what else is not the runtime.
-    with artefacts.running(stablehlo, "stablehlo", arrays, rows=2) as run:
+    with artefact_files.running(stablehlo, "stablehlo", arrays, rows=2) as run:
         assert_predicts(run.outputs, predictor, arrays)
         assert len(run.seconds(3)) == 3
         assert run.peak_bytes() >= run.runtime_bytes >= 0
@@ -102,15 +105,15 @@ def test_stablehlo_predicts_from_raw_arrays_without_this_package(stablehlo, pred
 
 def test_onnx_predicts_from_raw_arrays_without_jax(onnx_paths, predictor, arrays):
     for rows in (1, 2):
-        with artefacts.running(onnx_paths["onnx"], "onnx", arrays, rows) as run:
+        with artefact_files.running(onnx_paths["onnx"], "onnx", arrays, rows) as run:
             assert_predicts(run.outputs, predictor, arrays)
 
 
 def test_eight_bits_predict_about_the_same(onnx_paths, model, arrays):
     import onnx
 
-    with artefacts.running(onnx_paths["onnx_int8"], "onnx_int8", arrays, rows=5) as run:
-        found = Differences.between(run.outputs, artefacts.reference(model, arrays))
+    with artefact_files.running(onnx_paths["onnx_int8"], "onnx_int8", arrays, rows=5) as run:
+        found = Differences.between(run.outputs, artefact_files.reference(model, arrays))
     assert 1e-6 < found.probabilities < 0.2
     kinds = {t.data_type for t in onnx.load(onnx_paths["onnx_int8"]).graph.initializer if t.dims}
     assert onnx.TensorProto.INT8 in kinds
@@ -121,7 +124,7 @@ def test_eight_bits_predict_about_the_same(onnx_paths, model, arrays):
 @pytest.mark.parametrize(("kind", "module"), [("stablehlo", "sft_jax"), ("onnx", "jax")])
 def test_processes_cannot_import_what_is_not_the_runtime(tmp_path, kind, module):
     """The program is the one that the tests above run, with an import planted in it."""
-    source = Path(artefacts.artefact_process.__file__).read_text()
+    source = Path(artefact_files.artefact_process.__file__).read_text()
     planted = source.replace("    __import__(", f"    import {module}\n    __import__(")
     assert planted != source
     (tmp_path / "planted.py").write_text(planted)
@@ -134,7 +137,7 @@ def test_an_artefact_that_cannot_be_read_is_named(tmp_path, model):
     path = tmp_path / "model.stablehlo"
     path.write_bytes(b"nothing")
     with pytest.raises(ConfigError, match=r"model\.stablehlo: its process ended with status 1"):
-        artefacts.compared(model, path, "stablehlo")
+        artefact_files.compared(model, path, "stablehlo")
 
 
 def test_stablehlo_holds_for_three_platforms_and_any_batch_size(stablehlo):
@@ -177,12 +180,12 @@ FIRST, SECOND = POOLS[:6], POOLS[6:]
 )
 def test_every_model_and_pool_can_be_exported(own):
     """In this process: lowered for all platforms with a symbolic batch, and right on this one."""
-    model = export.Exportable.untrained(own)
-    exported = jax.export.deserialize(bytearray(export.to_stablehlo(model)))
-    assert exported.platforms == export.PLATFORMS
-    given = artefacts.example(model, rows=3)
+    model = stablehlo_format.Exportable.untrained(own)
+    exported = jax.export.deserialize(bytearray(stablehlo_format.to_stablehlo(model)))
+    assert exported.platforms == stablehlo_format.PLATFORMS
+    given = artefact_files.example(model, rows=3)
     Differences.between(
-        jax.device_get(exported.call(given)), artefacts.reference(model, given)
+        jax.device_get(exported.call(given)), artefact_files.reference(model, given)
     ).check("stablehlo")
 
 
@@ -235,17 +238,17 @@ def test_differences_by_hand():
 def test_a_changed_artefact_is_refused(stablehlo, model):
     scale = {name: [2 * x for x in numbers] for name, numbers in model.scale.items()}
     with pytest.raises(ConfigError, match="stablehlo: its logits differ"):
-        artefacts.compared(dataclasses.replace(model, scale=scale), stablehlo, "stablehlo")
+        artefact_files.compared(dataclasses.replace(model, scale=scale), stablehlo, "stablehlo")
 
 
 def test_missing_libraries_are_named_with_their_remedy(monkeypatch, model, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"not installed; .*pip install 'sft_jax\[export\]'"):
-        artefacts.write(model, ["onnx"], tmp_path)
+        artefact_files.write(model, ["onnx"], tmp_path)
     with pytest.raises(
         ConfigError, match="given 'stablehlo_int8', expected one of stablehlo, onnx"
     ):
-        artefacts.write(model, ["stablehlo_int8"], tmp_path)
+        artefact_files.write(model, ["stablehlo_int8"], tmp_path)
 
 
 def test_measures_every_format_in_a_row_of_its_own(monkeypatch, model):
@@ -253,7 +256,7 @@ def test_measures_every_format_in_a_row_of_its_own(monkeypatch, model):
     (row,) = artefact_table.measure({"tiny": model}, rounds=2, calls=3)
     assert (row["model"], row["format"]) == ("tiny", "stablehlo")
     assert row["latency_seconds"]["low"] <= row["latency_seconds"]["median"]
-    assert row["differences"]["logits"] <= artefacts.TOLERANCE
+    assert row["differences"]["logits"] <= artefact_files.TOLERANCE
     (shown,) = artefact_table.cost_rows([row])
     assert shown["file kB"] == round(row["file_bytes"] / 1e3)
     assert shown["latency ms"] == round(1e3 * row["latency_seconds"]["median"], 2)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.interop.foreign import open_stablehlo
+from sft_jax.interop.artefacts.untrusted import open_stablehlo
 from sft_jax.types import DataError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sft_jax.interop import metric_vectors
+from sft_jax.interop.vectors import metric_vectors
 from sft_jax.types import DataError
 
 VECTORS = Path(__file__).parent.parent / "reference_vectors" / "metrics.npz"

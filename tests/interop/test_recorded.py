@@ -10,10 +10,16 @@ import optax
 import pytest
 from quick import QUICK
 
-from sft_jax.config import BaselineConfig, Config, ModelConfig
-from sft_jax.interop import recorded
-from sft_jax.interop.recorded import TOLERANCE, Difference, Recording, compare_folder, differences
-from sft_jax.interop.reference_weights import to_reference
+from sft_jax.config.run import BaselineConfig, Config, ModelConfig
+from sft_jax.interop.vectors import recorded
+from sft_jax.interop.vectors.recorded import (
+    TOLERANCE,
+    Difference,
+    Recording,
+    compare_folder,
+    differences,
+)
+from sft_jax.interop.weights.reference_weights import to_reference
 from sft_jax.models import registry
 from sft_jax.models.mixup import Mixup
 from sft_jax.types import ModalitySpec

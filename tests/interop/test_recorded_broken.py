@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.interop import recorded
-from sft_jax.interop.recorded import compare_folder
+from sft_jax.interop.vectors import recorded
+from sft_jax.interop.vectors.recorded import compare_folder
 from sft_jax.types import DataError
 
 VECTORS = Path(__file__).parent.parent / "reference_vectors"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch_writer
 
-from sft_jax.interop.recorded import Recording
-from sft_jax.interop.reference_weights import from_reference, to_reference
-from sft_jax.interop.state_dict import read_arrays, read_state
+from sft_jax.interop.vectors.recorded import Recording
+from sft_jax.interop.weights.reference_weights import from_reference, to_reference
+from sft_jax.interop.weights.state_dict import read_arrays, read_state
 from sft_jax.types import DataError
 
 VECTORS = Path(__file__).parent.parent / "reference_vectors"

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.config import (
+from sft_jax.config.run import (
     AugmentConfig,
     Config,
     Duration,
@@ -15,8 +15,8 @@ from sft_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.efficiency.models import random_batch
-from sft_jax.interop.reference_weights import to_reference
+from sft_jax.efficiency.model_costs import random_batch
+from sft_jax.interop.weights.reference_weights import to_reference
 from sft_jax.models import registry
 from sft_jax.training.optimizer import build_optimizer, learning_rate
 from sft_jax.training.run import step_config
@@ -25,7 +25,7 @@ from sft_jax.training.step import train_step
 from sft_jax.types import ConfigError, DataError, ModalitySpec
 
 torch = pytest.importorskip("torch", reason="the extra 'torch' is optional and not installed")
-from sft_jax.interop import torch_sft  # noqa: E402 (only where torch is)
+from sft_jax.interop import torch_sft  # noqa: E402 (only where torch is
 
 POOLS = {"max": {"window": 3}, "avg": {"window": 4}, "attn_topk": {"k": 5}}
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.interop.unroll import unrolled
+from sft_jax.interop.artefacts.unroll import unrolled
 
 
 def operations(function, *args):

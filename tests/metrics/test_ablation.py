@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax.training.ablation import ablation, without
+from sft_jax.metrics.ablation import ablation, without
 
 
 def outputs(named, label, ids=None, loss=None):

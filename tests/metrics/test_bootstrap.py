@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from sft_jax.training import bootstrap
+from sft_jax.metrics import bootstrap
 from sft_jax.types import DataError
 
 

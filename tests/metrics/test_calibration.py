@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sft_jax.training.calibration import calibration_error, named_class, reliability
+from sft_jax.metrics.calibration import calibration_error, named_class, reliability
 from sft_jax.types import DataError
 
 

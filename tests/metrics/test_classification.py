@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sft_jax.training import metrics, ranking, sentiment
+from sft_jax.metrics import classification as metrics
+from sft_jax.metrics import ranking, sentiment
 from sft_jax.types import DataError
 
 # Four samples of three classes; right at k=1: rows 0 and 3, at k=2 also row 1.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import norm
 
-from sft_jax.training import bootstrap, ranking
+from sft_jax.metrics import bootstrap, ranking
 from sft_jax.types import DataError
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sft_jax.training import bootstrap, sentiment
+from sft_jax.metrics import bootstrap, sentiment
 from sft_jax.types import DataError
 
 # Halves, zeros of both signs, and numbers beyond the clip.

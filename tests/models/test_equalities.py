@@ -11,8 +11,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from quick import QUICK
 
-from sft_jax.config import Config, ModelConfig
-from sft_jax.models import registry, streamed_attention
+from sft_jax.attention import streamed
+from sft_jax.config.run import Config, ModelConfig
+from sft_jax.models import registry
 from sft_jax.types import COUNTING_POOLS, ModalitySpec
 
 B, CLASSES = 3, 3
@@ -21,7 +22,7 @@ SEEDS = range(2)  # of parameters, inputs and masks, for every shape
 # out: `attn_kmedoids` and `merge`, which compare distances that are equal but for rounding.
 SMOOTH = ("max", "avg", "attn_avg", "channel_topk", "random", "strided_random", "none")
 CHOOSING = ("attn_topk", "cls_topk", "attn_random")
-TILING = streamed_attention.Tiling(4, 3)
+TILING = streamed.Tiling(4, 3)
 ROUNDING = 2**-8  # between neighbours of bfloat16, relative
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.config import PRESETS, ModelConfig
+from sft_jax.config.run import PRESETS, ModelConfig
 from sft_jax.models import layers
 from sft_jax.models.layers import (
     BlockConfig,

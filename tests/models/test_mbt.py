@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from quick import QUICK
 
-from sft_jax.config import ModelConfig
+from sft_jax.config.run import ModelConfig
+from sft_jax.models.baselines.mbt import BottleneckLayer
 from sft_jax.models.layers import BlockConfig, EncoderBlock
-from sft_jax.models.mbt import BottleneckLayer
 
 NAMES = ("a", "b", "c")
 LENGTHS = {"a": 3, "b": 5, "c": 2}

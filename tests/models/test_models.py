@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quick import QUICK
 from slow import corners
 
-from sft_jax.config import BASELINE_SETTINGS, BaselineConfig, Config, ModelConfig
+from sft_jax.config.run import BASELINE_SETTINGS, BaselineConfig, Config, ModelConfig
 from sft_jax.models import registry
 from sft_jax.types import COUNTING_POOLS, POOLS, ModalitySpec
 

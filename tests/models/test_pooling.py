@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from sft_jax.config import BlockStyle
+from sft_jax.config.run import BlockStyle
 from sft_jax.models import pooling
 from sft_jax.models.layers import BlockConfig
 from sft_jax.models.pooling import SparsePooling

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from slow import corners
 
-from sft_jax.config import BaselineConfig, Config, ModelConfig
-from sft_jax.efficiency.layers import layer_costs
-from sft_jax.efficiency.models import forward_gflop, train_gflop
+from sft_jax.config.run import BaselineConfig, Config, ModelConfig
+from sft_jax.efficiency.layer_costs import layer_costs
+from sft_jax.efficiency.model_costs import forward_gflop, train_gflop
 from sft_jax.models import registry
 from sft_jax.types import ModalitySpec
 

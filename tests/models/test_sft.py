@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import QUICK
 
-from sft_jax.config import ModelConfig
+from sft_jax.config.run import ModelConfig
 from sft_jax.models.sft import SparseFusionTransformer
 from sft_jax.types import ModalitySpec
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_jax.config import ModelConfig
+from sft_jax.config.run import ModelConfig
 from sft_jax.models.layers import BlockConfig
 from sft_jax.models.tokenizers import (
     Tokenizer,

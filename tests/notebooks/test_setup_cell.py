@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sft_jax import inference
+from sft_jax.training import predictor
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 SETUP = {
@@ -76,7 +76,7 @@ def stranger(monkeypatch, cell):
 
 
 def test_nothing_is_installed_where_it_can_be_imported(cell, runs, capsys):
-    assert inference.load  # imported above, since its packages ask the system what it is
+    assert predictor.load  # imported above, since its packages ask the system what it is
     assert cell["setup"]() == FOLDER.parent
     assert runs == []
     printed = capsys.readouterr().out

@@ -4,9 +4,9 @@ import pytest
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from sft_jax.analysis.diagram import model_diagram, pool_words, save_diagram
-from sft_jax.config import BaselineConfig, Config, ModelConfig
-from sft_jax.paper import vggsound
+from sft_jax.config.paper import vggsound
+from sft_jax.config.run import BaselineConfig, Config, ModelConfig
+from sft_jax.reports.figures.model_diagram import model_diagram, pool_words, save_diagram
 from sft_jax.types import ConfigError, ModalitySpec
 
 

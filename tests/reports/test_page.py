@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sft_jax.analysis import markdown, page, report, tables
-from sft_jax.analysis.document import (
+from sft_jax.reports import html_page, markdown, tables, writer
+from sft_jax.reports.document import (
     Commands,
     Document,
     Headline,
@@ -107,7 +107,7 @@ def check_self_contained(text):
 
 
 def test_hostile_names_are_shown_and_do_nothing(hostile):
-    text = page.render(hostile)
+    text = html_page.render(hostile)
     reader = check_self_contained(text)
     shown = "".join(reader.text)
     # Title, heading, lead, headline (3), navigation, section, paragraph, caption of the table, its
@@ -157,26 +157,26 @@ def test_numbers_stand_to_the_right_and_long_text_breaks():
         {"name": "b", "n": None, "of": "-", "sd": "1.25%", "to": "-", "x": "w" * 60},
     ]
     document = Document("run", "t", Text.of(""), [], [Section("s", [Table(rows)])])
-    (head,) = re.findall(r"<thead>(.*?)</thead>", page.render(document))
+    (head,) = re.findall(r"<thead>(.*?)</thead>", html_page.render(document))
     classes = [re.search(r'class="(\w+)"', cell) for cell in re.findall(r"<th[^>]*>", head)]
     found = [match and match[1] for match in classes]
     assert found == [None, "number", "number", "number", "number", "long"]
 
 
 def test_inks_of_a_figure_follow_light_and_dark():
-    drawing = page.svg(Picture("one", figure(), "x"))
+    drawing = html_page.svg(Picture("one", figure(), "x"))
     assert "stroke: var(--ink)" in drawing
     assert "prefers-color-scheme:dark" in drawing
     assert "DejaVu" not in drawing
     assert "&lt;script&gt;" in drawing  # text stays text
     # Equal figures give equal files.
-    assert drawing == page.svg(Picture("one", figure(), "x"))
+    assert drawing == html_page.svg(Picture("one", figure(), "x"))
 
 
 def test_wide_figures_scroll_in_a_box_of_their_own():
     wide = Picture("wide", Figure(figsize=(9, 3)), "a wide one")
     block = Pictures([wide], "c")
-    text = page.render(Document("run", "t", Text.of(""), [], [Section("s", [block])]))
+    text = html_page.render(Document("run", "t", Text.of(""), [], [Section("s", [block])]))
     assert re.search(r'<div class="scroll wide"[^>]*aria-label="a wide one"><img', text)
 
 
@@ -195,7 +195,7 @@ def cells_of_markdown(text):
 
 def same_tables(document):
     """Whether page and twin hold the same rows; the twin has a table of headlines on top."""
-    reader = check_self_contained(page.render(document))
+    reader = check_self_contained(html_page.render(document))
     shown = [["-" if cell == "\u2013" else cell for cell in row] for row in reader.rows]
     twin = cells_of_markdown(markdown.render(document))
     headlines = len(document.headlines) + 1 if document.headlines else 0
@@ -204,20 +204,20 @@ def same_tables(document):
 
 
 def test_page_and_twin_of_a_run_hold_the_same_tables(workdir):
-    rows = same_tables(report.read_document([workdir]))
+    rows = same_tables(writer.read_document([workdir]))
     assert ["train", "70", "-", "10", "40", "10", "10"] in rows
 
 
 def test_page_and_twin_of_a_study_hold_the_same_tables(study):
     folder = study(lambda setting, fold, seed: 0.5 + 0.1 * (setting == "sft"))
-    rows = same_tables(report.read_document([folder]))
+    rows = same_tables(writer.read_document([folder]))
     # In short, scores and conditions per sample and per group, other metrics, cost, calibration,
     # settings.
     assert sum(row[0] == "sft" for row in rows) == 9
 
 
 def test_the_written_page_loads_nothing(workdir):
-    reader = check_self_contained(report.write_report(workdir).read_text())
+    reader = check_self_contained(writer.write_report(workdir).read_text())
     assert len(reader.alts) == 3
     assert reader.tags.count("section") == 5
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sft_jax.analysis import performance
+from sft_jax.reports.figures import performance
 from sft_jax.types import DataError
 
 

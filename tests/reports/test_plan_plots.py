@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sft_jax.analysis import plan_plots
+from sft_jax.reports.figures import plan_plots
 from sft_jax.types import DataError
 
 

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sft_jax.analysis import plots
+from sft_jax.reports.figures import plots
 from sft_jax.types import DataError
 
 TRAIN = [{"kind": "train", "step": 10 * i, "loss": 2 / i, "top1": 1 - 1 / i} for i in range(1, 9)]
@@ -215,7 +215,7 @@ def test_save_writes_120_dots_an_inch(tmp_path):
 
 
 def test_pyplot_and_its_global_state_stay_out():
-    code = "import sys, sft_jax.analysis.report; assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys, sft_jax.reports.writer; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 

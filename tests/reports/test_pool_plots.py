@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from sft_jax.analysis import pool_plots
-from sft_jax.analysis.run_folder import Example
+from sft_jax.reports.figures import pool_plots
+from sft_jax.runs.run_folder import Example
 from sft_jax.types import DataError
 
 

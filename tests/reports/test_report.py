@@ -6,20 +6,21 @@ import sys
 import numpy as np
 import pytest
 
-from sft_jax.analysis import markdown, report, run_folder
-from sft_jax.analysis.run_scores import metric_rows
-from sft_jax.analysis.tables import format_table
-from sft_jax.training import metrics
+from sft_jax.metrics import classification as metrics
+from sft_jax.reports import markdown, writer
+from sft_jax.reports.sections.run_scores import metric_rows
+from sft_jax.reports.tables import format_table
+from sft_jax.runs import run_folder
 from sft_jax.types import CheckpointError
 
 
 def text_of(*workdirs):
     """The Markdown of a report, its tables without padding."""
-    return re.sub(r" +", " ", markdown.render(report.read_document(workdirs)))
+    return re.sub(r" +", " ", markdown.render(writer.read_document(workdirs)))
 
 
 def test_report_contains_the_numbers_of_the_run(workdir, evaluation):
-    path = report.write_report(workdir)
+    path = writer.write_report(workdir)
     assert path == workdir / "report.html"
     text = re.sub(r" +", " ", (workdir / "report.md").read_text())
     result = evaluation()
@@ -210,7 +211,7 @@ def test_cost_stands_beside_the_dense_model(workdir):
         {"model": "sft", "parameters": 10, "forward GFLOP": 0.5},
         {"model": "dense", "parameters": 10, "forward GFLOP": 1.75},
     ]
-    document = report.read_document([workdir], report.CostModel(lambda config: rows, "A note."))
+    document = writer.read_document([workdir], writer.CostModel(lambda config: rows, "A note."))
     text = re.sub(r" +", " ", markdown.render(document))
     assert "| GFLOP a sample | 0.5 | dense: 3.5 times |" in text
     assert "| dense | 10 | 1.75 |" in text
@@ -225,15 +226,15 @@ def test_without_validation_the_curves_say_so(workdir):
 
 def test_a_folder_that_is_neither_is_named(workdir, tmp_path):
     with pytest.raises(CheckpointError, match=r"neither config.json of a run nor study.json"):
-        report.read_document([tmp_path / "nowhere"])
+        writer.read_document([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty: found neither .* sft_jax.train"):
-        report.read_document([workdir, tmp_path / "empty"])
+        writer.read_document([workdir, tmp_path / "empty"])
 
 
 def test_where_a_report_goes(tmp_path):
-    assert report.folder_of([tmp_path / "a"]) == tmp_path / "a"
-    assert report.folder_of([tmp_path / "x" / "a", tmp_path / "y" / "b"]) == tmp_path
+    assert writer.folder_of([tmp_path / "a"]) == tmp_path / "a"
+    assert writer.folder_of([tmp_path / "x" / "a", tmp_path / "y" / "b"]) == tmp_path
 
 
 def test_verb_prints_the_tables_and_states_the_cost(workdir, evaluation, tmp_path):

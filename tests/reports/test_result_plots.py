@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from sft_jax.analysis import result_plots
-from sft_jax.analysis.result_plots import Band, Interval, Point
-from sft_jax.training.calibration import reliability
+from sft_jax.metrics.calibration import reliability
+from sft_jax.reports.figures import result_plots
+from sft_jax.reports.figures.result_plots import Band, Interval, Point
 from sft_jax.types import DataError
 
 

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.analysis import markdown
-from sft_jax.analysis.study_folder import read_study_folder
-from sft_jax.analysis.study_report import study_document
-from sft_jax.analysis.study_scores import (
+from sft_jax.config.study import load_study
+from sft_jax.reports import markdown
+from sft_jax.reports.sections.study import study_document
+from sft_jax.reports.sections.study_scores import (
     condition_rows,
     cost_rows,
     overview_rows,
     setting_rows,
     summaries,
 )
-from sft_jax.analysis.tables import format_table
-from sft_jax.study_config import load_study
+from sft_jax.reports.tables import format_table
+from sft_jax.runs.study_folder import read_study_folder
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text()

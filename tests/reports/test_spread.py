@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.analysis.spread import by_setting, spread_rows
+from sft_jax.reports.seed_spread import by_setting, spread_rows
 from sft_jax.types import DataError
 
 

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from sft_jax.analysis import markdown, report
-from sft_jax.analysis.study_folder import read_study_folder, summarise
-from sft_jax.analysis.study_report import best_setting
+from sft_jax.reports import markdown, writer
+from sft_jax.reports.sections.study import best_setting
+from sft_jax.runs.study_folder import read_study_folder, summarise
 from sft_jax.types import CheckpointError, DataError
 
 # Scores of `sft`, [folds, seeds]; `dense` is 0.02 less but for one run, where it is 0.01 more.
@@ -23,7 +23,7 @@ def top1(setting, fold, seed):
 
 
 def text_of(folder):
-    return re.sub(r" +", " ", markdown.render(report.read_document([folder])))
+    return re.sub(r" +", " ", markdown.render(writer.read_document([folder])))
 
 
 def section(text, title):
@@ -144,7 +144,7 @@ def test_what_was_not_recorded_is_left_out(study):
 
 def test_a_study_writes_its_report_into_its_folder(study):
     folder = study(top1, levels=("sample",), conditions=("complete",), curves=False)
-    assert report.write_report(folder) == folder / "report.html"
+    assert writer.write_report(folder) == folder / "report.html"
     images = re.findall(r"\]\((\w+\.png)\)", (folder / "report.md").read_text())
     assert all((folder / name).stat().st_size > 3000 for name in images)
 
@@ -203,7 +203,7 @@ def test_broken_folders_are_named(study, name, change, error, message):
 
 def test_a_study_stands_alone(study, workdir):
     with pytest.raises(CheckpointError, match="given with 1 other folders, expected a study alone"):
-        report.read_document([study(top1), workdir])
+        writer.read_document([study(top1), workdir])
 
 
 def test_costs_that_are_not_known_yet(study):

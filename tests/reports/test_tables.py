@@ -3,7 +3,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.analysis import tables
+from sft_jax.reports import tables
 
 
 def test_format_table_by_hand():

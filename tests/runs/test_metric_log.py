@@ -1,7 +1,7 @@
 import json
 
-from sft_jax import json_files
-from sft_jax.training.logs import MetricLog
+from sft_jax.files import json_files
+from sft_jax.runs.metric_log import MetricLog
 
 
 def test_a_log_of_any_length_is_taken_up_again(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax.analysis import run_folder, study_folder
+from sft_jax.runs import run_folder
+from sft_jax.runs import study_folder
 from sft_jax.types import CheckpointError, ConfigError, DataError
 
 REFUSED = (CheckpointError, ConfigError, DataError)

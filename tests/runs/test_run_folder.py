@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax.analysis import run_folder
+from sft_jax.runs import run_folder
 from sft_jax.types import CheckpointError, DataError
 
 

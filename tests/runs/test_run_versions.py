@@ -5,10 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from sft_jax import schema
-from sft_jax.analysis.run_folder import read_run
-from sft_jax.config import Config
-from sft_jax.config_io import to_dict
+from sft_jax.runs import schema
+from sft_jax.runs.run_folder import read_run
+from sft_jax.config.run import Config
+from sft_jax.config.io import to_dict
 from sft_jax.training import run
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.progress import Progress

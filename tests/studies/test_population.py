@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sft_jax.studies.population import Members, Population, stack_folds, take_rows
 from sft_jax.training import step
-from sft_jax.training.population import Members, Population, stack_folds, take_rows
 
 
 @pytest.fixture

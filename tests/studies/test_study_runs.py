@@ -10,11 +10,19 @@ import jax
 import numpy as np
 import pytest
 
-from sft_jax.config import Config, Duration, MixupConfig, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.data_config import DataConfig, SyntheticOptions
-from sft_jax.study_config import COMPLETE, Condition, Setting, Study
-from sft_jax.training import results, session, sweep
-from sft_jax.training.folds import FoldReader, under
+from sft_jax.config.data import DataConfig, SyntheticOptions
+from sft_jax.config.run import (
+    Config,
+    Duration,
+    MixupConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from sft_jax.config.study import COMPLETE, Condition, Setting, Study
+from sft_jax.studies import results, setting_runs
+from sft_jax.studies.folds import FoldReader, under
+from sft_jax.training import session
 from sft_jax.types import CheckpointError, ConfigError, ModalitySpec
 
 SPECS = (
@@ -83,7 +91,7 @@ def data_dir(tmp_path_factory):
 def together(data_dir):
     made = study(data_dir)
     taken = []
-    return sweep.train_setting(made, made.settings[0], made.folds, taken.append), taken
+    return setting_runs.train_setting(made, made.settings[0], made.folds, taken.append), taken
 
 
 @pytest.mark.parametrize(("run", "fold", "seed"), [(1, 0, 5), (2, 1, 3)])
@@ -121,17 +129,17 @@ def test_runs_differ_by_seed_and_by_fold(together):
 def test_without_validation_the_last_parameters_are_judged(data_dir):
     made = study(data_dir, base=base(data_dir, duration=steps(4)), seeds=(3,))
     none, constant = {"data.options.num_valid": 0}, {"optimizer.schedule": "constant"}
-    trained = sweep.train_setting(made, Setting("plain", none | constant), made.folds[:1])
+    trained = setting_runs.train_setting(made, Setting("plain", none | constant), made.folds[:1])
     assert trained.chosen_step.tolist() == [4]
     assert ("valid", "complete") not in trained.probabilities
     with pytest.raises(ConfigError, match="given 'plateau' for folds without a validation split"):
-        sweep.train_setting(made, Setting("watched", none), made.folds[:1])
+        setting_runs.train_setting(made, Setting("watched", none), made.folds[:1])
 
 
 def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_dir, together):
     """As for `train`, whose best checkpoint is then missing, so that the last one is taken."""
     made = study(data_dir, base=base(data_dir, duration=steps(4), best_after=steps(9)), seeds=(3,))
-    trained = sweep.train_setting(made, made.settings[0], made.folds[:1])
+    trained = setting_runs.train_setting(made, made.settings[0], made.folds[:1])
     assert trained.chosen_step.tolist() == [4]
     # The last parameters have learned something: the first ones would have given other rows.
     last = trained.probabilities["valid", "complete"][0]
@@ -143,12 +151,12 @@ def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_di
 def test_judged_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
     label, group = np.array([0, 0, 1, 1]), np.array(["x", "x", "y", "y"])
-    found = sweep.judge(probabilities, label, group)
+    found = setting_runs.judge(probabilities, label, group)
     assert found["sample"]["top1"] == 0.5
     assert found["group"]["top1"] == 1.0  # (0.65, 0.35) and (0.4, 0.6)
     expected = -np.log([0.9, 0.4, 0.8, 0.4]).mean()
     assert found["sample"]["loss"] == pytest.approx(expected)
-    assert set(sweep.judge(probabilities, label, np.arange(4))) == {"sample"}
+    assert set(setting_runs.judge(probabilities, label, np.arange(4))) == {"sample"}
 
 
 def read_csv(path):
@@ -310,7 +318,7 @@ def test_folds_must_be_of_one_shape(data_dir):
     made = study(data_dir)
     folds = (made.folds[0], Setting("other", {"model.embed_dim": 8}))
     with pytest.raises(ConfigError, match="folds that differ in more than their data"):
-        sweep.train_setting(made, made.settings[0], folds)
+        setting_runs.train_setting(made, made.settings[0], folds)
 
 
 def test_conditions_take_away_what_they_say(together):

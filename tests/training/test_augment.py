@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.config import AugmentConfig
+from sft_jax.config.run import AugmentConfig
 from sft_jax.training.augment import augment, hide, random_rotation
 
 

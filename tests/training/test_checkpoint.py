@@ -8,7 +8,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from sft_jax.config import TrainConfig
+from sft_jax.config.run import TrainConfig
 from sft_jax.training import sharding
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.optimizer import Plateau

@@ -12,8 +12,8 @@ import optax
 import pytest
 from harm import flip, truncate
 
-from sft_jax import checksums
-from sft_jax.checksums import find_damage, write_checksums
+from sft_jax.files import checksums
+from sft_jax.files.checksums import find_damage, write_checksums
 from sft_jax.training import checkpoint
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.progress import Progress

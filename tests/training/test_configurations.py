@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from slow import corners
 
-from sft_jax.config_io import from_dict
+from sft_jax.config.io import from_dict
 from sft_jax.data.fake import FAKES, write_fake
 from sft_jax.training import session, sharding
 

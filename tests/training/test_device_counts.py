@@ -7,7 +7,7 @@ import optax
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from sft_jax.config import AugmentConfig, TrainConfig
+from sft_jax.config.run import AugmentConfig, TrainConfig
 from sft_jax.training import sharding, state, step
 
 COUNTS = (1, 2, 4, 8)

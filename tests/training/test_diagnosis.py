@@ -9,16 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from sft_jax.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    Duration,
-    ModelConfig,
-    TrainConfig,
-)
+from sft_jax.config.data import ArraysOptions, SyntheticOptions
+from sft_jax.config.run import AugmentConfig, Config, DataConfig, Duration, ModelConfig, TrainConfig
 from sft_jax.data import pipeline
-from sft_jax.data_config import ArraysOptions, SyntheticOptions
 from sft_jax.models.layers import OF_EVERY_LAYER
 from sft_jax.models.output import Output
 from sft_jax.training import session

@@ -8,9 +8,10 @@ import pytest
 import sklearn.metrics
 from scipy.stats import norm
 
-from sft_jax.config import TrainConfig
+from sft_jax.config.run import TrainConfig
+from sft_jax.metrics import classification as metrics
 from sft_jax.models.pools import Pooled
-from sft_jax.training import metrics, sharding
+from sft_jax.training import sharding
 from sft_jax.training.evaluation import collect, mean_metrics
 from sft_jax.training.step import compile_eval_step
 

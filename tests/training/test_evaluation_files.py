@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from sft_jax import schema
+from sft_jax.runs import schema
 from sft_jax.training import session
 from sft_jax.types import CheckpointError
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sft_jax.training import bootstrap, calibration, metrics, ranking, sentiment
+from sft_jax.metrics import bootstrap, calibration, ranking, sentiment
+from sft_jax.metrics import classification as metrics
 
 EIGHTHS = st.integers(-16, 16).map(lambda n: n / 8)  # with ties, and exact sums
 

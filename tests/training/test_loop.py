@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.config import Config, Duration, OptimizerConfig, TrainConfig
+from sft_jax.config.run import Config, Duration, OptimizerConfig, TrainConfig
+from sft_jax.runs.metric_log import MetricLog
 from sft_jax.training import loop, sharding
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import Diagnosis
-from sft_jax.training.logs import MetricLog
 from sft_jax.training.progress import Progress
 from sft_jax.training.state import TrainState
 from sft_jax.types import NonFiniteError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from quick import QUICK
 
-from sft_jax.config import Duration, MixupConfig
+from sft_jax.config.run import Duration, MixupConfig
 from sft_jax.training import session
 from sft_jax.training.mixing import MixupPlan, draw_mixup
 from sft_jax.types import ConfigError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_jax.config import OptimizerConfig
+from sft_jax.config.run import OptimizerConfig
 from sft_jax.training.optimizer import Plateau, build_optimizer, learning_rate
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import sft_jax
-from sft_jax.config import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
+from sft_jax.config.data import ArraysOptions, DataConfig
+from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.data.records import ModalityStatistics
-from sft_jax.data_config import ArraysOptions, DataConfig
-from sft_jax.inference import Predictor
 from sft_jax.models import registry
 from sft_jax.training import run, session
+from sft_jax.training.predictor import Predictor
 from sft_jax.types import CheckpointError, ConfigError, DataError, ModalitySpec
 
 SHAPES = {"audio": (20, 5), "video": (9, 6), "words": (7,)}
@@ -109,7 +109,7 @@ def test_sizes_up_to_a_power_of_two_share_one_program(trained):
 def test_more_samples_than_the_largest_batch_come_back_in_order(predictor, monkeypatch):
     arrays, _ = make_arrays(19, seed=4)
     whole = predictor.predict(arrays)
-    monkeypatch.setattr("sft_jax.inference.LARGEST_BATCH", 8)
+    monkeypatch.setattr("sft_jax.training.predictor.LARGEST_BATCH", 8)
     pieces = predictor.predict(arrays)
     assert pieces.id.tolist() == [str(i) for i in range(19)]
     np.testing.assert_allclose(whole.probabilities, pieces.probabilities, atol=1e-5)

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from sft_jax.config import Config, TrainConfig
-from sft_jax.config_io import to_dict
+from sft_jax.config.io import to_dict
+from sft_jax.config.run import Config, TrainConfig
 from sft_jax.training import processes, run
 from sft_jax.training.processes import Processes
 from sft_jax.types import CheckpointError, ConfigError

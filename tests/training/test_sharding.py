@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from sft_jax.config import TrainConfig
-from sft_jax.config_io import load
+from sft_jax.config.io import load
+from sft_jax.config.run import TrainConfig
 from sft_jax.efficiency.variants import variant
 from sft_jax.models import registry
 from sft_jax.training import sharding, state

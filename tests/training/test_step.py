@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.config import Duration, MixupConfig
+from sft_jax.config.run import Duration, MixupConfig
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
 from sft_jax.training import run, sharding, state, step

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from sft_jax.config import AugmentConfig, OptimizerConfig, TrainConfig
+from sft_jax.config.run import AugmentConfig, OptimizerConfig, TrainConfig
 from sft_jax.training import losses, randomness, sharding, state, step
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sft_jax.config_io import load
-from sft_jax.efficiency.layers import layer_costs
-from sft_jax.efficiency.models import num_parameters
+from sft_jax.config.io import load
+from sft_jax.efficiency.layer_costs import layer_costs
+from sft_jax.efficiency.model_costs import num_parameters
 from sft_jax.efficiency.variants import variant
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = """
-from sft_jax.config import Config, ModelConfig, TrainConfig
-from sft_jax.config_io import config_dict
+from sft_jax.config.run import Config, ModelConfig, TrainConfig
+from sft_jax.config.io import config_dict
 from sft_jax.types import ModalitySpec
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from sft_jax import check_vectors
-from sft_jax.interop.recorded import read_arrays
+from sft_jax.interop.vectors.recorded import read_arrays
 from sft_jax.types import DataError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests" / "reference_vectors"
 LINE = re.compile(r"(ok|FAIL) +(\S+\.npz) +(\S+) +(NaN|\d\.\de[+-]\d\d)")
 

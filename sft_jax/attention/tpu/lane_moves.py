@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from sft_jax.models.platform import target_platform
+from sft_jax.attention.platform import target_platform
 
 _FROM, _TO = 1 << 29, 1 << 30  # which places something real is taken from, and put
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from sft_jax.models import tpu_kernels
-from sft_jax.models.tpu_kernels import LANES, MASKED, Keys, Tiling
+from sft_jax.attention.tpu import tpu_kernels
+from sft_jax.attention.tpu.tpu_kernels import LANES, MASKED, Keys, Tiling
 
 _ROWS = 2 * LANES
 

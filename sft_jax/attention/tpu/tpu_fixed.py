@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sft_jax.models import tpu_kernels
-from sft_jax.models.platform import target_platform
-from sft_jax.models.sparse_slots import Pattern, ragged
-from sft_jax.models.tpu_attention import attend, pad_to, round_up
-from sft_jax.models.tpu_kernels import LANES, MASKED, Keys, Tiling
-from sft_jax.models.tpu_moves import Moves, bounded, compaction, move, then_back
+from sft_jax.attention.fixed_blocks import Pattern, ragged
+from sft_jax.attention.platform import target_platform
+from sft_jax.attention.tpu import tpu_kernels
+from sft_jax.attention.tpu.lane_moves import Moves, bounded, compaction, move, then_back
+from sft_jax.attention.tpu.tpu_dense import attend, pad_to, round_up
+from sft_jax.attention.tpu.tpu_kernels import LANES, MASKED, Keys, Tiling
 
 
 class _Layout(NamedTuple):

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from sft_jax.models.platform import target_platform
+from sft_jax.attention.platform import target_platform
 
 LANES = 128
 MASKED = -1e30  # finite, so that a row without any key stays free of NaN

@@ -6,16 +6,16 @@ import hashlib
 import numpy as np
 from jaxtyping import Int
 
+from sft_jax.config.data import ArraysOptions
 from sft_jax.data.array_entries import source_files
 from sft_jax.data.arrays import ArrayTable, read_arrays
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
 from sft_jax.data.records import Contents, LazyRecords, Record, Records
-from sft_jax.data_config import ArraysOptions
 from sft_jax.types import DataError
 
 
 class Arrays(SourceBuilder, skip_registration=True):
-    """Samples of `.npz` files or directories of `.npy`; see `sft_jax.data_config.ArraysOptions`."""
+    """Samples of `.npz` files or directories of `.npy`; see `sft_jax.config.data.ArraysOptions`."""
 
     options: ArraysOptions
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sft_jax.checksums import add_checksum, write_checksums
-from sft_jax.data.checks import existing_file
 from sft_jax.data.records import SPLITS, Contents, DataInfo, ModalityInfo, Record, Records
 from sft_jax.data.statistics import Moments
+from sft_jax.files.checksums import add_checksum, write_checksums
+from sft_jax.files.errors import existing_file
 from sft_jax.types import DataError
 
 # Examples of a shard are held in memory while it is written.
@@ -57,7 +57,7 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         """Places the source; nothing is read but the hash of the source file.
 
         Args:
-            options: the source's dataclass of `sft_jax.data_config`.
+            options: the source's dataclass of `sft_jax.config.data`.
             data_dir: root of all prepared sources.
         """
         self.options = options

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int
 
+from sft_jax.config.data import JapaneseVowelsOptions
 from sft_jax.data.builders.base import SourceBuilder
-from sft_jax.data.checks import layout_error
-from sft_jax.data.members import Member, members_sha256, numbers, read_members
 from sft_jax.data.records import Contents, LazyRecords, ModalityInfo, Record, fixed_length
 from sft_jax.data.splits import stratified
-from sft_jax.data_config import JapaneseVowelsOptions
+from sft_jax.files.archives import Member, members_sha256, numbers, read_members
+from sft_jax.files.errors import layout_error
 
 FILES = {"train": "JapaneseVowels_TRAIN.ts", "test": "JapaneseVowels_TEST.ts"}
 NUM_COEFFICIENTS = 12

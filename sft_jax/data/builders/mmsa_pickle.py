@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from sft_jax.config.data import MmsaPickleOptions
 from sft_jax.data.builders.base import PickleBuilder
-from sft_jax.data.checks import layout_error
 from sft_jax.data.records import Contents
-from sft_jax.data.rows import Rows
 from sft_jax.data.sequence_table import SequenceTable, inspect
 from sft_jax.data.split_pickle import (
     SENTIMENTS,
@@ -20,7 +19,8 @@ from sft_jax.data.split_pickle import (
     read_splits,
     sentiments,
 )
-from sft_jax.data_config import MmsaPickleOptions
+from sft_jax.files.errors import layout_error
+from sft_jax.files.rows import Rows
 
 MODALITIES = ("vision", "audio", "text")
 # Between the video and the number of the clip in a sample's name.

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config.data import MultPickleOptions
 from sft_jax.data.builders.base import PickleBuilder
-from sft_jax.data.checks import layout_error
 from sft_jax.data.records import Contents
-from sft_jax.data.rows import as_rows, describe
 from sft_jax.data.sequence_table import SequenceTable, inspect
 from sft_jax.data.split_pickle import (
     SENTIMENTS,
@@ -19,7 +18,8 @@ from sft_jax.data.split_pickle import (
     read_splits,
     sentiments,
 )
-from sft_jax.data_config import MultPickleOptions
+from sft_jax.files.errors import layout_error
+from sft_jax.files.rows import as_rows, describe
 
 MODALITIES = ("vision", "audio", "text")
 EMOTIONS = ("neutral", "happy", "sad", "angry")

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
+from sft_jax.config.data import MultipleFeaturesOptions
 from sft_jax.data.builders.base import SourceBuilder
-from sft_jax.data.checks import layout_error
-from sft_jax.data.members import Member, members_sha256, numbers, read_members
 from sft_jax.data.records import Contents, LazyRecords, ModalityInfo, Record
 from sft_jax.data.splits import stratified, stratified_folds
-from sft_jax.data_config import MultipleFeaturesOptions
+from sft_jax.files.archives import Member, members_sha256, numbers, read_members
+from sft_jax.files.errors import layout_error
 
 NUM_CLASSES = 10
 # View -> time steps and features. Pixels are averages over 2 x 3 windows of an image, of which a

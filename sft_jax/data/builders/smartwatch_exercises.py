@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config.data import SmartwatchOptions
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
-from sft_jax.data.checks import explained
 from sft_jax.data.records import (
     SPLITS,
     Contents,
@@ -21,8 +21,8 @@ from sft_jax.data.records import (
     Records,
     fixed_length,
 )
-from sft_jax.data.safe_pickle import load_npy_object
-from sft_jax.data_config import SmartwatchOptions
+from sft_jax.files.errors import explained
+from sft_jax.files.pickles import load_npy_object
 from sft_jax.types import DataError
 
 KEYS = ("X", "y", "subject", "side", "X_labels", "y_labels")

@@ -6,9 +6,9 @@ import math
 import numpy as np
 from jaxtyping import Float32
 
+from sft_jax.config.data import SyntheticOptions
 from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import SPLITS, Contents, LazyRecords, ModalityInfo, Record, fixed_length
-from sft_jax.data_config import SyntheticOptions
 
 # Leads every key of the class motifs, so that they share no stream with the samples.
 _MOTIFS = 3

@@ -10,9 +10,9 @@ and the bytes of the device's main memory are also given apart from those kept o
 import dataclasses
 from collections import Counter
 
-from sft_jax.efficiency import loops
-from sft_jax.efficiency.hlo import ArrayShape, Computation, Instruction, Program, parse
-from sft_jax.efficiency.products import flops, kernel_estimate, library_product
+from sft_jax.efficiency.hlo import loops
+from sft_jax.efficiency.hlo.hlo_text import ArrayShape, Computation, Instruction, Program, parse
+from sft_jax.efficiency.hlo.products import flops, kernel_estimate, library_product
 
 # They name, group or split buffers, or say when something may happen.
 _FREE = {

@@ -1,6 +1,6 @@
 """How often the loops of a compiled program turn."""
 
-from sft_jax.efficiency.hlo import Computation, Instruction, Program
+from sft_jax.efficiency.hlo.hlo_text import Computation, Instruction, Program
 
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.efficiency.hlo import Computation, Instruction, Program
+from sft_jax.efficiency.hlo.hlo_text import Computation, Instruction, Program
 
 
 def flops(program: Program, computation: Computation, instruction: Instruction) -> int:

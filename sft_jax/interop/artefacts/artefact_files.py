@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax.interop import artefact_process
-from sft_jax.interop.export import (
+from sft_jax.interop.artefacts import run_artefact
+from sft_jax.interop.artefacts.stablehlo import (
     PLATFORMS,
     Exportable,
     describe,
@@ -80,7 +80,7 @@ def _import_onnx_format() -> ModuleType:
             f"format: given 'onnx', for which {', '.join(missing)} is not installed; install the "
             "extra: pip install 'sft_jax[export]'"
         )
-    from sft_jax.interop import onnx_format
+    from sft_jax.interop.artefacts import onnx_format
 
     return onnx_format
 
@@ -209,7 +209,7 @@ def running(
         inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
         given: dict[str, Any] = dict(arrays)
         np.savez(inputs, **given)
-        command = [sys.executable, "-P", artefact_process.__file__, runtime]
+        command = [sys.executable, "-P", run_artefact.__file__, runtime]
         process: Any = subprocess.Popen(
             [*command, path, inputs, outputs, str(rows)],
             stdin=subprocess.PIPE,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.interop import artefacts
-from sft_jax.interop.export import Exportable
+from sft_jax.interop.artefacts import artefact_files
+from sft_jax.interop.artefacts.stablehlo import Exportable
 from sft_jax.training import run as runs
 from sft_jax.training.session import Session, for_these_devices
 
@@ -39,12 +39,12 @@ def measure(models: Mapping[str, Exportable], rounds: int, calls: int = 5) -> li
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, model in models.items():
-            arrays = artefacts.example(model, _ROWS)
-            expected = artefacts.reference(model, arrays)
-            paths = artefacts.write(model, artefacts.FORMATS, folder / name)
+            arrays = artefact_files.example(model, _ROWS)
+            expected = artefact_files.reference(model, arrays)
+            paths = artefact_files.write(model, artefact_files.FORMATS, folder / name)
             for kind, path in paths.items():
-                run = stack.enter_context(artefacts.running(path, kind, arrays))
-                found = artefacts.Differences.between(run.outputs, expected)
+                run = stack.enter_context(artefact_files.running(path, kind, arrays))
+                found = artefact_files.Differences.between(run.outputs, expected)
                 found.check(kind)
                 rows.append(
                     {
@@ -110,14 +110,16 @@ def score(
     config = for_these_devices(model.config, data_dir)
     opened = Session.open(config, fingerprint=runs.read_data(workdir)["fingerprint"])
     arrays, label = _raw(opened, split)
-    expected = artefacts.reference(model, arrays)
+    expected = artefact_files.reference(model, arrays)
     rows = [{"artefact": "the model itself", **_top1(expected, label)}]
-    for kind, path in artefacts.write(model, artefacts.FORMATS, workdir / "export").items():
-        artefacts.compared(model, path, kind)
-        with artefacts.running(path, kind, arrays, rows=64) as run:
+    for kind, path in artefact_files.write(
+        model, artefact_files.FORMATS, workdir / "export"
+    ).items():
+        artefact_files.compared(model, path, kind)
+        with artefact_files.running(path, kind, arrays, rows=64) as run:
             # Not held to a tolerance: among so many tokens two may be as salient as each other,
             # and another order of summation then keeps the other one.
-            found = artefacts.Differences.between(run.outputs, expected)
+            found = artefact_files.Differences.between(run.outputs, expected)
             top1 = _top1(run.outputs, label)
         size = {"file_bytes": path.stat().st_size}
         rows.append({"artefact": kind, **top1, **size, "differences": dataclasses.asdict(found)})

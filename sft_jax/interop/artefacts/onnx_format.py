@@ -15,9 +15,9 @@ import jax2onnx
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from sft_jax.interop.export import Exportable, forward_for, inference, signature
-from sft_jax.interop.onnx_graph import tidied
-from sft_jax.interop.unroll import unrolled
+from sft_jax.interop.artefacts.onnx_graph import tidied
+from sft_jax.interop.artefacts.stablehlo import Exportable, forward_for, inference, signature
+from sft_jax.interop.artefacts.unroll import unrolled
 
 OPSET = 21
 

@@ -13,10 +13,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.config import Config
+from sft_jax.attention.platform import compiling_for
+from sft_jax.config.run import Config
 from sft_jax.models import registry
 from sft_jax.models.output import Output
-from sft_jax.models.platform import compiling_for
 from sft_jax.training.state import example_inputs
 
 PLATFORMS = ("cpu", "tpu", "cuda")

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.export
 
-from sft_jax.interop import artefact_calls
+from sft_jax.interop.artefacts import called_operations
 from sft_jax.types import DataError
 
 # What an artefact of this package holds: sizes that are compared when the batch is known.
@@ -39,7 +39,7 @@ def open_stablehlo(path: str | Path) -> Callable[[Mapping[str, Any]], Any]:
     """
     path = Path(path).expanduser()
     program = deserialized(path)
-    command = [sys.executable, "-P", artefact_calls.__file__, str(path.absolute())]
+    command = [sys.executable, "-P", called_operations.__file__, str(path.absolute())]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sft_jax.config import Config
+from sft_jax.config.run import Config
 from sft_jax.models import registry
 from sft_jax.training.state import example_inputs
 from sft_jax.types import Batch, ConfigError
@@ -73,7 +73,7 @@ def _import_torch_sft() -> ModuleType:
         )
     # Its threads would otherwise spin for work in ours' turns; read when PyTorch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from sft_jax.interop import torch_sft
+    from sft_jax.interop.torch import torch_sft
 
     return torch_sft
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from sft_jax.json_files import mapped, number
-from sft_jax.training.metrics import top_k
-from sft_jax.training.ranking import ranking_metrics
-from sft_jax.training.sentiment import classification_view, regression_view
+from sft_jax.files.json_files import mapped, number
+from sft_jax.metrics.classification import top_k
+from sft_jax.metrics.ranking import ranking_metrics
+from sft_jax.metrics.sentiment import classification_view, regression_view
 from sft_jax.types import DataError
 
 # Which of our names a recording means by `acc2` and `f1`.

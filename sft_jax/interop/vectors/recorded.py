@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.config import AugmentConfig, BaselineConfig, Config, ModelConfig, OptimizerConfig
-from sft_jax.interop import metric_vectors
-from sft_jax.interop.recording_checks import META, check_entries, check_numbers
-from sft_jax.interop.reference_weights import from_reference, to_reference
-from sft_jax.interop.state_dict import read_arrays
+from sft_jax.config.run import AugmentConfig, BaselineConfig, Config, ModelConfig, OptimizerConfig
+from sft_jax.interop.vectors import metric_vectors
+from sft_jax.interop.vectors.recording_checks import META, check_entries, check_numbers
+from sft_jax.interop.weights.reference_weights import from_reference, to_reference
+from sft_jax.interop.weights.state_dict import read_arrays
 from sft_jax.models import registry
 from sft_jax.models.mixup import Mixup
 from sft_jax.training.losses import cross_entropy, mixed_cross_entropy

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sft_jax.config import ModelConfig
-from sft_jax.json_files import integer, listed, record, text
+from sft_jax.config.run import ModelConfig
+from sft_jax.files.json_files import integer, listed, record, text
 from sft_jax.types import DataError
 
 _SIZE = integer(1, 2**20)

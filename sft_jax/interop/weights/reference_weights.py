@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.config import ModelConfig
-from sft_jax.interop.state_dict import read_state
+from sft_jax.config.run import ModelConfig
+from sft_jax.interop.weights.state_dict import read_state
 from sft_jax.types import DataError, check_choice
 
 Keys = tuple[str, ...]

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.array_files import read_npz
-from sft_jax.interop.torch_archive import read_torch
+from sft_jax.files.npz import read_npz
+from sft_jax.files.torch_files import read_torch
 from sft_jax.types import DataError
 
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from sft_jax.config import ModelConfig
+from sft_jax.config.run import ModelConfig
 from sft_jax.models.blocks import make_block
 from sft_jax.models.layers import (
     OF_EVERY_LAYER,

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num
 
-from sft_jax.config import ModelConfig
+from sft_jax.config.run import ModelConfig
 from sft_jax.models.blocks import make_block
 from sft_jax.models.layers import BlockConfig, EncoderBlock, EncoderStack, Keys, fold_in
 from sft_jax.models.output import Head, Output

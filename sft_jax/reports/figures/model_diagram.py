@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
-from sft_jax.analysis.plots import CHANNEL_COLORS, FRAME
-from sft_jax.config import Config
+from sft_jax.config.run import Config
+from sft_jax.reports.figures.plots import CHANNEL_COLORS, FRAME
 from sft_jax.types import ConfigError, ModalitySpec
 
 Edges = tuple[float, float]

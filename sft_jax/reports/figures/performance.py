@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from sft_jax.analysis.plots import BLACK, CHANNEL_COLORS, FRAME, SKY
-from sft_jax.json_files import (
+from sft_jax.files.json_files import (
     MisfitError,
     both,
     fits,
@@ -20,6 +19,7 @@ from sft_jax.json_files import (
     record,
     text,
 )
+from sft_jax.reports.figures.plots import BLACK, CHANNEL_COLORS, FRAME, SKY
 from sft_jax.types import DataError
 
 _PANELS = (("train", "Training"), ("infer", "Inference"))

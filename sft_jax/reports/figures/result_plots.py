@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from sft_jax.analysis.plots import BLUE, CHANNEL_COLORS, FRAME, NARROW, RUST, SKY, open_frame
-from sft_jax.training.calibration import Reliability
+from sft_jax.metrics.calibration import Reliability
+from sft_jax.reports.figures.plots import BLUE, CHANNEL_COLORS, FRAME, NARROW, RUST, SKY, open_frame
 from sft_jax.types import Array, DataError
 
 LEAST_SHARE = 0.01

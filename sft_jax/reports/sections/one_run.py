@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.analysis import plots, result_plots
-from sft_jax.analysis.document import (
+from sft_jax.metrics.calibration import NUM_BINS, reliability
+from sft_jax.reports.document import (
     Block,
     Commands,
     Document,
@@ -19,16 +19,16 @@ from sft_jax.analysis.document import (
     Table,
     Text,
 )
-from sft_jax.analysis.run_folder import Run
-from sft_jax.analysis.run_scores import (
+from sft_jax.reports.figures import plots, result_plots
+from sft_jax.reports.sections.run_scores import (
     ablation_rows,
     calibration_row,
     kept_rows,
     kept_share,
     metric_rows,
 )
-from sft_jax.analysis.tables import figure_of, interval_of
-from sft_jax.training.calibration import NUM_BINS, reliability
+from sft_jax.reports.tables import figure_of, interval_of
+from sft_jax.runs.run_folder import Run
 
 MOST_CLASS_COLUMNS = 12
 

@@ -6,14 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.analysis.tables import (
-    change_interval,
-    change_of,
-    figure_of,
-    interval_of,
-)
-from sft_jax.training.bootstrap import estimates
-from sft_jax.training.calibration import calibration_error, named_class
+from sft_jax.metrics.bootstrap import estimates
+from sft_jax.metrics.calibration import calibration_error, named_class
+from sft_jax.reports.tables import change_interval, change_of, figure_of, interval_of
 from sft_jax.types import ModalitySpec
 
 

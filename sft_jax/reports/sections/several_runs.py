@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.analysis import plots, result_plots
-from sft_jax.analysis.document import (
+from sft_jax.metrics.bootstrap import estimates
+from sft_jax.metrics.calibration import named_class, reliability
+from sft_jax.reports.document import (
     Block,
     Commands,
     Document,
@@ -20,12 +21,11 @@ from sft_jax.analysis.document import (
     Text,
     slug,
 )
-from sft_jax.analysis.run_folder import SPLIT_ORDER, Run
-from sft_jax.analysis.run_scores import calibration_row, groups_of, kept_rows
-from sft_jax.analysis.spread import by_setting, says_seed, spread_rows
-from sft_jax.analysis.tables import change_interval, change_of, figure_of, interval_of
-from sft_jax.training.bootstrap import estimates
-from sft_jax.training.calibration import named_class, reliability
+from sft_jax.reports.figures import plots, result_plots
+from sft_jax.reports.sections.run_scores import calibration_row, groups_of, kept_rows
+from sft_jax.reports.seed_spread import by_setting, says_seed, spread_rows
+from sft_jax.reports.tables import change_interval, change_of, figure_of, interval_of
+from sft_jax.runs.run_folder import SPLIT_ORDER, Run
 from sft_jax.types import DataError
 
 

@@ -2,8 +2,7 @@
 
 import shlex
 
-from sft_jax.analysis import plots, result_plots
-from sft_jax.analysis.document import (
+from sft_jax.reports.document import (
     Block,
     Commands,
     Document,
@@ -16,9 +15,9 @@ from sft_jax.analysis.document import (
     Text,
     slug,
 )
-from sft_jax.analysis.result_plots import LEAST_SHARE
-from sft_jax.analysis.study_folder import StudyFolder
-from sft_jax.analysis.study_scores import (
+from sft_jax.reports.figures import plots, result_plots
+from sft_jax.reports.figures.result_plots import LEAST_SHARE
+from sft_jax.reports.sections.study_scores import (
     calibration_rows,
     condition_rows,
     cost_rows,
@@ -33,7 +32,8 @@ from sft_jax.analysis.study_scores import (
     summaries,
     with_spread,
 )
-from sft_jax.analysis.tables import NO_SHARE, change_of
+from sft_jax.reports.tables import NO_SHARE, change_of
+from sft_jax.runs.study_folder import StudyFolder
 
 # Lines of a figure that can still be told apart.
 MOST_LINES = 12

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.analysis.result_plots import Band, Point, frontier
-from sft_jax.analysis.study_folder import StudyFolder, Summary, deviation, summarise
-from sft_jax.analysis.tables import change_of, figure_of, spread_of
-from sft_jax.training.calibration import Reliability, calibration_error, named_class, reliability
-from sft_jax.training.metrics import confusion_matrix
+from sft_jax.metrics.calibration import Reliability, calibration_error, named_class, reliability
+from sft_jax.metrics.classification import confusion_matrix
+from sft_jax.reports.figures.result_plots import Band, Point, frontier
+from sft_jax.reports.tables import change_of, figure_of, spread_of
+from sft_jax.runs.study_folder import StudyFolder, Summary, deviation, summarise
 
 
 def with_spread(metric: str, summary: Summary) -> str | None:

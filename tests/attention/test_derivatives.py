@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from quick import QUICK
 from test_tpu_attention import kernel_fixed
 
-from sft_jax.models import streamed_attention
-from sft_jax.models.attention import dot_product_attention
-from sft_jax.models.sparse_attention import fixed_attention
-from sft_jax.models.tpu_moves import bounded, compaction, move
+from sft_jax.attention import streamed
+from sft_jax.attention.dense import dot_product_attention
+from sft_jax.attention.fixed import fixed_attention
+from sft_jax.attention.tpu.lane_moves import bounded, compaction, move
 
 STEP = 1e-2
 
@@ -109,7 +109,7 @@ def test_the_gradient_of_an_attention_is_its_slope(name):
             weights = jnp.asarray(rng.random((b, t)), jnp.float32)
             check(ATTENTIONS[name], 3, [*map(jnp.asarray, heads), mask, weights], seed)
 
-    tiling = streamed_attention.Tiling(3, 2)
+    tiling = streamed.Tiling(3, 2)
     with mock.patch.object(streamed_attention, "plan", return_value=tiling):
         each_shape()
 

@@ -4,11 +4,11 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax import config_io
-from sft_jax.analysis.run_folder import Example
-from sft_jax.config import Config, ModelConfig
-from sft_jax.data_config import DataConfig, SyntheticOptions
-from sft_jax.training import metrics
+from sft_jax.config import io as config_io
+from sft_jax.config.data import DataConfig, SyntheticOptions
+from sft_jax.config.run import Config, ModelConfig
+from sft_jax.metrics import classification as metrics
+from sft_jax.runs.run_folder import Example
 from sft_jax.types import ModalitySpec
 
 NAMES = ["up", "down", "still", "turn"]

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 import pytest
 
-from sft_jax.config import AugmentConfig, Config, MixupConfig, ModelConfig, TrainConfig
-from sft_jax.data_config import DataConfig
+from sft_jax.config.data import DataConfig
+from sft_jax.config.run import AugmentConfig, Config, MixupConfig, ModelConfig, TrainConfig
 from sft_jax.models import registry
 from sft_jax.training import run, session, sharding, state, step
 from sft_jax.types import ModalitySpec
@@ -42,7 +42,7 @@ def devices():
     found = jax.devices()
     assert len(found) == DEVICES, (
         f"found {len(found)} devices, expected {DEVICES}; jax was initialised before "
-        "tests/training/conftest.py could ask for them"
+        "tests/run_fixtures.py could ask for them"
     )
     return found
 
@@ -201,7 +201,7 @@ OVERRIDES = (
     "modalities.m0.length=12",
     "modalities.m1.length=20",
 )
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def find_free_port():

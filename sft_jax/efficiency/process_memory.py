@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from sft_jax.config import Config
+from sft_jax.config.run import Config
 from sft_jax.efficiency.measure import candidate
 from sft_jax.efficiency.throughput import peak_memory
 

@@ -1,0 +1,1 @@
+"""Softmax attention with key-padding masks: dense, streamed in tiles, and over a sparse pattern."""

@@ -1,0 +1,1 @@
+"""Attention in Pallas kernels of a TPU."""

@@ -1,0 +1,1 @@
+"""Trained models as StableHLO and ONNX files."""

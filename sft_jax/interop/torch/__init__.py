@@ -1,0 +1,1 @@
+"""The model in PyTorch, to compare speed with. Needs the extra `torch`."""

@@ -1,0 +1,1 @@
+"""The models that sparse fusion is compared with."""

@@ -1,0 +1,1 @@
+"""Figures of runs, studies, plans and measurements."""

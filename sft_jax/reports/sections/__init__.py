@@ -1,0 +1,1 @@
+"""Sections of a report: one run, several runs, or a study."""
