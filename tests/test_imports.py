@@ -26,6 +26,7 @@ ALLOWED = {
     "attention": {"config"},
     "models": {"config", "attention"},
     "metrics": set(),
+    "tasks": {"config", "metrics"},
     "data": {"config", "files"},
     "runs": {"config", "files", "metrics"},
 }

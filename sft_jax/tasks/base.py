@@ -1,0 +1,191 @@
+"""The contract between a task and the rest of the package.
+
+A task knows everything about what is being predicted. Training, studies and reports call it and
+carry on whatever it returns, so that a new task is one module and one entry in `tasks.TASKS`.
+
+Letters: `b` batch, `n` samples of a split, `o` outputs of the model's head.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+# A metric as it is summed up: divide the first by the second.
+Sum = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric's name and how to show it.
+
+    Attributes:
+        name: Key in logs, evaluations and tables.
+        title: Name on the axis of a figure.
+        format: `percent` for a share between 0 and 1, `number` for anything else.
+        higher_is_better: Direction of improvement.
+    """
+
+    name: str
+    title: str
+    format: Literal["percent", "number"] = "percent"
+    higher_is_better: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableBlock:
+    """A table of a report; columns are the keys of its rows in order of first appearance."""
+
+    rows: Sequence[Mapping[str, Any]]
+    caption: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextBlock:
+    """A paragraph of a report. Text between backquotes is set as code."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heatmap:
+    """Counts of pairs, such as true against predicted classes.
+
+    Attributes:
+        name: Name of the figure's file, without suffix.
+        values: `[rows, columns]` counts.
+        labels: Name of each row and column.
+        x_label: Meaning of the columns.
+        y_label: Meaning of the rows.
+        alt: Description for readers who cannot see the figure.
+    """
+
+    name: str
+    values: np.ndarray
+    labels: Sequence[str]
+    x_label: str
+    y_label: str
+    alt: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lines:
+    """Curves over a common axis, such as reliability diagrams.
+
+    Attributes:
+        name: Name of the figure's file, without suffix.
+        curves: `{label: (x [p], y [p])}`; NaN leaves a gap.
+        x_label: Meaning of the horizontal axis.
+        y_label: Meaning of the vertical axis.
+        alt: Description for readers who cannot see the figure.
+        diagonal: Whether to draw the line `y = x` for comparison.
+        counts: `{label: [p]}` samples behind each point, drawn as a histogram; empty for none.
+    """
+
+    name: str
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    x_label: str
+    y_label: str
+    alt: str
+    diagonal: bool = False
+    counts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FigureBlock:
+    """Figures that belong together, with one caption."""
+
+    figures: Sequence[Heatmap | Lines]
+    caption: str
+
+
+ReportBlock = TableBlock | TextBlock | FigureBlock
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportSection:
+    """A part of a report that depends on the task, as data; `reports` draws it."""
+
+    title: str
+    blocks: Sequence[ReportBlock]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A split that was evaluated: of a run, or of one setting of a study with its runs pooled.
+
+    Attributes:
+        split: Name of the split.
+        evaluation: What `Task.score` returned; None of a study's setting.
+        answers: What `Task.answer` returned, `{name: [n, ...]}`; empty if none were stored.
+        target: `[n, ...]` true targets, in the same order; None if none were stored.
+        groups: Name of each sample's group if a bootstrap draws groups, else None.
+    """
+
+    split: str
+    evaluation: Mapping[str, Any] | None
+    answers: Mapping[str, np.ndarray]
+    target: np.ndarray | None
+    groups: np.ndarray | None = None
+
+
+class Task(Protocol):
+    """What is predicted.
+
+    Losses and sums are pure functions of arrays, traced into the compiled step. Scores are exact:
+    they run on the host, over a whole split, in float64.
+    """
+
+    @property
+    def output_size(self) -> int:
+        """Number of outputs `o` of the model's head."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Every metric the task logs or scores, by name."""
+        ...
+
+    @property
+    def main_metric(self) -> str:
+        """Name of the metric that tables, studies and headlines show first."""
+        ...
+
+    def loss(
+        self, outputs: Float[Array, "b o"], target: Array
+    ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+        """Training loss of each sample, and what each sample counts for.
+
+        The loss of a batch is `sum(weight * loss) / sum(weight * count)` over the global batch.
+        """
+        ...
+
+    def sums(
+        self, outputs: Float[Array, "b o"], target: Array, weight: Float[Array, " b"]
+    ) -> dict[str, Sum]:
+        """Metrics of a batch as `{name: (sum, count)}`; cheap, since they run inside the step."""
+        ...
+
+    def answer(self, outputs: Float[Array, "b o"]) -> dict[str, Array]:
+        """What the model says of each sample, `{name: [b, ...]}`, from its outputs."""
+        ...
+
+    def score(
+        self,
+        answers: Mapping[str, np.ndarray],
+        target: np.ndarray,
+        *,
+        split: str,
+        step: int,
+        groups: np.ndarray | None = None,
+        **context: Any,
+    ) -> dict[str, Any]:
+        """Exact metrics of a split with baseline and intervals: `evaluation_<split>.json`."""
+        ...
+
+    def report(self, scored: Mapping[str, Scored]) -> Sequence[ReportSection]:
+        """Sections of a report that depend on the task, for one run or several by name."""
+        ...
