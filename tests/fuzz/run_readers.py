@@ -18,7 +18,7 @@ from sft_jax.analysis.spread import spread_rows
 from sft_jax.analysis.study_folder import read_study_folder
 from sft_jax.analysis.study_scores import cost_rows, curve_bands, metric_rows, overview_rows
 from sft_jax.config import Config, ModelConfig
-from sft_jax.data.arrays import read_arrays
+from sft_jax.data.array_entries import load_entries
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.inference import Predictor
 from sft_jax.interop import recorded, reference_weights
@@ -314,7 +314,8 @@ def _samples(folder: Path) -> list[Path]:
 
 
 def _predict(path: Path) -> None:
-    found = _predictor().predict_table(read_arrays(path, require_label=False))
+    predictor = _predictor()
+    found = predictor.predict_table(predictor.table(load_entries(path), str(path)))
     assert found.probabilities.shape == (len(found.id), 3)
     found.save(path.with_name("out.npz"))
 
