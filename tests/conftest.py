@@ -67,7 +67,7 @@ def pytest_collection_finish():
 
 
 def pytest_sessionfinish(session):
-    """Fails a run with `NO_SKIPS` in the environment, where all extras are there, if one skipped."""
+    """Fails a run that skipped a test where `NO_SKIPS` says that all extras are installed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
