@@ -7,7 +7,7 @@ from sft_jax import cli
 from sft_jax.reports import example
 from sft_jax.reports.sections.run_scores import metric_rows
 from sft_jax.reports.tables import format_table
-from sft_jax.runs.run_folder import save_example
+from sft_jax.runs.example_file import save_example
 from sft_jax.training import session
 
 _WORKDIR = cli.define_workdir()

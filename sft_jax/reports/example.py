@@ -9,7 +9,7 @@ from jaxtyping import Int
 from matplotlib.figure import Figure
 
 from sft_jax.reports.figures import plots
-from sft_jax.runs.run_folder import Example
+from sft_jax.runs.example_file import Example
 from sft_jax.types import DataError, ModalitySpec
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.runs.run_folder import read_evaluations
+from sft_jax.runs.evaluation_files import read_evaluations
 from sft_jax.types import DataError
 
 _NAME = re.compile(r"(.+)-(\d+)")

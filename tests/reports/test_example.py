@@ -5,7 +5,7 @@ import pytest
 
 from sft_jax.reports import example
 from sft_jax.reports.figures import plots
-from sft_jax.runs import run_folder
+from sft_jax.runs import example_file
 from sft_jax.types import DataError, ModalitySpec
 
 PATCHES = ModalitySpec(name="p", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=2)
@@ -74,7 +74,7 @@ def test_a_pool_that_draws_has_tokens_to_show_and_no_saliency(tmp_path):
     )
     assert shown.kept["s"].tolist() == [2, 0]
     assert shown.saliency is None
-    loaded = run_folder.load_example(run_folder.save_example(tmp_path / "example.npz", shown))
+    loaded = example_file.load_example(example_file.save_example(tmp_path / "example.npz", shown))
     assert loaded.saliency is None
     figure = plots.kept_tokens(
         loaded.signals, loaded.kept, {"s": loaded.spans["s"].tolist()}, 1.0, "x", loaded.saliency

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sft_jax.reports.figures import pool_plots
-from sft_jax.runs.run_folder import Example
+from sft_jax.runs.example_file import Example
 from sft_jax.types import DataError
 
 

@@ -10,7 +10,7 @@ from sft_jax.metrics import classification as metrics
 from sft_jax.reports import markdown, writer
 from sft_jax.reports.sections.run_scores import metric_rows
 from sft_jax.reports.tables import format_table
-from sft_jax.runs import run_folder
+from sft_jax.runs import evaluation_files, example_file
 from sft_jax.types import CheckpointError
 
 
@@ -84,7 +84,11 @@ def test_report_with_many_classes_keeps_its_tables_narrow(workdir, evaluation):
 def test_splits_are_ordered_and_the_first_one_is_drawn(workdir, evaluation):
     (workdir / "evaluation_valid.json").write_text(json.dumps(evaluation("valid", group=False)))
     (workdir / "evaluation_other.json").write_text(json.dumps(evaluation("other")))
-    assert [e["split"] for e in run_folder.read_evaluations(workdir)] == ["test", "valid", "other"]
+    assert [e["split"] for e in evaluation_files.read_evaluations(workdir)] == [
+        "test",
+        "valid",
+        "other",
+    ]
     text = text_of(workdir)
     assert "![Confusion matrix on test]" in text
     valid = text[text.index("## Results on valid") : text.index("## Results on other")]
@@ -196,7 +200,7 @@ def test_ablation_and_kept_tokens(workdir, example):
         **{"id": np.arange(4), "group": np.array(list("aabb")), "label": np.array([0, 1, 2, 3])},
         **{"probabilities": np.eye(4, dtype=np.float32), "kept/m0/indices": kept},
     )
-    run_folder.save_example(workdir / "example.npz", example)
+    example_file.save_example(workdir / "example.npz", example)
     text = text_of(workdir)
     row = "| without m0 | 30 | 50.0% | 50.0% | 0.5000 | -25.0 | -40.0 to -12.5 | -0.2500 | 10 |"
     assert row in text

@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 
 from sft_jax.reports.figures.plots import BLACK, CHANNEL_COLORS, FRAME, merged
-from sft_jax.runs.run_folder import Example
+from sft_jax.runs.example_file import Example
 from sft_jax.types import DataError
 
 _HEAT = "YlOrBr"

@@ -25,7 +25,8 @@ from sft_jax.reports.figures import plots, result_plots
 from sft_jax.reports.sections.run_scores import calibration_row, groups_of, kept_rows
 from sft_jax.reports.seed_spread import by_setting, says_seed, spread_rows
 from sft_jax.reports.tables import change_interval, change_of, figure_of, interval_of
-from sft_jax.runs.run_folder import SPLIT_ORDER, Run
+from sft_jax.runs.evaluation_files import SPLIT_ORDER
+from sft_jax.runs.run_folder import Run
 from sft_jax.types import DataError
 
 
