@@ -20,16 +20,17 @@ from sft_jax.interop.artefacts.stablehlo import Exportable, to_stablehlo
 from sft_jax.interop.artefacts.untrusted import deserialized
 from sft_jax.interop.vectors import recorded
 from sft_jax.interop.weights import reference_weights as reference_weights
-from sft_jax.reports import html_page, markdown, writer
+from sft_jax.reports import html_page, markdown, report_writer
 from sft_jax.reports.document import Document, Pictures, Section
-from sft_jax.reports.figures import performance, plan_plots
-from sft_jax.reports.sections.study_scores import cost_rows, curve_bands, metric_rows, overview_rows
+from sft_jax.reports.figures import plan_figures, speed_figures
+from sft_jax.reports.sections.study_tables import StudyTables
 from sft_jax.reports.seed_spread import spread_rows
 from sft_jax.runs import metric_log, run_files
 from sft_jax.runs.example_file import save_example
 from sft_jax.runs.run_folder import read_run
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.results import Results
+from sft_jax.tasks.classification_report import METRICS
 from sft_jax.training import checkpoint, optimizer
 from sft_jax.training.predictor import Predictor
 from sft_jax.training.progress import Progress
@@ -114,7 +115,7 @@ def _reports(folder: Path) -> list[Path]:
 
 
 def _draw_report(path: Path) -> None:
-    document = writer.read_document([path])
+    document = report_writer.read_document([path])
     for picture in document.pictures():
         assert Path(picture.name).name == picture.name
         picture.figure.draw_without_rendering()
@@ -164,7 +165,8 @@ def _studies(folder: Path) -> list[Path]:
 
 def _read_study(path: Path) -> None:
     study = read_study_folder(path)
-    for rows in (overview_rows(study), metric_rows(study), cost_rows(study), curve_bands(study)):
+    tables = StudyTables(study, METRICS)
+    for rows in (tables.overview(), tables.other_metrics(), tables.costs(), tables.curves()):
         assert rows is not None
     for name in study.names:
         assert all(len(part["label"]) for part in study.predictions(name))
@@ -360,13 +362,13 @@ def _draw_measured(path: Path) -> None:
     if not isinstance(found, dict):
         return
     if "sweep" in found:
-        figure = performance.sweep_lines(found["sweep"], found.get("axis"))
+        figure = speed_figures.sweep_lines(found["sweep"], found.get("axis"))
     elif "topologies" in found:
-        figure = plan_plots.time_points(found["topologies"], "sft")
+        figure = plan_figures.time_points(found["topologies"], "sft")
     elif "topology" in found:
-        figure = plan_plots.memory_bars(found.get("models"))
+        figure = plan_figures.memory_bars(found.get("models"))
     else:
-        figure = performance.throughput_bars(found.get("models"))
+        figure = speed_figures.throughput_bars(found.get("models"))
     figure.draw_without_rendering()
 
 

@@ -5,17 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.config.study import load_study
-from sft_jax.reports import markdown
-from sft_jax.reports.sections.study import study_document
-from sft_jax.reports.sections.study_scores import (
-    condition_rows,
-    cost_rows,
-    overview_rows,
-    setting_rows,
-    summaries,
-)
-from sft_jax.reports.tables import format_table
+from sft_jax.reports.sections.study_report import study_document
+from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.study_folder import read_study_folder
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
 from sft_jax.config.run import Config
-from sft_jax.reports.figures.plots import CHANNEL_COLORS, FRAME
+from sft_jax.reports.figures.style import COLORS, FRAME
 from sft_jax.types import ConfigError, ModalitySpec
 
 Edges = tuple[float, float]
@@ -44,7 +44,7 @@ def model_diagram(config: Config) -> Figure:
     middle = _BOTTOM + max(len(specs), 2) * _ROW / 2
     rows = [middle + ((len(specs) - 1) / 2 - i) * _ROW for i in range(len(specs))]
     tops = _fused(axes, specs, middle)
-    for spec, color, y, top in zip(specs, CHANNEL_COLORS * 2, rows, tops, strict=False):
+    for spec, color, y, top in zip(specs, COLORS * 2, rows, tops, strict=False):
         _modality(axes, spec, color, y, model.num_pre_layers)
         _arrow(axes, (_KEPT[1], y), (_FUSED[0] - 0.03, top))
     _stack(axes, _FUSION, middle, f"{model.num_post_layers} x\nencoder\nblock", _PALE, _GREY, 1.0)
@@ -120,7 +120,7 @@ def _fused(axes: Axes, specs: tuple[ModalitySpec, ...], middle: float) -> list[f
     _square(axes, left, y, _GREY)
     axes.text(left, y + _SQUARE + 0.07, "CLS, summed", size=9, color=_GREY)
     heights = []
-    for count, color in zip(drawn, CHANNEL_COLORS * 2, strict=False):
+    for count, color in zip(drawn, COLORS * 2, strict=False):
         y -= gap
         top = y
         for _ in range(count):

@@ -19,7 +19,7 @@ from sft_jax.files.json_files import (
     record,
     text,
 )
-from sft_jax.reports.figures.plots import BLACK, CHANNEL_COLORS, FRAME, SKY
+from sft_jax.reports.figures.style import BLACK, COLORS, FRAME, SKY
 from sft_jax.types import DataError
 
 _PANELS = (("train", "Training"), ("infer", "Inference"))
@@ -49,9 +49,7 @@ def _axis(value: Any, place: str):
 
 
 # More models than colours are told apart by their markers.
-_LOOKS = tuple(
-    {"color": color, "marker": marker} for marker in ("o", "s") for color in CHANNEL_COLORS
-)
+_LOOKS = tuple({"color": color, "marker": marker} for marker in ("o", "s") for color in COLORS)
 
 
 def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -155,7 +153,7 @@ def _draw_rates(axes: Axes, points: Sequence[Mapping[str, Any]]):
     names = list(dict.fromkeys(point["model"] for point in points))
     kinds = {kind: title.lower() for kind, title in _PANELS}
     for point in points:
-        color = CHANNEL_COLORS[names.index(point["model"]) % len(CHANNEL_COLORS)]
+        color = COLORS[names.index(point["model"]) % len(COLORS)]
         axes.plot(
             point["flops_per_byte"],
             point["flops_per_second"] / 1e9,

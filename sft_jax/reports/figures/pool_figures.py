@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 
-from sft_jax.reports.figures.plots import BLACK, CHANNEL_COLORS, FRAME, merged
+from sft_jax.reports.figures.run_figures import merged
+from sft_jax.reports.figures.style import BLACK, COLORS, FRAME
 from sft_jax.runs.example_file import Example
 from sft_jax.types import DataError
 
@@ -92,35 +93,35 @@ def kept_by_pool(examples: Mapping[str, Example]) -> Figure:
 
 
 def accuracy_lines(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy against the tokens that fusion sees, a line a pool.
+    """Accuracy against the number of tokens passed to fusion, a line for each pool.
 
     Args:
-        points: `pool`, `tokens` (handed on by all modalities together) and `top1`; a pool with one
-            point is drawn as a level.
+        points: `pool`, `tokens` (number that all modalities pass on together) and `accuracy`; a
+            pool with one point is drawn as a horizontal line.
 
     Raises:
-        DataError: there is no point.
+        DataError: There is no point.
     """
     if not points:
         raise DataError("points: found none, expected at least one")
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     axes = figure.subplots()
     pools = list(dict.fromkeys(point["pool"] for point in points))
-    for pool, color in zip(pools, (CHANNEL_COLORS * len(pools))[: len(pools)], strict=True):
-        own = sorted((p["tokens"], p["top1"]) for p in points if p["pool"] == pool)
-        tokens, top1 = zip(*own, strict=True)
+    for pool, color in zip(pools, (COLORS * len(pools))[: len(pools)], strict=True):
+        own = sorted((p["tokens"], p["accuracy"]) for p in points if p["pool"] == pool)
+        tokens, accuracy = zip(*own, strict=True)
         if len(own) == 1:
             label = f"{pool} ({tokens[0]} tokens)"
-            axes.axhline(top1[0], color=FRAME, linestyle="--", linewidth=1.2, label=label)
+            axes.axhline(accuracy[0], color=FRAME, linestyle="--", linewidth=1.2, label=label)
         else:
-            axes.plot(tokens, top1, marker="o", color=color, label=pool)
+            axes.plot(tokens, accuracy, marker="o", color=color, label=pool)
     ticks = sorted({point["tokens"] for point in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("tokens handed to fusion, all modalities together")
-    axes.set_ylabel("top-1 accuracy")
+    axes.set_xlabel("tokens passed to fusion, all modalities together")
+    axes.set_ylabel("accuracy")
     axes.grid(True, color=BLACK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     # Matplotlib's types do not know that handles may be left out of a figure's legend.
@@ -150,7 +151,7 @@ def _seconds(example: Example, name: str) -> np.ndarray:
 def _draw_channels(axes: Axes, example: Example, name: str):
     signal = np.asarray(example.signals[name])
     seconds = np.arange(len(signal)) / example.sampling_rate
-    colors = (CHANNEL_COLORS * signal.shape[1])[: signal.shape[1]]
+    colors = (COLORS * signal.shape[1])[: signal.shape[1]]
     edge = [withStroke(linewidth=2.4, foreground="white", alpha=0.8)]  # seen on any shade
     for channel, color in zip(signal.T, colors, strict=True):
         axes.plot(seconds, channel, color=color, linewidth=1.1, path_effects=edge)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from sft_jax.files.json_files import fits, integer, mapped, number, record
-from sft_jax.reports.figures.plots import BLACK, BLUE, FRAME, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from sft_jax.reports.figures.style import BLACK, BLUE, FRAME, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from sft_jax.types import DataError
 
 _PARTS = {
