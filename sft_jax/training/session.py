@@ -147,7 +147,7 @@ def _source_for(config: Config, workdir: Path) -> Source:
     """The data of `config`, as they were prepared for the run in `workdir` if there is one."""
     if not (workdir / "data.json").exists():
         return open_source(config.data)
-    return open_source_of_run(config.data, run.read_data(workdir)["fingerprint"])
+    return open_source_of_run(config.data, read_data(workdir, "fingerprint")["fingerprint"])
 
 
 def _train_there(

@@ -212,7 +212,9 @@ def test_calibration_by_hand(workdir, evaluation):
 
 def test_ablation_and_kept_tokens(workdir, example):
     estimate = {"value": -0.25, "low": -0.4, "high": -0.125}
-    metrics_of = {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in ("top1", "macro_f1", "loss")}
+    metrics_of = {
+        name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in ("top1", "macro_f1", "loss")
+    }
     found = {
         "split": "test",
         "step": 120,
