@@ -1,6 +1,7 @@
 """JSON of others: what fits its shape is handed on, all else is named with its place."""
 
 import json
+import os
 
 import pytest
 
@@ -19,6 +20,7 @@ from sft_jax.files.json_files import (
     read_lines,
     record,
     text,
+    write_json,
 )
 from sft_jax.runs.run_files import data_shape
 from sft_jax.runs.study_files import study_shape
@@ -167,3 +169,14 @@ def test_data_are_asked_for_what_is_needed():
     bad = {"kind": "rms", "shift": {"m": [0.0]}, "scale": {"m": [0.0]}}
     with pytest.raises(DataError, match=r"normalizer.scale.m\[0\]: found 0.0"):
         fits({"normalizer": bad}, data_shape(), "x", "again")
+
+
+def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"n": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"n": object()})
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_json(path, {"n": 2})
+    assert json.loads(path.read_text()) == {"n": 1}

@@ -1,7 +1,4 @@
-"""Figures of pools on one recording, and of accuracy against the tokens that they hand on.
-
-As in `plots`, every function returns a figure that no global state knows of.
-"""
+"""Figures of pools: their tokens on one recording, and accuracy against the number of tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,20 +17,19 @@ from sft_jax.runs.example_file import Example
 from sft_jax.types import DataError
 
 _HEAT = "YlOrBr"
-_ROW = 0.22  # inches of a pool's row
+_ROW = 0.22  # height of a pool's row in inches
 
 
 def saliency_shades(example: Example) -> Figure:
-    """A panel a modality: its channels over time, behind them how salient each token is.
+    """Channels of each modality over time, shaded by the saliency of each token.
 
-    Saliency is drawn in units of its mean: 1 is a token like any other.
+    Saliency is drawn in units of its mean over tokens.
 
     Args:
-        example: a recording of which every token has been kept, so that the saliency of all is
-            known.
+        example: Recording of which every token was kept, so that the saliency of all is known.
 
     Raises:
-        DataError: tokens without a saliency.
+        DataError: A token has no saliency.
     """
     names = list(example.signals)
     shares = {name: _relative_saliency(example, name) for name in names}
@@ -55,13 +51,13 @@ def saliency_shades(example: Example) -> Figure:
 
 
 def kept_by_pool(examples: Mapping[str, Example]) -> Figure:
-    """For every modality its channels over time, and below a row a pool with what it kept.
+    """Channels of each modality over time, and below a row for each pool with the tokens it kept.
 
     Args:
-        examples: the same recording by pool.
+        examples: The same recording by pool.
 
     Raises:
-        DataError: there is no pool.
+        DataError: There is no pool.
     """
     if not examples:
         raise DataError("examples: found none, expected at least one pool that selects tokens")
@@ -124,13 +120,13 @@ def accuracy_lines(points: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_ylabel("accuracy")
     axes.grid(True, color=BLACK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    # Matplotlib's types do not know that handles may be left out of a figure's legend.
+    # Matplotlib's type stubs require the handles of a figure's legend, which are optional.
     figure.legend(loc="outside center right", frameon=False)  # type: ignore[call-overload]
     return figure
 
 
 def _relative_saliency(example: Example, name: str) -> np.ndarray:
-    """`[tokens]` saliency over its mean."""
+    """Saliency of each token divided by its mean, `[tokens]`."""
     share = np.full(len(example.spans[name]), np.nan)
     if example.saliency is not None and name in example.saliency:
         kept = example.kept[name]
@@ -144,7 +140,7 @@ def _relative_saliency(example: Example, name: str) -> np.ndarray:
 
 
 def _seconds(example: Example, name: str) -> np.ndarray:
-    """`[tokens, 2]` interval of every token; a time step stands in the middle of its own."""
+    """Interval of every token in seconds, `[tokens, 2]`; time steps are at interval centers."""
     return (np.asarray(example.spans[name]) - 0.5) / example.sampling_rate
 
 
@@ -152,7 +148,7 @@ def _draw_channels(axes: Axes, example: Example, name: str):
     signal = np.asarray(example.signals[name])
     seconds = np.arange(len(signal)) / example.sampling_rate
     colors = (COLORS * signal.shape[1])[: signal.shape[1]]
-    edge = [withStroke(linewidth=2.4, foreground="white", alpha=0.8)]  # seen on any shade
+    edge = [withStroke(linewidth=2.4, foreground="white", alpha=0.8)]  # visible on any shade
     for channel, color in zip(signal.T, colors, strict=True):
         axes.plot(seconds, channel, color=color, linewidth=1.1, path_effects=edge)
     axes.set_xlim(-0.5 / example.sampling_rate, (len(signal) - 0.5) / example.sampling_rate)
