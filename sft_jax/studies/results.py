@@ -28,6 +28,7 @@ from sft_jax.runs.study_files import (
 )
 from sft_jax.studies.folds import Fold
 from sft_jax.studies.setting_runs import Trained, scores
+from sft_jax.tasks.classification_report import MAIN_METRIC
 from sft_jax.types import CheckpointError
 
 
@@ -176,7 +177,7 @@ def _description(study: Study) -> dict[str, Any]:
         "name": study.name,
         "title": study.title,
         "protocol": study.protocol,
-        "metric": "top1",
+        "metric": MAIN_METRIC,
         "class_names": [],
         "base": to_dict(study.base),
         "settings": list(map(dataclasses.asdict, study.settings)),
