@@ -1,7 +1,4 @@
-"""Figures of pools on one recording, and of accuracy against the tokens that they hand on.
-
-As in `plots`, every function returns a figure that no global state knows of.
-"""
+"""Figures of pools: their tokens on one recording, and accuracy against the number of tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,25 +11,25 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 
-from sft_jax.reports.figures.plots import BLACK, CHANNEL_COLORS, FRAME, merged
-from sft_jax.runs.run_folder import Example
+from sft_jax.reports.figures.run_figures import merged
+from sft_jax.reports.figures.style import BLACK, COLORS, FRAME
+from sft_jax.runs.example_file import Example
 from sft_jax.types import DataError
 
 _HEAT = "YlOrBr"
-_ROW = 0.22  # inches of a pool's row
+_ROW = 0.22  # height of a pool's row in inches
 
 
 def saliency_shades(example: Example) -> Figure:
-    """A panel a modality: its channels over time, behind them how salient each token is.
+    """Channels of each modality over time, shaded by the saliency of each token.
 
-    Saliency is drawn in units of its mean: 1 is a token like any other.
+    Saliency is drawn in units of its mean over tokens.
 
     Args:
-        example: a recording of which every token has been kept, so that the saliency of all is
-            known.
+        example: Recording of which every token was kept, so that the saliency of all is known.
 
     Raises:
-        DataError: tokens without a saliency.
+        DataError: A token has no saliency.
     """
     names = list(example.signals)
     shares = {name: _relative_saliency(example, name) for name in names}
@@ -54,13 +51,13 @@ def saliency_shades(example: Example) -> Figure:
 
 
 def kept_by_pool(examples: Mapping[str, Example]) -> Figure:
-    """For every modality its channels over time, and below a row a pool with what it kept.
+    """Channels of each modality over time, and below a row for each pool with the tokens it kept.
 
     Args:
-        examples: the same recording by pool.
+        examples: The same recording by pool.
 
     Raises:
-        DataError: there is no pool.
+        DataError: There is no pool.
     """
     if not examples:
         raise DataError("examples: found none, expected at least one pool that selects tokens")
@@ -92,44 +89,44 @@ def kept_by_pool(examples: Mapping[str, Example]) -> Figure:
 
 
 def accuracy_lines(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy against the tokens that fusion sees, a line a pool.
+    """Accuracy against the number of tokens passed to fusion, a line for each pool.
 
     Args:
-        points: `pool`, `tokens` (handed on by all modalities together) and `top1`; a pool with one
-            point is drawn as a level.
+        points: `pool`, `tokens` (number that all modalities pass on together) and `accuracy`; a
+            pool with one point is drawn as a horizontal line.
 
     Raises:
-        DataError: there is no point.
+        DataError: There is no point.
     """
     if not points:
         raise DataError("points: found none, expected at least one")
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     axes = figure.subplots()
     pools = list(dict.fromkeys(point["pool"] for point in points))
-    for pool, color in zip(pools, (CHANNEL_COLORS * len(pools))[: len(pools)], strict=True):
-        own = sorted((p["tokens"], p["top1"]) for p in points if p["pool"] == pool)
-        tokens, top1 = zip(*own, strict=True)
+    for pool, color in zip(pools, (COLORS * len(pools))[: len(pools)], strict=True):
+        own = sorted((p["tokens"], p["accuracy"]) for p in points if p["pool"] == pool)
+        tokens, accuracy = zip(*own, strict=True)
         if len(own) == 1:
             label = f"{pool} ({tokens[0]} tokens)"
-            axes.axhline(top1[0], color=FRAME, linestyle="--", linewidth=1.2, label=label)
+            axes.axhline(accuracy[0], color=FRAME, linestyle="--", linewidth=1.2, label=label)
         else:
-            axes.plot(tokens, top1, marker="o", color=color, label=pool)
+            axes.plot(tokens, accuracy, marker="o", color=color, label=pool)
     ticks = sorted({point["tokens"] for point in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("tokens handed to fusion, all modalities together")
-    axes.set_ylabel("top-1 accuracy")
+    axes.set_xlabel("tokens passed to fusion, all modalities together")
+    axes.set_ylabel("accuracy")
     axes.grid(True, color=BLACK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    # Matplotlib's types do not know that handles may be left out of a figure's legend.
+    # Matplotlib's type stubs require the handles of a figure's legend, which are optional.
     figure.legend(loc="outside center right", frameon=False)  # type: ignore[call-overload]
     return figure
 
 
 def _relative_saliency(example: Example, name: str) -> np.ndarray:
-    """`[tokens]` saliency over its mean."""
+    """Saliency of each token divided by its mean, `[tokens]`."""
     share = np.full(len(example.spans[name]), np.nan)
     if example.saliency is not None and name in example.saliency:
         kept = example.kept[name]
@@ -143,15 +140,15 @@ def _relative_saliency(example: Example, name: str) -> np.ndarray:
 
 
 def _seconds(example: Example, name: str) -> np.ndarray:
-    """`[tokens, 2]` interval of every token; a time step stands in the middle of its own."""
+    """Interval of every token in seconds, `[tokens, 2]`; time steps are at interval centers."""
     return (np.asarray(example.spans[name]) - 0.5) / example.sampling_rate
 
 
 def _draw_channels(axes: Axes, example: Example, name: str):
     signal = np.asarray(example.signals[name])
     seconds = np.arange(len(signal)) / example.sampling_rate
-    colors = (CHANNEL_COLORS * signal.shape[1])[: signal.shape[1]]
-    edge = [withStroke(linewidth=2.4, foreground="white", alpha=0.8)]  # seen on any shade
+    colors = (COLORS * signal.shape[1])[: signal.shape[1]]
+    edge = [withStroke(linewidth=2.4, foreground="white", alpha=0.8)]  # visible on any shade
     for channel, color in zip(signal.T, colors, strict=True):
         axes.plot(seconds, channel, color=color, linewidth=1.1, path_effects=edge)
     axes.set_xlim(-0.5 / example.sampling_rate, (len(signal) - 0.5) / example.sampling_rate)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_jax.reports.seed_spread import by_setting, spread_rows
+from sft_jax.reports.seed_spread import runs_by_setting, spread_rows
 from sft_jax.types import DataError
 
 
@@ -56,9 +56,11 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     run = evaluated(tmp_path, "max-0", 0.5)
     with pytest.raises(DataError, match=r"evaluations of \['test'\], expected one of 'valid'"):
         spread_rows([run], "valid", "top1")
-    with pytest.raises(DataError, match=r"no metric 'mAP'.*\['loss', 'macro_f1', 'top1'\]"):
+    with pytest.raises(
+        DataError, match=r"no metric 'mAP' on 'test'.*\['loss', 'macro_f1', 'top1'\]"
+    ):
         spread_rows([run], "test", "mAP")
     with pytest.raises(DataError, match=r"no value of 'macro_f1' on 'test'"):
         spread_rows([run], "test", "macro_f1")
     with pytest.raises(DataError, match="named after setting and seed"):
-        by_setting([Path("runs/demo")])
+        runs_by_setting([Path("runs/demo")])

@@ -5,15 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax.runs import run_folder
-from sft_jax.runs import study_folder
+from sft_jax.runs import example_file, run_folder, study_folder
 from sft_jax.types import CheckpointError, ConfigError, DataError
 
 REFUSED = (CheckpointError, ConfigError, DataError)
 
 
 def change(path, place, value):
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text().splitlines()[0] if path.suffix == ".jsonl" else path.read_text())
     at = content
     for key in place[:-1]:
         at = at[key]
@@ -33,8 +32,8 @@ def change(path, place, value):
         ("evaluation_test.json", ["split"], "../../x", "split: found '../../x', expected a part"),
         ("evaluation_test.json", ["split"], "valid", "found split 'valid', expected the one that"),
         ("evaluation_test.json", ["metrics", "loss"], None, "metrics.loss: found None"),
-        ("evaluation_test.json", ["metrics", "top1", "value"], None, "top1.value: found None"),
-        ("evaluation_test.json", ["confusion"], [[1]], r"confusion: found rows of \[1\] and 1"),
+        ("metrics.jsonl", ["loss"], "x", "line 1: loss: found 'x', expected a finite number"),
+        ("evaluation_test.json", ["confusion"], [[1]], r"confusion: found 1 rows of lengths \[1\]"),
         ("evaluation_test.json", ["confusion", 0, 0], 0.5, r"confusion\[0\]\[0\]: found 0.5"),
         ("evaluation_test.json", ["majority", "mAUC"], "x", "majority.mAUC: found 'x', expected a"),
         ("evaluation_test.json", ["group"], [], r"group: found \[\], expected an object"),
@@ -43,12 +42,6 @@ def change(path, place, value):
 def test_a_run_that_contradicts_itself_is_named(workdir, name, place, value, message):
     change(workdir / name, place, value)
     with pytest.raises(REFUSED, match=message):
-        run_folder.read_run(workdir)
-
-
-def test_curves_need_loss_and_top1(workdir):
-    (workdir / "metrics.jsonl").write_text('{"kind": "valid", "step": 3, "loss": 1.0}\n')
-    with pytest.raises(DataError, match=r"step 3, valid: found .*expected also \['top1'\]"):
         run_folder.read_run(workdir)
 
 
@@ -64,9 +57,9 @@ def predictions(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": None}, r"label: found \[.*'probabilities'\], expected it beside them"),
+        ({"label": None}, r"label: found \[.*'probabilities'\], expected an entry label as"),
         ({"label": np.array([0, 1, 4])}, "label: found classes 0 to 4, expected 0 to 3"),
-        ({"label": np.zeros(3)}, r"label: found float64 of shape \(3,\), expected 1 axes of whole"),
+        ({"label": np.zeros(3)}, r"label: found float64 of shape \(3,\), expected 1 axes of int"),
         ({"id": np.arange(2)}, "id: found 2 rows for 3 labels"),
         ({"probabilities": np.full((3, 4), np.nan)}, "3 rows that are no distribution"),
         ({"probabilities": np.ones((3, 4), int)}, "probabilities: found int64"),
@@ -94,11 +87,11 @@ def test_predictions_that_are_not_of_this_run_are_named(workdir, changes, messag
     ],
 )
 def test_a_recording_that_cannot_be_drawn_is_named(tmp_path, example, entry, value, message):
-    path = run_folder.save_example(tmp_path / "example.npz", example)
+    path = example_file.save_example(tmp_path / "example.npz", example)
     entries = dict(np.load(path))
     np.savez(path, **{**entries, entry: value})
     with pytest.raises(DataError, match=rf"example.npz: .*{message}"):
-        run_folder.load_example(path)
+        example_file.load_example(path)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +122,7 @@ def test_a_study_that_contradicts_itself_is_named(study, name, old, new, message
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
-        ("seed", np.array([0.0, 1.0]), "expected whole numbers seed"),
+        ("seed", np.array([0.0, 1.0]), "expected integers seed"),
         ("label", np.arange(5), r"probabilities \[s, n, 3\]"),
         ("probabilities", np.ones((2, 6, 3), np.float32), "no distribution"),
         ("label", np.full(6, 3), "found classes 3 to 3"),

@@ -1,4 +1,4 @@
-"""One recording of a split, with what the model kept of it, for a figure."""
+"""One recording of a split with the tokens that the model kept, for a figure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
-from sft_jax.reports.figures import plots
-from sft_jax.runs.run_folder import Example
+from sft_jax.reports.figures.run_figures import kept_tokens
+from sft_jax.runs.example_file import Example
 from sft_jax.types import DataError, ModalitySpec
 
 
 def token_spans(spec: ModalitySpec) -> Int[np.ndarray, "tokens 2"]:
-    """First time step of every token, and the one past its last."""
-    step = spec.steps_per_token
-    start = np.repeat(np.arange(spec.grid[0]) * step, math.prod(spec.grid[1:]))
-    return np.stack([start, start + step], axis=1)
+    """First time step of every token, and one past its last."""
+    length = spec.steps_per_token
+    start = np.repeat(np.arange(spec.grid[0]) * length, math.prod(spec.grid[1:]))
+    return np.stack([start, start + length], axis=1)
 
 
 def recording(
@@ -29,19 +29,19 @@ def recording(
     sampling_rate: float,
     title: str,
 ) -> Example | None:
-    """Records that follow each other in time, joined.
+    """Joins records that follow each other in time.
 
     Args:
-        records: of a split, by position; see `data.records.Record`.
-        predictions: of the same split, with `kept/<m>/indices`, and `kept/<m>/saliency` where the
-            pool looks at it.
-        specs: modalities of the run.
-        rows: positions of the records to join, in order of time.
-        sampling_rate: time steps a second.
-        title: heading of the figure.
+        records: Records of a split; see `data.records.Record`.
+        predictions: Predictions of the same split, with `kept/<m>/indices`, and
+            `kept/<m>/saliency` if the pool computes it.
+        specs: Modalities of the run.
+        rows: Positions of the records to join, in order of time.
+        sampling_rate: Time steps a second.
+        title: Title of the figure.
 
     Returns:
-        The example, or None when no modality with a signal to draw has a pool that selects.
+        The example, or None if no modality with a signal has a pool that selects tokens.
     """
     signals, kept, saliency, spans = {}, {}, {}, {}
     for spec in specs:
@@ -67,14 +67,14 @@ def recording_rows(
     """Positions of the records that cover a group from its start, without overlap.
 
     Args:
-        groups: of every record of a split, in order.
-        options: of the source; with a `window` that `step` divides, every `window / step`-th
-            record follows on the one before it, else only one record is taken.
-        group: which; the first where empty.
-        most: records at most.
+        groups: Group of every record of a split, in order.
+        options: Options of the source. If it has a `window` that is a multiple of `step`, every
+            `window / step`-th record continues the one before; otherwise one record is taken.
+        group: Name of the group; the first one by default.
+        most: Maximum number of records.
 
     Raises:
-        DataError: the split has no such group.
+        DataError: The split has no such group.
     """
     group = group or groups[0]
     rows = [row for row, name in enumerate(groups) if name == group]
@@ -95,17 +95,17 @@ def of_split(
     specs: Sequence[ModalitySpec],
     group: str = "",
 ) -> Example | None:
-    """A recording of an evaluated split; None where `recording` has nothing to draw.
+    """A recording of an evaluated split; None if `recording` has nothing to draw.
 
     Args:
-        source: opened, a `data.sources.Source`.
-        split: which was evaluated.
-        predictions: of all its records, see `recording`.
-        specs: modalities of the run.
-        group: which recording; the first where empty.
+        source: Opened `data.sources.Source`.
+        split: Evaluated split.
+        predictions: Predictions of all its records; see `recording`.
+        specs: Modalities of the run.
+        group: Name of the recording; the first one by default.
 
     Raises:
-        DataError: the split has no such group.
+        DataError: The split has no such group.
     """
     groups, info = source.groups(split), source.info
     rows = recording_rows(groups, info.options, group)
@@ -119,9 +119,9 @@ def of_split(
     )
 
 
-def draw(example: Example) -> Figure:
-    """Signals over time with what was kept of them (see `plots.kept_tokens`)."""
-    return plots.kept_tokens(
+def draw_example(example: Example) -> Figure:
+    """Signals over time with the kept parts shaded (see `kept_tokens`)."""
+    return kept_tokens(
         example.signals,
         example.kept,
         {name: spans.tolist() for name, spans in example.spans.items()},

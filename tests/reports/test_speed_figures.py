@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sft_jax.reports.figures import performance
+from sft_jax.reports.figures import speed_figures
 from sft_jax.types import DataError
 
 
@@ -26,7 +26,7 @@ def test_bars_are_medians_with_their_slowest_and_fastest_round():
         "sft": {"train": rate(20.0, 16.0, 21.0), "infer": rate(100.0, 90.0, 130.0)},
         "dense": {"train": rate(3.0, 2.5, 3.25), "infer": rate(16.0, 8.0, 17.0)},
     }
-    figure = performance.throughput_bars(measured)
+    figure = speed_figures.throughput_bars(measured)
     train, infer = figure.axes
     assert [bar.get_width() for bar in train.patches] == [20.0, 3.0]
     assert [bar.get_width() for bar in infer.patches] == [100.0, 16.0]
@@ -56,7 +56,7 @@ def test_lines_of_a_sweep_are_costs_of_a_sample():
         point(4096, "sft", 40.0, 8e6),
         point(4096, "dense", 640.0, None),
     ]
-    figure = performance.sweep_lines(points, "length")
+    figure = speed_figures.sweep_lines(points, "length")
     times, _, memory, _ = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "dense"]
     sft, dense = (container[0].get_xydata() for container in times.containers)
@@ -79,7 +79,7 @@ def test_a_sweep_of_words_keeps_their_order_on_a_plain_axis():
         point("float32", "sft", 4.0, 1e6, "dtype"),
         point("bfloat16", "sft", 2.0, 1e6, "dtype"),
     ]
-    figure = performance.sweep_lines(points, "dtype")
+    figure = speed_figures.sweep_lines(points, "dtype")
     axes = figure.axes[2]
     figure.canvas.draw()
     assert [label.get_text() for label in axes.get_xticklabels()] == ["float32", "bfloat16"]
@@ -91,24 +91,24 @@ def test_a_sweep_of_words_keeps_their_order_on_a_plain_axis():
 
 def test_whole_numbers_of_any_size_are_drawn():
     points = [point(value, "sft", 10.0, 10**25) for value in (2**10, 2**70)]
-    figure = performance.sweep_lines(points, "length")
+    figure = speed_figures.sweep_lines(points, "length")
     figure.canvas.draw()
     assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["1024", str(2**70)]
 
 
 def test_more_models_than_colours_have_looks_of_their_own():
     points = [point(value, f"model {i}", i + 1.0, 1e6) for value in (1, 2) for i in range(10)]
-    lines = performance.sweep_lines(points, "length").axes[2].lines
+    lines = speed_figures.sweep_lines(points, "length").axes[2].lines
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 10
 
 
 def test_nothing_measured_is_an_error():
     with pytest.raises(DataError, match="measured: found no model"):
-        performance.throughput_bars({})
+        speed_figures.throughput_bars({})
     with pytest.raises(DataError, match="points: found none"):
-        performance.sweep_lines([], "length")
+        speed_figures.sweep_lines([], "length")
     with pytest.raises(DataError, match=r"axis: found .*at most 100"):
-        performance.sweep_lines([point(1, "sft", 1.0, 1)], "length" * 20)
+        speed_figures.sweep_lines([point(1, "sft", 1.0, 1)], "length" * 20)
 
 
 def test_a_roofline_is_the_lower_of_slope_and_peak_with_the_points_below():
@@ -117,7 +117,7 @@ def test_a_roofline_is_the_lower_of_slope_and_peak_with_the_points_below():
         {"model": "sft", "kind": "infer", "flops_per_byte": 40.0, "flops_per_second": 60e9},
         {"model": "mbt", "kind": "train", "flops_per_byte": 1.0, "flops_per_second": 5e9},
     ]
-    figure = performance.roofline(points, peak_flops=100e9, peak_bytes=10e9)
+    figure = speed_figures.roofline(points, peak_flops=100e9, peak_bytes=10e9)
     (axes,) = figure.axes
     roof, *drawn = axes.lines
     for x, y in roof.get_xydata():
@@ -134,11 +134,11 @@ def test_a_roofline_is_the_lower_of_slope_and_peak_with_the_points_below():
     assert {"memory: 10 GB/s", "products: 100 GFLOP/s"} <= set(texts)
     assert min(font_sizes(figure)) >= 9
     with pytest.raises(DataError, match="points: found none"):
-        performance.roofline([], 1.0, 1.0)
+        speed_figures.roofline([], 1.0, 1.0)
 
 
 @pytest.mark.parametrize(("low", "high"), [(11.0, 12.0), (8.0, 9.0)])
 def test_a_median_outside_of_its_rounds_is_refused(low, high):
     rate = {"samples_per_second": {"median": 10.0, "low": low, "high": high}}
     with pytest.raises(DataError, match=r"models: .*low, median and high in this order"):
-        performance.throughput_bars({"sft": {"train": rate, "infer": rate}})
+        speed_figures.throughput_bars({"sft": {"train": rate, "infer": rate}})

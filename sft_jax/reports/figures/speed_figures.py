@@ -19,13 +19,13 @@ from sft_jax.files.json_files import (
     record,
     text,
 )
-from sft_jax.reports.figures.plots import BLACK, CHANNEL_COLORS, FRAME, SKY
+from sft_jax.reports.figures.style import BLACK, COLORS, FRAME, SKY
 from sft_jax.types import DataError
 
 _PANELS = (("train", "Training"), ("infer", "Inference"))
 _MEASURE = "measure again with `python -m sft_jax.benchmark --json=...`"
 _KINDS = tuple(kind for kind, _ in _PANELS)
-# What has a logarithm, and can be drawn beside others.
+# Positive, so that it can be drawn on a logarithmic scale.
 _POSITIVE = number(1e-30, 1e30)
 
 
@@ -48,21 +48,19 @@ def _axis(value: Any, place: str):
     text(100)(value, place) if isinstance(value, str) else _POSITIVE(value, place)
 
 
-# More models than colours are told apart by their markers.
-_LOOKS = tuple(
-    {"color": color, "marker": marker} for marker in ("o", "s") for color in CHANNEL_COLORS
-)
+# Models beyond the number of colors differ by their markers.
+_LOOKS = tuple({"color": color, "marker": marker} for marker in ("o", "s") for color in COLORS)
 
 
 def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Samples a second in training and inference, a bar a model with its lowest and highest round.
+    """Samples a second in training and inference, a bar for each model with its range of rounds.
 
     Args:
-        measured: by model `{kind: {"samples_per_second": {"median", "low", "high"}}}`, kinds
-            `train` and `infer`, as `benchmark --json` writes them.
+        measured: `{kind: {"samples_per_second": {"median", "low", "high"}}}` by model, with kinds
+            `train` and `infer`, as `benchmark --json` writes it.
 
     Raises:
-        DataError: there is no model.
+        DataError: There is no model.
     """
     if not measured:
         raise DataError("measured: found no model, expected at least one; run the benchmark")
@@ -98,16 +96,16 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes: float) -> Figure:
-    """Operations a second against operations a byte, below what the machine can do.
+    """Operations a second against operations a byte, with the limits of the machine.
 
     Args:
         points: `model`, `kind` (`train` or `infer`), `flops_per_byte` and `flops_per_second`, as
             `efficiency.measure.intensities` lists them.
-        peak_flops: operations a second of a large product here.
-        peak_bytes: bytes a second of the memory here.
+        peak_flops: Operations a second of a large matrix product on this machine.
+        peak_bytes: Memory bandwidth of this machine in bytes a second.
 
     Raises:
-        DataError: there is no point.
+        DataError: There is no point.
     """
     if not points:
         raise DataError("points: found none, expected at least one; time a model first")
@@ -145,17 +143,17 @@ def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes:
         axis.set_minor_formatter(NullFormatter())
     axes.grid(True, which="major", color=BLACK, alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    # Matplotlib's types do not know that handles may be left out of a figure's legend.
+    # Matplotlib's type stubs require the handles of a figure's legend, which are optional.
     figure.legend(loc="outside center right", frameon=False)  # type: ignore[call-overload]
     return figure
 
 
 def _draw_rates(axes: Axes, points: Sequence[Mapping[str, Any]]):
-    """A colour a model, filled for training."""
+    """Draws a color for each model, filled for training."""
     names = list(dict.fromkeys(point["model"] for point in points))
     kinds = {kind: title.lower() for kind, title in _PANELS}
     for point in points:
-        color = CHANNEL_COLORS[names.index(point["model"]) % len(CHANNEL_COLORS)]
+        color = COLORS[names.index(point["model"]) % len(COLORS)]
         axes.plot(
             point["flops_per_byte"],
             point["flops_per_second"] / 1e9,
@@ -169,15 +167,15 @@ def _draw_rates(axes: Axes, points: Sequence[Mapping[str, Any]]):
 
 
 def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
-    """Cost of a sample against a setting, a line a model; scales are logarithmic for numbers.
+    """Cost of a sample against a setting, a line for each model; numbers have logarithmic axes.
 
     Args:
-        points: for every value and model `axis`, `model` and by kind `samples_per_second` and
-            `temporary_bytes_per_sample` (None where unknown), as `benchmark --sweep` writes them.
-        axis: the setting that is varied.
+        points: For every value and model `axis`, `model` and by kind `samples_per_second` and
+            `temporary_bytes_per_sample` (None if unknown), as `benchmark --sweep` writes them.
+        axis: Name of the setting that is varied.
 
     Raises:
-        DataError: there is no point, or they are not as they are written.
+        DataError: There is no point, or points have another format.
     """
     if not points:
         raise DataError("points: found none, expected at least one; run the benchmark's sweep")
@@ -218,7 +216,7 @@ def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
 
 
 def _drawn(value: str | int | float) -> str | float:
-    """A name, or a number that matplotlib takes; of whole ones it takes those of 64 bits alone."""
+    """A name, or a number as a float, since matplotlib takes no integers of more than 64 bits."""
     return value if isinstance(value, str) else float(value)
 
 
@@ -230,7 +228,7 @@ def _draw_costs(
     look: Mapping[str, str],
     name: str,
 ):
-    """Time with its spread above, temporary memory below."""
+    """Draws time with its spread in the upper panel, temporary memory in the lower."""
     values = [_drawn(point[axis]) for point in points]
     rates = [point[kind]["samples_per_second"] for point in points]
     times = [1e3 / rate["median"] for rate in rates]

@@ -11,9 +11,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sft_jax.reports.figures import plots
+from sft_jax.reports.figures import run_figures, style
+from sft_jax.tasks.classification_report import METRICS
 from sft_jax.types import DataError
 
+SHOWN = [METRICS["loss"], METRICS["top1"]]
 TRAIN = [{"kind": "train", "step": 10 * i, "loss": 2 / i, "top1": 1 - 1 / i} for i in range(1, 9)]
 VALID = [
     {"kind": "valid", "step": 20, "loss": 1.5, "top1": 0.3},
@@ -40,7 +42,7 @@ def font_sizes(figure: Figure) -> list[float]:
 
 
 def test_learning_curves_draw_the_records_in_order_of_step():
-    figure = plots.learning_curves([*VALID[::-1], *TRAIN])
+    figure = run_figures.learning_curves([*VALID[::-1], *TRAIN], SHOWN)
     loss, top1 = figure.axes
     np.testing.assert_allclose(lines_of(loss)["training"], [(r["step"], r["loss"]) for r in TRAIN])
     np.testing.assert_allclose(
@@ -57,23 +59,25 @@ def test_learning_curves_draw_the_records_in_order_of_step():
 
 
 def test_learning_curves_before_the_first_validation_and_with_nan():
-    figure = plots.learning_curves(TRAIN)
+    figure = run_figures.learning_curves(TRAIN, SHOWN)
     assert list(lines_of(figure.axes[0])) == ["training"]
     broken = {**VALID[0], "loss": float("nan")}
     assert "validation lowest: 0.750 at step 40" in texts_of(
-        plots.learning_curves([broken, VALID[1]])
+        run_figures.learning_curves([broken, VALID[1]], SHOWN)
     )
-    assert not any("lowest" in text for text in texts_of(plots.learning_curves([broken])))
+    assert not any(
+        "lowest" in text for text in texts_of(run_figures.learning_curves([broken], SHOWN))
+    )
 
 
 def test_learning_curves_without_records_is_an_error():
     with pytest.raises(DataError, match="records: found none"):
-        plots.learning_curves([])
+        run_figures.learning_curves([], SHOWN)
 
 
 def test_confusion_matrix_shades_shares_and_writes_counts():
     matrix = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-    figure = plots.confusion_matrix(matrix, ["left", "right", "absent"])
+    figure = run_figures.confusion_matrix(matrix, ["left", "right", "absent"])
     axes = figure.axes[0]
     shares = axes.images[0].get_array()
     np.testing.assert_allclose(shares[:2], [[0.75, 0.25, 0], [0.25, 0.75, 0]])
@@ -97,7 +101,7 @@ def test_confusion_matrix_shades_shares_and_writes_counts():
 @pytest.mark.parametrize(("num_classes", "text"), [(14, "100%\n(9)"), (25, "9"), (26, None)])
 def test_confusion_matrix_writes_what_there_is_room_for(num_classes, text):
     matrix = 9 * np.eye(num_classes, dtype=np.int64)
-    figure = plots.confusion_matrix(matrix, [f"class {i}" for i in range(num_classes)])
+    figure = run_figures.confusion_matrix(matrix, [f"class {i}" for i in range(num_classes)])
     assert {t.get_text() for t in figure.axes[0].texts} == ({text} if text else set())
     assert len(figure.axes[0].get_yticklabels()) == num_classes
     assert min(font_sizes(figure)) >= 9
@@ -105,18 +109,18 @@ def test_confusion_matrix_writes_what_there_is_room_for(num_classes, text):
 
 def test_confusion_matrix_needs_a_name_for_each_class():
     with pytest.raises(DataError, match="class_names: found 1, expected 2"):
-        plots.confusion_matrix(np.eye(2, dtype=np.int64), ["one"])
+        run_figures.confusion_matrix(np.eye(2, dtype=np.int64), ["one"])
 
 
 def shaded(axes) -> list[tuple[float, float]]:
-    patches = [p for p in axes.patches if to_hex(p.get_facecolor()).upper() == plots.KEPT]
+    patches = [p for p in axes.patches if to_hex(p.get_facecolor()).upper() == style.KEPT]
     return [(p.get_x(), p.get_x() + p.get_width()) for p in patches]
 
 
 def test_kept_tokens_shade_their_spans_in_seconds():
     rng = np.random.default_rng(0)
     signals = {"acc": rng.normal(size=(20, 3)), "gyro": rng.normal(size=(20, 2))}
-    figure = plots.kept_tokens(
+    figure = run_figures.kept_tokens(
         signals,
         kept={"acc": np.array([3, 0, 1, -1]), "gyro": np.array([19])},
         spans={
@@ -143,7 +147,7 @@ def test_kept_tokens_shade_their_spans_in_seconds():
 
 
 def test_saliency_bars_stand_at_their_tokens():
-    figure = plots.kept_tokens(
+    figure = run_figures.kept_tokens(
         {"acc": np.zeros((8, 1))},
         kept={"acc": np.array([2, -1, 0])},
         spans={"acc": [(2 * i, 2 * i + 2) for i in range(4)]},
@@ -160,7 +164,7 @@ def test_saliency_bars_stand_at_their_tokens():
 
 def test_many_channels_are_drawn_as_an_image():
     signal = np.arange(60.0).reshape(6, 10)
-    figure = plots.kept_tokens(
+    figure = run_figures.kept_tokens(
         {"spec": signal},
         {"spec": np.array([1])},
         {"spec": [(0, 3), (3, 6)]},
@@ -193,13 +197,13 @@ def test_kept_tokens_errors(change, message):
         **change,
     }
     with pytest.raises(DataError, match=message):
-        plots.kept_tokens(**arguments)
+        run_figures.kept_tokens(**arguments)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6)), max_size=8))
 def test_merged_covers_the_same_steps_in_disjoint_spans(starts):
     spans = [(float(start), float(start + length)) for start, length in starts]
-    joined = plots.merged(spans)
+    joined = run_figures.merged(spans)
 
     def steps(intervals):
         return {step for start, stop in intervals for step in range(int(start), int(stop))}
@@ -209,13 +213,15 @@ def test_merged_covers_the_same_steps_in_disjoint_spans(starts):
 
 
 def test_save_writes_120_dots_an_inch(tmp_path):
-    path = plots.save(plots.learning_curves([*TRAIN, *VALID]), tmp_path / "curves.png")
+    path = style.save(run_figures.learning_curves([*TRAIN, *VALID], SHOWN), tmp_path / "curves.png")
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         assert image.size == (round(9.6 * 120), round(3.8 * 120))
 
 
 def test_pyplot_and_its_global_state_stay_out():
-    code = "import sys, sft_jax.reports.writer; assert 'matplotlib.pyplot' not in sys.modules"
+    code = (
+        "import sys, sft_jax.reports.report_writer; assert 'matplotlib.pyplot' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
@@ -226,8 +232,10 @@ def test_figures_of_a_realistic_run_stay_below_300_kb(tmp_path):
     spans = {m: [(i, i + 1) for i in range(250)] for m in signals}
     saliency = {m: rng.random(31) for m in signals}
     figures = [
-        plots.kept_tokens(signals, kept, spans, 50.0, "5 s at 50 Hz", saliency),
-        plots.confusion_matrix(rng.integers(0, 40, (7, 7)), [f"exercise {i}" for i in range(7)]),
+        run_figures.kept_tokens(signals, kept, spans, 50.0, "5 s at 50 Hz", saliency),
+        run_figures.confusion_matrix(
+            rng.integers(0, 40, (7, 7)), [f"exercise {i}" for i in range(7)]
+        ),
     ]
     for i, figure in enumerate(figures):
-        assert plots.save(figure, tmp_path / f"{i}.png").stat().st_size < 300_000
+        assert style.save(figure, tmp_path / f"{i}.png").stat().st_size < 300_000

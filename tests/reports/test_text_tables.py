@@ -3,7 +3,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.reports import tables
+from sft_jax.reports import text_tables
 
 
 def test_format_table_by_hand():
@@ -12,7 +12,7 @@ def test_format_table_by_hand():
         {"name": "c", "value": None, "share": "12.5%", "n": 12000},
         {"name": "d", "n": 1, "more": "x\ny"},
     ]
-    assert tables.format_table(rows) == "\n".join(
+    assert text_tables.format_table(rows) == "\n".join(
         [
             "| name |  value | share |     n | more |",
             "| ---- | -----: | ----: | ----: | ---- |",
@@ -32,7 +32,7 @@ def test_format_table_by_hand():
 )
 @settings(max_examples=300, deadline=None)
 def test_format_table_is_a_rectangle_that_markdown_can_read(rows):
-    lines = tables.format_table(rows).splitlines()
+    lines = text_tables.format_table(rows).splitlines()
     assert len(lines) == len(rows) + 2
     assert len({len(line) for line in lines}) == 1
     columns = {key for row in rows for key in row}

@@ -1,11 +1,6 @@
-"""Figures of a run: learning curves, confusion matrix, and which tokens a pool kept.
-
-Every function returns a `matplotlib.figure.Figure` that no global state knows of; `save` writes it.
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
-"""
+"""Figures of a run: learning curves, confusion matrix, and the tokens that a pool kept."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,53 +13,48 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from sft_jax.reports.figures.style import (
+    ABSENT,
+    BLUE,
+    COLORS,
+    FRAME,
+    KEPT,
+    NARROW,
+    RUST,
+    SKY,
+    VERMILION,
+    open_frame,
+)
+from sft_jax.tasks.base import Metric
 from sft_jax.types import Array, DataError
 
-BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, BLACK = "#E69F00", "#56B4E9", "#000000"
-CHANNEL_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-KEPT, FRAME, ABSENT = "#F2DC9B", "#555555", "#E8E8E8"
-RUST = "#A34700"  # vermilion, dark enough for text
-DPI = 120
-NARROW = 4.6  # inches: a panel that can still be read on a phone
-_CURVES = {"loss": "Cross-entropy (nats)", "top1": "Top-1 accuracy"}
-# Past these a cell has no room for its text.
+# Above these numbers of classes, the cells of a confusion matrix have no room for text.
 CELLS_WITH_COUNTS, CELLS_WITH_SHARES = 25, 14
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Writes `figure` as PNG at 120 dots an inch and returns `path`."""
-    figure.savefig(path, dpi=DPI, pil_kwargs={"optimize": True})
-    return path
-
-
-def learning_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and top-1 of training and validation against the optimizer step.
+def learning_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> Figure:
+    """Metrics of training and validation against the optimizer step, a panel for each metric.
 
     Args:
-        records: lines of `metrics.jsonl`: `kind` ("train" or "valid"), `step`, `loss`, `top1`.
+        records: Lines of `metrics.jsonl`, as `runs.metric_log.read_metrics` reads them.
+        metrics: Metrics to draw.
 
     Raises:
-        DataError: there is no record.
+        DataError: There is no record.
     """
     if not records:
         raise DataError("records: found none, expected at least one train or valid record")
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True)
-    for axes, metric in zip(panels, _CURVES, strict=True):
+    figure = Figure(figsize=(4.8 * len(metrics), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharex=True, squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
         _draw_curve(axes, records, metric)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
     return figure
 
 
-def learning_curve(records: Sequence[Mapping[str, Any]], metric: str) -> Figure:
-    """One panel of `learning_curves`, as wide as a phone.
-
-    Args:
-        records: see `learning_curves`.
-        metric: "loss" or "top1".
-    """
+def learning_curve(records: Sequence[Mapping[str, Any]], metric: Metric) -> Figure:
+    """One panel of `learning_curves`, as wide as a phone."""
     figure = Figure(figsize=(NARROW, 3.4), layout="constrained")
     axes = figure.subplots()
     _draw_curve(axes, records, metric)
@@ -72,17 +62,25 @@ def learning_curve(records: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     return figure
 
 
-def confusion_matrix(matrix: Int[Array, "c c"], class_names: Sequence[str]) -> Figure:
-    """Shares of each true class (row), with the counts they come from while there is room.
+def confusion_matrix(
+    matrix: Int[Array, "c c"],
+    class_names: Sequence[str],
+    *,
+    x_label: str = "predicted class",
+    y_label: str = "true class",
+) -> Figure:
+    """Shares of each row, with the counts they come from if there is room.
 
-    A class without samples is a grey row.
+    A row without samples is grey.
 
     Args:
-        matrix: counts, row = true class, column = predicted class.
-        class_names: name of each class.
+        matrix: Counts, row = true class, column = predicted class.
+        class_names: Name of each class.
+        x_label: Meaning of the columns.
+        y_label: Meaning of the rows.
 
     Raises:
-        DataError: there is not one name a class.
+        DataError: The number of names differs from the number of classes.
     """
     counts = np.asarray(matrix)
     num_classes = len(counts)
@@ -102,12 +100,12 @@ def confusion_matrix(matrix: Int[Array, "c c"], class_names: Sequence[str]) -> F
     side = max(num_classes * cell, 2.2)
     slanted = 0.095 * longest > cell
     below = 0.5 if small else 0.8 + 0.06 * longest * slanted
-    # Where shares stand in the cells, nobody needs a bar that explains their shades.
+    # A color bar is only needed if the cells have no text.
     with_share = num_classes <= CELLS_WITH_SHARES
     beside = 0.085 * longest_row + (0.5 if with_share else 2.0)
     figure = Figure(figsize=(side + beside, side + below), layout="constrained")
     axes = figure.subplots()
-    # From nothing to blue, so that an empty cell has the colour of the page.
+    # From transparent to blue, so that an empty cell has the color of the page.
     shades = LinearSegmentedColormap.from_list("share", [to_rgba(BLUE, 0), to_rgba(BLUE, 1)])
     cmap = shades.with_extremes(bad=ABSENT)
     image = axes.imshow(share, cmap=cmap, vmin=0, vmax=1, aspect="equal")
@@ -118,13 +116,13 @@ def confusion_matrix(matrix: Int[Array, "c c"], class_names: Sequence[str]) -> F
         {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     )
     axes.set_xticks([] if small else range(num_classes), [] if small else class_names, **turn)
-    axes.set_ylabel("true class")
-    axes.set_xlabel("predicted class, in the same order" if small else "predicted class")
+    axes.set_ylabel(y_label)
+    axes.set_xlabel(f"{x_label}, in the same order" if small else x_label)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if not with_share:
         bar = figure.colorbar(image, ax=axes, aspect=25, format=PercentFormatter(1.0))
-        bar.set_label("share of the true class")
+        bar.set_label(f"share of the {y_label}")
         bar.outline.set_visible(False)
     return figure
 
@@ -137,19 +135,19 @@ def kept_tokens(
     title: str,
     saliency: Mapping[str, Real[Array, " _"]] | None = None,
 ) -> Figure:
-    """One panel a modality: its channels over time, and shaded where a token was kept.
+    """Channels of each modality over time, shaded where a token was kept.
 
     Args:
-        signals: `{m: [t, f]}` time steps and channels.
-        kept: `{m: [k]}` indices of the kept tokens, -1 in empty slots.
-        spans: `{m: [(start, stop), ...]}` time steps that each token of the modality covers.
-        sampling_rate: time steps a second.
-        title: what the recording is.
-        saliency: `{m: [k]}` saliency of the kept tokens, drawn as bars below the panel; modalities
-            may be left out.
+        signals: Time steps and channels of each modality, `{m: [t, f]}`.
+        kept: Indices of the kept tokens, `{m: [k]}`, -1 in empty slots.
+        spans: Time steps that each token covers, `{m: [(start, stop), ...]}`.
+        sampling_rate: Time steps a second.
+        title: Title of the figure.
+        saliency: Saliency of the kept tokens, `{m: [k]}`, drawn as bars below the panel; may lack
+            modalities.
 
     Raises:
-        DataError: the modalities disagree, or a kept token is none of the spans.
+        DataError: The modalities disagree, or a kept token has no span.
     """
     _check_tokens(signals, kept, spans, saliency)
     saliency = saliency or {}
@@ -161,13 +159,13 @@ def kept_tokens(
     )[:, 0]
     for axes, (name, what) in zip(panels, rows, strict=True):
         slots = np.flatnonzero(np.asarray(kept[name]) >= 0)
-        # A time step stands in the middle of the interval it is drawn over.
+        # A time step is drawn at the center of its interval.
         seconds = (np.reshape(spans[name], (-1, 2)) - 0.5) / sampling_rate
         chosen = seconds[np.asarray(kept[name])[slots]]
         if what == "signal":
             as_lines = _draw_signal(axes, np.asarray(signals[name]), sampling_rate)
             for start, stop in merged(chosen.tolist()):
-                # Under the lines, but over an image, which has to show through.
+                # Under the lines, but over an image, which must show through.
                 look = {"alpha": 0.75, "zorder": 0} if as_lines else {"alpha": 0.45}
                 axes.axvspan(start, stop, color=KEPT, linewidth=0, **look)
             axes.set_title(f"{name}: {len(slots)} of {len(spans[name])} tokens kept", loc="left")
@@ -199,7 +197,7 @@ def merged(spans: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
 def _draw_signal(axes: Axes, signal: np.ndarray, sampling_rate: float) -> bool:
     """Lines while colours tell the channels apart (true), an image beyond (false)."""
     length, channels = signal.shape
-    if channels > len(CHANNEL_COLORS):
+    if channels > len(COLORS):
         edges = (-0.5 / sampling_rate, (length - 0.5) / sampling_rate)
         axes.imshow(
             signal.T,
@@ -212,11 +210,11 @@ def _draw_signal(axes: Axes, signal: np.ndarray, sampling_rate: float) -> bool:
         axes.set_ylabel("channel")
         return False
     seconds = np.arange(length) / sampling_rate
-    for channel, color in zip(range(channels), CHANNEL_COLORS, strict=False):
+    for channel, color in zip(range(channels), COLORS, strict=False):
         axes.plot(seconds, signal[:, channel], color=color, linewidth=1.2)
     axes.set_ylabel("signal")
     handles: list[Artist] = [
-        Line2D([], [], color=CHANNEL_COLORS[c], linewidth=1.8) for c in range(channels)
+        Line2D([], [], color=COLORS[c], linewidth=1.8) for c in range(channels)
     ]
     labels = [f"channel {c + 1}" for c in range(channels)]
     handles.append(Patch(color=KEPT, alpha=0.75))
@@ -226,27 +224,28 @@ def _draw_signal(axes: Axes, signal: np.ndarray, sampling_rate: float) -> bool:
     return True
 
 
-def _draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], metric: str):
+def _draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], metric: Metric):
     styles: dict[str, dict[str, Any]] = {
         "train": {"label": "training", "color": SKY, "linewidth": 1.2},
         "valid": {"label": "validation", "color": VERMILION, "linewidth": 1.8, "marker": "o"},
     }
     for kind, style in styles.items():
-        chosen = sorted((r for r in records if r["kind"] == kind), key=lambda r: r["step"])
-        if chosen:
-            steps, values = [r["step"] for r in chosen], [r[metric] for r in chosen]
+        known = [r for r in records if r["kind"] == kind and metric.name in r]
+        if known:
+            known.sort(key=lambda record: record["step"])
+            steps, values = [r["step"] for r in known], [r[metric.name] for r in known]
             axes.plot(steps, values, markersize=3.5, **style)
             if kind == "valid":
-                _mark_best(axes, steps, values, lowest=metric == "loss")
-    axes.set_title(_CURVES[metric], loc="left", y=1.09)
+                _mark_best(axes, steps, values, metric)
+    axes.set_title(metric.title, loc="left", y=1.09)
     axes.set_xlabel("optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     open_frame(axes)
-    if metric == "loss":
-        axes.set_ylim(bottom=0)
-    else:
+    if metric.is_share:
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, share: np.ndarray, with_share: bool):
@@ -258,31 +257,23 @@ def _write_cells(axes: Axes, counts: np.ndarray, share: np.ndarray, with_share: 
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
 
 
-def _mark_best(axes: Axes, steps: list[int], values: list[float], lowest: bool):
+def _mark_best(axes: Axes, steps: list[int], values: list[float], metric: Metric):
     known = np.asarray(values, np.float64)
     if np.isnan(known).all():
         return
-    best = int(np.nanargmin(known) if lowest else np.nanargmax(known))
+    best = int(np.nanargmax(known) if metric.higher_is_better else np.nanargmin(known))
     axes.plot(steps[best], values[best], "o", markersize=9, color=VERMILION, fillstyle="none")
-    text = f"lowest: {known[best]:.3f}" if lowest else f"highest: {known[best]:.1%}"
-    # Above the data, where it cannot lie on a curve.
+    which = "highest" if metric.higher_is_better else "lowest"
+    shown = f"{known[best]:.1%}" if metric.is_share else f"{known[best]:.3f}"
+    # Above the data, so that it does not overlap a curve.
     axes.text(
         0,
         1.03,
-        f"validation {text} at step {steps[best]}",
+        f"validation {which}: {shown} at step {steps[best]}",
         transform=axes.transAxes,
         color=RUST,
         va="bottom",
     )
-
-
-def open_frame(axes: Axes, grid: bool = True):
-    """Leaves the two axes of a panel, and lines across it where they help."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FRAME)
-    if grid:
-        axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-        axes.set_axisbelow(True)
 
 
 def _check_tokens(

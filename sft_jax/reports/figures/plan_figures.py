@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from sft_jax.files.json_files import fits, integer, mapped, number, record
-from sft_jax.reports.figures.plots import BLACK, BLUE, FRAME, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from sft_jax.reports.figures.style import BLACK, BLUE, FRAME, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from sft_jax.types import DataError
 
 _PARTS = {
@@ -28,14 +28,14 @@ _TIMES = mapped(record(dict.fromkeys(_SPENT, number(0, 1e30))))
 
 
 def memory_bars(models: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """What a step holds on one chip, a bar a model, with the chip's memory where it is known.
+    """Memory of a step on one chip, a bar for each model, with the chip's capacity if it is known.
 
     Args:
-        models: by name `{"memory": {"parameters", ..., "capacity"}}` in bytes, as in `models` of
+        models: `{"memory": {"parameters", ..., "capacity"}}` in bytes by name, as in `models` of
             `efficiency.plans.to_json`.
 
     Raises:
-        DataError: there is no model.
+        DataError: There is no model.
     """
     if not models:
         raise DataError("models: found none, expected at least one; plan one first")
@@ -68,15 +68,15 @@ def memory_bars(models: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def time_points(topologies: Mapping[str, Mapping[str, Any]], model: str) -> Figure:
-    """Least time of a step by what it is spent on, three points a topology.
+    """Lower bounds of the time of a step, for compute, memory and network of each topology.
 
     Args:
-        topologies: by name `{"chips", "models": {model: {"seconds_at_best", "batch_size"}}}`, as in
+        topologies: By name `{"chips", "models": {model: {"seconds_at_best", "batch_size"}}}`, as in
             `topologies` of `efficiency.plans.to_json`; those without published speeds are left out.
-        model: whose steps are drawn.
+        model: Name of the model.
 
     Raises:
-        DataError: no topology has a time to draw.
+        DataError: No topology has a time to draw.
     """
     fits(topologies, _MODELS, "topologies", _PLAN)
     times = {

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sft_jax.reports.figures import plan_plots
+from sft_jax.reports.figures import plan_figures
 from sft_jax.types import DataError
 
 
@@ -13,7 +13,7 @@ def model(capacity, **parts):
 
 def test_bars_of_memory_are_parts_on_top_of_each_other():
     models = {"sft": model(100, parameters=1, temporary=5), "mbt": model(100, temporary=60)}
-    figure = plan_plots.memory_bars(models)
+    figure = plan_figures.memory_bars(models)
     (axes,) = figure.axes
     bars = {bars.get_label(): bars for bars in axes.containers}
     assert [bar.get_width() for bar in bars["temporary"]] == [5, 60]
@@ -25,10 +25,10 @@ def test_bars_of_memory_are_parts_on_top_of_each_other():
 
 
 def test_a_cpu_has_no_limit_to_draw():
-    (axes,) = plan_plots.memory_bars({"sft": model(0, batch=1)}).axes
+    (axes,) = plan_figures.memory_bars({"sft": model(0, batch=1)}).axes
     assert list(axes.lines) == []
     with pytest.raises(DataError, match="models: found none"):
-        plan_plots.memory_bars({})
+        plan_figures.memory_bars({})
 
 
 def topology(**seconds):
@@ -41,7 +41,7 @@ def test_points_are_milliseconds_of_what_a_step_is_spent_on():
         "cpu:8": topology(),
         "v5e:4x4": topology(products=4e-3, memory=8e-3, network=1e-3),
     }
-    (axes,) = plan_plots.time_points(found, "sft").axes
+    (axes,) = plan_figures.time_points(found, "sft").axes
     values = {line.get_label(): line.get_ydata() for line in axes.lines}
     np.testing.assert_allclose(values["products"], [2, 4])
     np.testing.assert_allclose(values["memory"], [1, 8])
@@ -52,12 +52,12 @@ def test_points_are_milliseconds_of_what_a_step_is_spent_on():
 
 def test_a_model_without_times_is_an_error():
     with pytest.raises(DataError, match="found no times of 'mbt' in cpu:8"):
-        plan_plots.time_points({"cpu:8": topology(products=1.0)}, "mbt")
+        plan_figures.time_points({"cpu:8": topology(products=1.0)}, "mbt")
     with pytest.raises(DataError, match="plan for chips whose speeds are published"):
-        plan_plots.time_points({"cpu:8": topology()}, "sft")
+        plan_figures.time_points({"cpu:8": topology()}, "sft")
 
 
 def test_a_whole_number_beyond_64_bits_is_drawn():
     parts = ("parameters", "optimizer", "batch", "padding", "temporary", "program", "capacity")
-    figure = plan_plots.memory_bars({"sft": {"memory": dict.fromkeys(parts, 10**29)}})
+    figure = plan_figures.memory_bars({"sft": {"memory": dict.fromkeys(parts, 10**29)}})
     assert figure.axes[0].patches[0].get_width() == 1e23

@@ -1,7 +1,4 @@
-"""Figures of results: calibration, tokens kept, what modalities are worth, settings side by side.
-
-Each is a panel as wide as a phone; pages put them side by side.
-"""
+"""Figures of results, each one panel as wide as a phone; pages put them side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,12 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from sft_jax.metrics.calibration import Reliability
-from sft_jax.reports.figures.plots import BLUE, CHANNEL_COLORS, FRAME, NARROW, RUST, SKY, open_frame
+from sft_jax.reports.figures.style import BLUE, COLORS, FRAME, NARROW, RUST, SKY, open_frame
+from sft_jax.tasks.base import Intervals, Lines
 from sft_jax.types import Array, DataError
 
-LEAST_SHARE = 0.01
-_COLORS = CHANNEL_COLORS[:-1]
+# Beside other curves, bins with a smaller share of the samples are left out.
+_LEAST_SHARE = 0.01
+_COLORS = COLORS[:-1]
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "D", "^")
 
@@ -30,17 +28,8 @@ class Band(NamedTuple):
     deviation: np.ndarray
 
 
-class Interval(NamedTuple):
-    """A value with its interval, whose ends are None where there is none."""
-
-    label: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
 class Point(NamedTuple):
-    """A setting by what it costs and reaches; `deviation` is None where it is not known."""
+    """Cost and score of a setting; `deviation` is None if it is not known."""
 
     label: str
     cost: float
@@ -48,60 +37,62 @@ class Point(NamedTuple):
     deviation: float | None = None
 
 
-def reliability_diagram(bins: Mapping[str, Reliability]) -> Figure:
-    """Accuracy against confidence, a line a model; for one model how many samples a bin has, too.
-
-    Beside others a model is drawn without its bins of less than `LEAST_SHARE` of the samples.
-
-    Args:
-        bins: by the model's name.
+def lines(plot: Lines) -> Figure:
+    """Curves over a common axis; a single one with a histogram of its counts below.
 
     Raises:
-        DataError: there is no model.
+        DataError: There is no curve.
     """
-    _check_some("bins", bins)
-    alone = len(bins) == 1
+    _check_some("curves", plot.curves)
+    alone = len(plot.curves) == 1 and bool(plot.counts)
     heights = (3.6, 0.9) if alone else (4.2,)
     figure = Figure(figsize=(NARROW, sum(heights) + 0.3), layout="constrained")
     panels = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
     axes = panels[0]
-    axes.plot([0, 1], [0, 1], color=FRAME, linewidth=1, linestyle="--")
-    for i, (name, found) in enumerate(bins.items()):
-        share = found.count / found.count.sum()
-        filled = share > (0 if alone else LEAST_SHARE)
-        x, y = found.confidence[filled], found.accuracy[filled]
+    for i, (name, (x, y)) in enumerate(plot.curves.items()):
         look: dict[str, Any] = {**_look(i), "marker": ""}
+        if name in plot.counts:
+            share = plot.counts[name] / plot.counts[name].sum()
+            common = share > (0 if alone else _LEAST_SHARE)
+            x, y, share = x[common], y[common], share[common]
+            if alone:  # the size of a dot says how many samples it stands for
+                axes.scatter(x, y, 8 + 300 * share, color=BLUE, linewidth=0, zorder=3)
         axes.plot(x, y, label=name, linewidth=1.6, **look)
-        if alone:  # what few samples say counts for little
-            axes.scatter(x, y, 8 + 300 * share[filled], color=BLUE, linewidth=0, zorder=3)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
+    if plot.diagonal:
+        axes.plot([0, 1], [0, 1], color=FRAME, linewidth=1, linestyle="--")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel(plot.y_label)
     open_frame(axes)
     if alone:
-        found = next(iter(bins.values()))
-        share = found.count / found.count.sum()
-        widths = np.diff(found.edges)
-        panels[1].bar(found.edges[:-1], share, widths * 0.9, align="edge", color=SKY)
-        panels[1].set_ylabel("samples")
-        panels[1].yaxis.set_major_locator(MaxNLocator(2))
-        panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        open_frame(panels[1], grid=False)
-    else:
+        _draw_histogram(panels[1], next(iter(plot.counts.values())))
+    elif len(plot.curves) > 1:
         _legend_below(figure, axes)
-    panels[-1].set_xlabel("confidence")
+    panels[-1].set_xlabel(plot.x_label)
     return figure
+
+
+def _draw_histogram(axes: Axes, counts: np.ndarray):
+    """Share of the samples in each of equal bins from 0 to 1."""
+    width = 1 / len(counts)
+    edges = np.arange(len(counts)) * width
+    axes.bar(edges, counts / counts.sum(), 0.9 * width, align="edge", color=SKY)
+    axes.set_ylabel("samples")
+    axes.yaxis.set_major_locator(MaxNLocator(2))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    open_frame(axes, grid=False)
 
 
 def token_frequency(share: Float[Array, " t"], expected: float, title: str) -> Figure:
     """How often each token is kept, in order of time.
 
     Args:
-        share: `[t]` of samples that keep the token.
-        expected: the share were every token as likely.
-        title: what is shown.
+        share: Share of samples that keep each token.
+        expected: Share if every token were equally likely.
+        title: Title of the figure.
     """
     figure = Figure(figsize=(NARROW, 2.5), layout="constrained")
     axes = figure.subplots()
@@ -120,25 +111,21 @@ def token_frequency(share: Float[Array, " t"], expected: float, title: str) -> F
     return figure
 
 
-def intervals(rows: Sequence[Interval], title: str, zero: bool = False) -> Figure:
-    """Shares with their intervals, a line each, the first one on top.
-
-    Args:
-        rows: what to draw.
-        title: what is shown.
-        zero: whether they are differences, to be seen against 0, in percentage points.
+def intervals(plot: Intervals) -> Figure:
+    """Shares with their intervals, the first row on top.
 
     Raises:
-        DataError: there is no row.
+        DataError: There is no row.
     """
-    _check_some("rows", rows)
-    figure, axes = _rows([row.label for row in rows], title)
-    scale = 100 if zero else 1
-    for i, row in enumerate(rows):
-        if row.low is not None and row.high is not None:
-            axes.plot([scale * row.low, scale * row.high], [i, i], color=BLUE, linewidth=2.2)
-        axes.plot(scale * row.value, i, "o", color=BLUE, markersize=6.5)
-    if zero:
+    _check_some("rows", plot.rows)
+    figure, axes = _rows(list(plot.rows), plot.title)
+    scale = 100 if plot.difference else 1
+    for i, row in enumerate(plot.rows.values()):
+        if row["low"] is not None and row["high"] is not None:
+            ends = [scale * row["low"], scale * row["high"]]
+            axes.plot(ends, [i, i], color=BLUE, linewidth=2.2)
+        axes.plot(scale * row["value"], i, "o", color=BLUE, markersize=6.5)
+    if plot.difference:
         axes.axvline(0, color=FRAME, linewidth=1)
         axes.set_xlabel("percentage points")
     else:
@@ -152,13 +139,13 @@ def setting_dots(
     deviations: Sequence[float | None],
     title: str,
 ) -> Figure:
-    """The mean of each setting with its deviation as a bar, over a faint dot for every fold.
+    """Mean of each setting with its deviation as a bar, and a faint dot for every fold.
 
     Args:
-        labels: of the settings, the first one on top.
-        points: for each setting the share that each fold reaches.
-        deviations: of each mean; None where there is none.
-        title: what is shown.
+        labels: Names of the settings, the first one on top.
+        points: Score of each setting on each fold.
+        deviations: Deviation of each mean, or None.
+        title: Title of the figure.
     """
     figure, axes = _rows(labels, title)
     for i, (own, deviation) in enumerate(zip(points, deviations, strict=True)):
@@ -174,12 +161,12 @@ def setting_dots(
 def condition_dots(
     labels: Sequence[str], scores: Mapping[str, Sequence[float | None]], title: str
 ) -> Figure:
-    """What each setting reaches under several conditions, a mark each.
+    """Score of each setting under several conditions, a marker for each.
 
     Args:
-        labels: of the settings, the first one on top.
-        scores: by condition, the share of each setting; None where it is not known.
-        title: what is shown.
+        labels: Names of the settings, the first one on top.
+        scores: Score of each setting by condition; None if it is not known.
+        title: Title of the figure.
     """
     figure, axes = _rows(labels, title, below=0.27 * -(-len(scores) // 2))
     for i, (condition, values) in enumerate(scores.items()):
@@ -192,16 +179,16 @@ def condition_dots(
 
 
 def bands(curves: Mapping[str, Band], title: str, x_label: str, as_share: bool) -> Figure:
-    """Curves over runs: mean as a line, one deviation to both sides as a band.
+    """Mean over runs as a line, with a band of one deviation to both sides.
 
     Args:
-        curves: by setting.
-        title: what is shown.
-        x_label: what it is shown against.
-        as_share: whether values are shares.
+        curves: Curves by setting.
+        title: Title of the figure.
+        x_label: Label of the horizontal axis.
+        as_share: Whether values are shares.
 
     Raises:
-        DataError: there is no curve.
+        DataError: There is no curve.
     """
     _check_some("curves", curves)
     legend = 0.24 * -(-len(curves) // 2) if len(curves) > 1 else 0
@@ -226,9 +213,9 @@ def bands(curves: Mapping[str, Band], title: str, x_label: str, as_share: bool) 
 
 
 def frontier(points: Sequence[Point]) -> list[int]:
-    """Positions of the points of which none is as cheap and better, in order of cost.
+    """Positions of the points that no other point beats in cost and score, in order of cost.
 
-    Of points that are alike in both, the first one counts.
+    Of equal points, the first counts.
     """
     order = sorted(range(len(points)), key=lambda i: (points[i].cost, -points[i].score, i))
     kept: list[int] = []
@@ -239,15 +226,15 @@ def frontier(points: Sequence[Point]) -> list[int]:
 
 
 def pareto(points: Sequence[Point], title: str, cost_label: str) -> Figure:
-    """Scores against cost on a logarithmic scale; a line joins those that no other one beats.
+    """Score against cost on a logarithmic scale; a line joins the points on the frontier.
 
     Args:
-        points: what to draw.
-        title: what is shown.
-        cost_label: unit of the cost.
+        points: Points to draw.
+        title: Title of the figure.
+        cost_label: Label of the cost axis.
 
     Raises:
-        DataError: there is no point.
+        DataError: There is no point.
     """
     _check_some("points", points)
     figure = Figure(figsize=(NARROW, 4.0), layout="constrained")
@@ -282,7 +269,7 @@ def pareto(points: Sequence[Point], title: str, cost_label: str) -> Figure:
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]):
-    """A name beside each point, unless it covers a point or another name wherever it is put."""
+    """Writes names beside points; a name without a free place is left out."""
     figure.draw_without_rendering()
     at = axes.transData.transform([(point.cost, point.score) for point in points]).tolist()
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
@@ -310,7 +297,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _rows(labels: Sequence[str], title: str, below: float = 0) -> tuple[Figure, Axes]:
-    """A panel with a line for each label, from top to bottom."""
+    """A panel with a row for each label, from top to bottom."""
     height = 0.95 + 0.3 * len(labels) + below
     figure = Figure(figsize=(NARROW, height), layout="constrained")
     axes = figure.subplots()
@@ -328,7 +315,7 @@ def _rows(labels: Sequence[str], title: str, below: float = 0) -> tuple[Figure, 
 
 
 def _look(i: int) -> dict[str, str]:
-    """More lines than colours are told apart by dashes and markers."""
+    """Color, dashes and marker of the `i`-th curve; dashes and markers vary once colors repeat."""
     turn = i // len(_COLORS)
     return {
         "color": _COLORS[i % len(_COLORS)],
