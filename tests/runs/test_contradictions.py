@@ -12,7 +12,9 @@ REFUSED = (CheckpointError, ConfigError, DataError)
 
 
 def change(path, place, value):
-    content = json.loads(path.read_text().splitlines()[0] if path.suffix == ".jsonl" else path.read_text())
+    content = json.loads(
+        path.read_text().splitlines()[0] if path.suffix == ".jsonl" else path.read_text()
+    )
     at = content
     for key in place[:-1]:
         at = at[key]

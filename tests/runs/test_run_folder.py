@@ -22,7 +22,8 @@ def test_example_round_trip(tmp_path, example):
 def test_example_without_saliency(tmp_path, example):
     bare = dataclasses.replace(example, saliency=None)
     assert (
-        example_file.load_example(example_file.save_example(tmp_path / "e.npz", bare)).saliency is None
+        example_file.load_example(example_file.save_example(tmp_path / "e.npz", bare)).saliency
+        is None
     )
 
 

@@ -5,11 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from sft_jax.runs import schema
-from sft_jax.runs.run_folder import read_run
-from sft_jax.config.run import Config
 from sft_jax.config.io import to_dict
-from sft_jax.runs import run_files
+from sft_jax.config.run import Config
+from sft_jax.runs import run_files, schema
+from sft_jax.runs.run_folder import read_run
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.progress import Progress
 from sft_jax.types import CheckpointError
@@ -56,7 +55,9 @@ def test_a_new_folder_says_what_wrote_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "data.json"])
-@pytest.mark.parametrize("read", [lambda d: run_files.open_run(d, run_files.read_config(d), DATA), read_run])
+@pytest.mark.parametrize(
+    "read", [lambda d: run_files.open_run(d, run_files.read_config(d), DATA), read_run]
+)
 def test_a_newer_folder_names_the_version_to_install(workdir, name, read):
     # What is unknown of a newer version is not looked at first.
     stamp(workdir / name, schema=schema.SCHEMA + 1, sft_jax="7.8.9", fresh=1)
