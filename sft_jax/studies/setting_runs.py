@@ -246,7 +246,7 @@ class _Trainer:
             ]
             scale = np.array([plateau.scale for plateau in self.plateaus], np.float32)
             lr_scale = self.population.put(scale, runs=True)
-        self.states = dataclasses.replace(self.states, lr_scale=lr_scale)
+            self.states = dataclasses.replace(self.states, lr_scale=lr_scale)
         return {f"valid {name}": value for name, value in values.items()}
 
     def _sums(self, step: int, pending: list[Any]) -> dict[str, np.ndarray]:
