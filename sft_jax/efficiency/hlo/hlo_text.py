@@ -173,7 +173,8 @@ def parse(text: str) -> Program:
 
 
 def _computation(name: str, lines: Iterator[str]) -> Computation:
-    instructions, root = {}, ""
+    instructions: dict[str, Instruction] = {}
+    root = ""
     for line in lines:
         if line.startswith("}"):
             break
@@ -182,7 +183,9 @@ def _computation(name: str, lines: Iterator[str]) -> Computation:
             instruction = _instruction(start.group(2), line[start.end() :])
             instructions[instruction.name] = instruction
             root = instruction.name if start.group(1) else root
-    return Computation(name, instructions, root or instruction.name)
+    if not instructions:
+        raise ValueError(f"a program's text: found no instruction in computation {name!r}")
+    return Computation(name, instructions, root or next(reversed(instructions)))
 
 
 def _instruction(name: str, text: str) -> Instruction:
