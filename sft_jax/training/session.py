@@ -34,6 +34,7 @@ from sft_jax.training.sharding import make_mesh
 from sft_jax.training.state import TrainState, abstract_state, create_state, state_initializer
 from sft_jax.training.step import StepConfig, compile_eval_step, compile_train_step
 from sft_jax.training.summary import describe
+from sft_jax.training.unused_settings import unused_checkpoints, unused_settings
 from sft_jax.types import Batch, CheckpointError, ConfigError
 
 
@@ -138,7 +139,13 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
         if jax.process_index() == 0:
             parameters = run.count_parameters(state.params)
             print(describe(config, parameters, session.mesh), flush=True)
-            for text in session.source.info.warnings:
+            validates = session.source.info.num_records["valid"] > 0
+            warnings = [
+                *session.source.info.warnings,
+                *unused_settings(config, schedule, validates),
+                *unused_checkpoints(config, schedule),
+            ]
+            for text in warnings:
                 print(f"warning: {text}", file=sys.stderr, flush=True)
         return _train_there(session, schedule, step, init, abstract, state, workdir)
 

@@ -130,7 +130,7 @@ def test_runs_differ_by_seed_and_by_fold(together):
 @pytest.mark.parametrize("num_valid", [0, 5], ids=["no validation", "validation"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
 def test_every_schedule_with_and_without_validation(
-    data_dir, schedule, num_valid, tmp_path, monkeypatch
+    data_dir, schedule, num_valid, tmp_path, monkeypatch, capsys
 ):
     """A sweep and a single run take every schedule alike, or refuse it alike."""
     mesh = session.make_mesh
@@ -154,6 +154,7 @@ def test_every_schedule_with_and_without_validation(
         },
     )
     often = {"duration": steps(4), "eval_every": steps(1), "log_every": 1}
+    often["checkpoint_every"] = steps(9)
     made = study(data_dir, base=base(data_dir, **often), seeds=(3,))
     config = made.config(setting, made.folds[0], 3)
     if schedule == "plateau" and not num_valid:
@@ -163,7 +164,10 @@ def test_every_schedule_with_and_without_validation(
             setting_runs.train_setting(made, setting, made.folds[:1])
         return
     trained = setting_runs.train_setting(made, setting, made.folds[:1])
+    assert "checkpoint_every" not in capsys.readouterr().err
     outcome = session.train(config, tmp_path)
+    said = "warning: train.checkpoint_every: given 9 steps (9 steps) for 4 steps"
+    assert said in capsys.readouterr().err
     # Without validation the last parameters are judged.
     assert trained.chosen_step.tolist() == [outcome.best_step or 4]
     assert (("valid", "complete") in trained.probabilities) == bool(num_valid)
@@ -174,11 +178,13 @@ def test_every_schedule_with_and_without_validation(
         np.testing.assert_allclose(together, alone, rtol=2e-5)
 
 
-def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_dir, together):
+def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_dir, capsys):
     """As for `train`, whose best checkpoint is then missing, so that the last one is taken."""
     made = study(data_dir, base=base(data_dir, duration=steps(4), best_after=steps(9)), seeds=(3,))
     trained = setting_runs.train_setting(made, made.settings[0], made.folds[:1])
     assert trained.chosen_step.tolist() == [4]
+    said = "warning: setting 'sft': train.best_after: given 9 steps (9 steps) for 4 steps"
+    assert said in capsys.readouterr().err
     # The last parameters have learned something: the first ones would have given other rows.
     last = trained.probabilities["valid", "complete"][0]
     label = trained.folds[0].splits["valid"]["label"]

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from sft_jax.reports.writer import read_document, results_text
 from slow import corners
 from small_files import digits, utterances
 
-from sft_jax.analysis.report import read_document, results_text
-from sft_jax.study_config import load_study
+from sft_jax.config.study import load_study
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 FILES = {"views": digits, "vowels": utterances}
@@ -25,8 +25,8 @@ QUICKEST = {
 SMALL_STUDY = """
 import dataclasses
 
-from sft_jax.config_io import override
-from sft_jax.study_config import load_study
+from sft_jax.config.io import override
+from sft_jax.config.study import load_study
 
 
 def get_study():
