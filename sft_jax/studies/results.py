@@ -28,6 +28,7 @@ from sft_jax.runs.layouts import STUDY
 from sft_jax.runs.schema import read_stored, stamped
 from sft_jax.studies.folds import Fold
 from sft_jax.studies.setting_runs import Trained, scores
+from sft_jax.tasks import from_config
 from sft_jax.training.run import write_json, write_npz
 from sft_jax.types import CheckpointError
 
@@ -139,13 +140,13 @@ class Results:
     def _save_predictions(self, setting: Setting, trained: Trained, fold: int):
         data = trained.folds[fold]
         own = [i for i, (f, _) in enumerate(trained.runs) if f == fold]
-        found = trained.probabilities["test", COMPLETE.name]
+        found = trained.answers["test", COMPLETE.name]
         path = self.workdir / "predictions" / f"{setting.name}-{data.name}.npz"
         by_seed = _kept_predictions(path, data.ids)
-        by_seed |= {trained.runs[i][1]: found[i].astype(np.float32) for i in own}
+        by_seed |= {trained.runs[i][1]: found[i]["probabilities"].astype(np.float32) for i in own}
         arrays = {
             "seed": np.array(sorted(by_seed)),
-            "label": data.splits["test"]["label"],
+            trained.task.target_name: data.splits["test"]["target"],
             "group": data.group,
             "id": data.ids,
             "probabilities": np.stack([by_seed[seed] for seed in sorted(by_seed)]),
@@ -180,7 +181,7 @@ def _description(study: Study) -> dict[str, Any]:
         "name": study.name,
         "title": study.title,
         "protocol": study.protocol,
-        "metric": "top1",
+        "metric": from_config(study.base).main_metric,
         "class_names": [],
         "base": to_dict(study.base),
         "settings": list(map(dataclasses.asdict, study.settings)),
