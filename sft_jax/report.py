@@ -1,7 +1,7 @@
 """Writes a report: `python -m sft_jax.report --workdir=runs/x`.
 
 The folder is that of a run, of several (`--workdir=runs/x,runs/y`) or of a sweep. One page that
-needs nothing else, `writer.html`, and its Markdown twin, `writer.md`, are left there.
+needs nothing else, `report.html`, and its Markdown twin, `report.md`, are left there.
 """
 
 from pathlib import Path

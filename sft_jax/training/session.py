@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, MixupConfig
 from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
-from sft_jax.data.sources import Source, open_source
+from sft_jax.data.sources import Source, open_source, open_source_of_run
 from sft_jax.files.disk import on_disk
 from sft_jax.files.locks import locked
 from sft_jax.metrics.ablation import ablation, without
@@ -62,12 +63,15 @@ class Session:
             CheckpointError: other data than the run's.
         """
         mesh = make_mesh(config.train)
+        if source is None and fingerprint is not None:
+            source = open_source_of_run(config.data, fingerprint)
         source = open_source(config.data) if source is None else source
         info = source.info
         if fingerprint not in (None, info.fingerprint):
             raise CheckpointError(
                 f"{info.directory}: holds data with fingerprint {info.fingerprint}, expected "
-                f"{fingerprint}, which the run was trained on; bring back the file it began with"
+                f"{fingerprint}, which the run was trained on; bring back the file it began with, "
+                "or the data_dir with what was prepared for it"
             )
         task = from_source(config, info)
         check_best_metric(config, task)
@@ -114,7 +118,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
             cannot be written to.
         NonFiniteError: training diverged.
     """
-    session = Session.open(config)
+    session = Session.open(config, source=_source_for(config, workdir))
     config = session.config
     if config.optimizer.schedule == "plateau" and not session.source.info.num_records["valid"]:
         raise ConfigError(
@@ -129,7 +133,16 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
         if jax.process_index() == 0:
             parameters = count_parameters(state.params)
             print(describe(config, parameters, session.mesh), flush=True)
+            for text in session.source.info.warnings:
+                print(f"warning: {text}", file=sys.stderr, flush=True)
         return _train_there(session, trainer, abstract, state, workdir)
+
+
+def _source_for(config: Config, workdir: Path) -> Source:
+    """The data of `config`, as they were prepared for the run in `workdir` if there is one."""
+    if not (workdir / "data.json").exists():
+        return open_source(config.data)
+    return open_source_of_run(config.data, run.read_data(workdir)["fingerprint"])
 
 
 def _train_there(

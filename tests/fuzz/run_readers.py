@@ -13,7 +13,7 @@ import numpy as np
 from sft_jax.config import io as config_io
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.config.study import Setting, Study
-from sft_jax.data.arrays import read_arrays
+from sft_jax.data.array_entries import load_entries
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.files.json_files import anything, read_json
 from sft_jax.interop.artefacts.stablehlo import Exportable, to_stablehlo
@@ -319,7 +319,8 @@ def _samples(folder: Path) -> list[Path]:
 
 
 def _predict(path: Path) -> None:
-    found = _predictor().predict_table(read_arrays(path, require_label=False))
+    predictor = _predictor()
+    found = predictor.predict_table(predictor.table(load_entries(path), str(path)))
     assert found.probabilities.shape == (len(found.id), 3)
     found.save(path.with_name("out.npz"))
 

@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
             data_dir=str(folder / "prepared"),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2),
-        train=TrainConfig(duration=Duration(6.0, "epochs"), batch_size=16),
+        train=TrainConfig(duration=Duration(9.0, "epochs"), batch_size=16),
     )
     session.train(config, folder / "run")
     return folder / "run"
@@ -183,6 +183,52 @@ def test_saved_predictions_hold_everything(predictor, tmp_path):
 def test_arrays_that_do_not_fit_are_refused(predictor, arrays, message):
     with pytest.raises((DataError, ValueError), match=message):
         predictor.predict(arrays)
+
+
+class Column:
+    """A column as pandas has it: not an array, but NumPy makes an array of Python objects of it."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype=object)
+
+
+def test_lists_columns_and_jax_arrays_are_taken_as_numpy_arrays_are(predictor):
+    arrays, _ = make_arrays(3, seed=11)
+    given = {**arrays, "length/audio": np.array([20, 3, 7]), "id": np.array(["x", "y", "z"])}
+    expected = predictor.predict(given)
+    lists = {key: values.tolist() for key, values in given.items()}
+    columns = lists | {key: Column(lists[key]) for key in ("length/audio", "id")}
+    on_device = {key: v if key == "id" else jax.numpy.asarray(v) for key, v in given.items()}
+    for same in (lists, columns, on_device):
+        found = predictor.predict(same)
+        np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+        assert found.id.tolist() == ["x", "y", "z"]
+
+
+def test_what_is_no_array_is_refused_by_name(predictor):
+    arrays, _ = make_arrays(2, seed=11)
+    with pytest.raises(DataError, match=r"audio: found list .*pad sequences to one length"):
+        predictor.predict({**arrays, "audio": [[[0.0] * 5] * 20, [[0.0] * 5] * 19]})
+    with pytest.raises(DataError, match=r"id: found Column of object, expected an array"):
+        predictor.predict({**arrays, "id": Column(["x", float("nan")])})
+    with pytest.raises(DataError, match=r"found ndarray, expected a dict of arrays by name"):
+        predictor.predict(arrays["audio"])
+
+
+def test_entries_beside_the_data_are_left_out_as_in_training(predictor):
+    arrays, label = make_arrays(5, seed=12)
+    expected = predictor.predict(arrays).probabilities
+    beside = {"onehot": np.eye(3, dtype=int)[label], "age": np.arange(5.0)}
+    other = {"radar": np.ones((5, 4, 2)), "length/radar": np.ones(5, int)}
+    labels = {"label": np.full(5, np.nan), "split": ["?"] * 5}  # not looked at
+    for more in (beside, other, labels):
+        table = predictor.table({**arrays, **more})
+        np.testing.assert_array_equal(predictor.predict_table(table).probabilities, expected)
+        names = [name for name in more if "/" not in name and name not in labels]
+        assert [text.split()[1] for text in table.remarks] == names
 
 
 def test_evaluation_refuses_other_data_than_the_run_was_trained_on(trained, tmp_path):
