@@ -27,7 +27,6 @@ class Fold:
         splits: every record of `train`, `valid` and `test` as one batch; none of an empty split.
         group: of each test record.
         ids: of each test record.
-        class_names: of the data.
         test_units: what is held out for testing, such as subjects.
         source_sha256: SHA-256 of the file it is from, empty where there is none.
     """
@@ -36,7 +35,6 @@ class Fold:
     splits: dict[str, Batch]
     group: np.ndarray
     ids: np.ndarray
-    class_names: tuple[str, ...]
     test_units: tuple[str, ...]
     source_sha256: str
 
@@ -70,7 +68,6 @@ class Fold:
             splits=splits,
             group=np.asarray(session.source.groups("test")),
             ids=np.asarray(session.source.ids("test")),
-            class_names=info.class_names,
             test_units=info.split_units.get("test", ()),
             source_sha256=info.source_sha256,
         )

@@ -244,6 +244,26 @@ class Task(Protocol):
         """Name of the entry that holds the true targets in files of predictions."""
         ...
 
+    @property
+    def stored_answers(self) -> Sequence[str]:
+        """Names of the answers that a study stores, from which the others follow."""
+        ...
+
+    @property
+    def legend(self) -> Mapping[str, np.ndarray]:
+        """Arrays that explain the answers, such as class names; stored beside predictions."""
+        ...
+
+    @property
+    def required_data(self) -> Sequence[str]:
+        """Entries of `data.json` that `from_run` requires; a class attribute."""
+        ...
+
+    @classmethod
+    def data_record(cls, info: Any) -> dict[str, Any]:
+        """Entries of a run's `data.json` that describe the targets of a `DataInfo`."""
+        ...
+
     def loss(
         self, outputs: Float[Array, "b o"], target: Array
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
@@ -265,6 +285,10 @@ class Task(Protocol):
 
         Traced for arrays of JAX; computed on the host in float64 for arrays of NumPy.
         """
+        ...
+
+    def summary(self, answers: Mapping[str, np.ndarray]) -> str:
+        """A line about the predictions, for the terminal."""
         ...
 
     def values(

@@ -4,6 +4,7 @@ Letters: `b` batch, `n` samples of a split, `c` classes.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ class Classification:
     main_metric = MAIN_METRIC
     logged = ("loss", "top1")
     target_name = "label"
+    stored_answers = ("probabilities",)
+    required_data = ("class_names",)
 
     @classmethod
     def from_source(cls, config: Config, info: Any) -> "Classification":
@@ -74,6 +77,14 @@ class Classification:
             class_values=tuple(info.class_values),
             label_smoothing=config.train.label_smoothing,
         )
+
+    @classmethod
+    def data_record(cls, info: Any) -> dict[str, Any]:
+        """Class names, and the samples of each class by split."""
+        return {
+            "class_names": list(info.class_names),
+            "counts": {split: list(counts) for split, counts in info.class_counts.items()},
+        }
 
     @classmethod
     def from_run(cls, config: Config, data: Mapping[str, Any]) -> "Classification":
@@ -103,6 +114,11 @@ class Classification:
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def legend(self) -> dict[str, np.ndarray]:
+        """Class names."""
+        return {"class_names": np.asarray(self.class_names)}
+
     def loss(
         self, outputs: Float[Array, "b c"], target: Int[Array, " b"]
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
@@ -113,10 +129,10 @@ class Classification:
     def sums(
         self, outputs: Float[Array, "b c"], target: Int[Array, " b"]
     ) -> dict[str, tuple[Float[Array, " b"], Float[Array, " b"]]]:
-        """Cross-entropy without label smoothing, and whether the first choice is right."""
+        """Cross-entropy without label smoothing, and whether the predicted class is correct."""
         losses = cross_entropy(outputs, target)
         one = jnp.ones_like(losses)
-        correct = (outputs.argmax(axis=-1) == target).astype(losses.dtype)
+        correct = (self.answer(outputs)["predicted"] == target).astype(losses.dtype)
         return {"loss": (losses, one), "top1": (correct, one)}
 
     def answer(self, outputs: Any) -> dict[str, Any]:
@@ -124,6 +140,11 @@ class Classification:
         on_host = isinstance(outputs, np.ndarray)
         probabilities = softmax(outputs) if on_host else jax.nn.softmax(outputs)
         return {"probabilities": probabilities, "predicted": probabilities.argmax(axis=-1)}
+
+    def summary(self, answers: Mapping[str, np.ndarray]) -> str:
+        """Number of samples predicted as each class, the most frequent first."""
+        counts = Counter(self.class_names[i] for i in answers["predicted"])
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
     def values(
         self,

@@ -16,8 +16,7 @@ from jax.experimental import multihost_utils
 from sft_jax.files.checksums import find_damage, has_sums, is_damage, move_aside, write_checksums
 from sft_jax.files.disk import is_at_fault
 from sft_jax.runs.schema import accepted
-from sft_jax.training.progress import Progress
-from sft_jax.training.state import TrainState, differences
+from sft_jax.training.state import Progress, TrainState, differences
 from sft_jax.types import CheckpointError
 
 # How often a checkpoint may be replaced while it is read before that is taken for its fault.

@@ -22,14 +22,12 @@ from sft_jax.config.run import Config
 from sft_jax.runs.metric_log import MetricLog
 from sft_jax.tasks.base import Task
 from sft_jax.training.checkpoint import Checkpoints
-from sft_jax.training.diagnosis import Diagnosis
-from sft_jax.training.progress import Progress
+from sft_jax.training.diagnosis import Diagnosis, Replay, scale_like
+from sft_jax.training.optimizer import Schedule
 from sft_jax.training.recorder import Recorder
-from sft_jax.training.replay import Replay, scale_like
-from sft_jax.training.schedule import Schedule
 from sft_jax.training.sharding import put_batch
 from sft_jax.training.signals import stop_requests
-from sft_jax.training.state import TrainState
+from sft_jax.training.state import Progress, TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -364,9 +364,8 @@ def _data_record(session: Session, state: TrainState) -> dict[str, Any]:
     """What the run folder keeps of its data, so that it can predict without it."""
     info = session.source.info
     return {
-        "class_names": list(info.class_names),
+        **session.task.data_record(info),
         "modalities": [dataclasses.asdict(modality) for modality in info.modalities],
-        "counts": {split: list(counts) for split, counts in info.class_counts.items()},
         "groups": {split: len(groups) for split, groups in info.groups.items()},
         "fingerprint": info.fingerprint,
         "normalizer": session.normalizer.to_json(),

@@ -11,12 +11,12 @@ from sft_jax.config.run import Config
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
 from sft_jax.tasks.base import Task
+from sft_jax.training.evaluation import compile_eval_step
 from sft_jax.training.mixing import MixupPlan
-from sft_jax.training.optimizer import build_optimizer, learning_rate
+from sft_jax.training.optimizer import Schedule, build_optimizer, learning_rate
 from sft_jax.training.randomness import Seed
-from sft_jax.training.schedule import Schedule
 from sft_jax.training.state import TrainState, abstract_state, create_state, state_initializer
-from sft_jax.training.step import ApplyFn, StepConfig, compile_eval_step, compile_train_step
+from sft_jax.training.step import ApplyFn, StepConfig, compile_train_step
 from sft_jax.types import ConfigError
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, MixupConfig, OptimizerConfig, TrainConfig
-from sft_jax.training.loop import Schedule
+from sft_jax.training.optimizer import Schedule
 
 
 def unused_settings(config: Config, schedule: Schedule, validates: bool) -> list[str]:

@@ -16,7 +16,7 @@ from sft_jax.files import checksums
 from sft_jax.files.checksums import find_damage, write_checksums
 from sft_jax.training import checkpoint
 from sft_jax.training.checkpoint import Checkpoints
-from sft_jax.training.progress import Progress
+from sft_jax.training.state import Progress
 from sft_jax.types import CheckpointError
 
 PROGRESS = Progress(data={"position": 7})

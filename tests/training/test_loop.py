@@ -15,8 +15,7 @@ from sft_jax.tasks import from_config
 from sft_jax.training import loop, sharding
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import Diagnosis
-from sft_jax.training.progress import Progress
-from sft_jax.training.state import TrainState
+from sft_jax.training.state import Progress, TrainState
 from sft_jax.types import NonFiniteError
 
 RATE = 1e-2

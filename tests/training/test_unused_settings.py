@@ -4,7 +4,7 @@ import pytest
 
 from sft_jax.config.io import override
 from sft_jax.config.run import Config
-from sft_jax.training.loop import Schedule
+from sft_jax.training.optimizer import Schedule
 from sft_jax.training.unused_settings import unused_checkpoints, unused_settings
 from sft_jax.types import ModalitySpec
 
