@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,9 @@ from sft_jax.files.errors import check_fits, layout_error
 from sft_jax.files.npz import Layout, load_npz, map_npy
 from sft_jax.types import DataError
 
+COLUMNS = ("label", "id", "group", "split")
+MAX_MODALITIES = 8
+_OPTION = "data.options.modalities"
 # Samples that are converted at a time.
 CHUNK = 1024
 
@@ -150,3 +153,101 @@ def _passing_bytes(layout: Layout) -> int:
 def _float_bytes(layouts: Mapping[str, Layout]) -> int:
     """What arrays take as float32."""
     return 4 * sum(math.prod(shape) for shape, _ in layouts.values())
+
+
+def choose_modalities(
+    entries: Mapping[str, np.ndarray], wanted: Sequence[str], where: str
+) -> tuple[list[str], dict[str, str]]:
+    """Names of the modalities, and of every entry that is left out, with the reason.
+
+    Args:
+        entries: Arrays by name.
+        wanted: Entries to take, in this order. Where empty, all that look like sequences are taken.
+        where: Name of the file, for error messages.
+
+    Raises:
+        DataError: no modality or too many, or a name that is not there.
+    """
+    candidates = [key for key in entries if key not in COLUMNS and "/" not in key]
+    _check_masks(entries, candidates, where)
+    absent = [name for name in wanted if name not in candidates]
+    if absent:
+        raise layout_error(
+            where,
+            _OPTION,
+            ", ".join(absent),
+            f"names out of {', '.join(candidates) or 'none'}",
+            f"correct {_OPTION}, or add the array",
+        )
+    if wanted:
+        left_out = {name: "not one of those asked for" for name in candidates if name not in wanted}
+        names = list(wanted)
+    else:
+        reasons = {name: _no_sequence(entries, name) for name in candidates}
+        left_out = {name: reason for name, reason in reasons.items() if reason}
+        names = [name for name in candidates if name not in left_out]
+    if not 1 <= len(names) <= MAX_MODALITIES:
+        others = "".join(f"; left out {name}: {reason}" for name, reason in left_out.items())
+        raise layout_error(
+            where,
+            "modalities",
+            f"{len(names)} in entries {', '.join(entries) or 'none'}{others}",
+            f"1 to {MAX_MODALITIES} arrays named after their modality",
+            f"add arrays, or name those to take in {_OPTION}",
+        )
+    return names, left_out
+
+
+def find_sequences(entries: Mapping[str, np.ndarray]) -> set[str]:
+    """Names of the entries that look like modalities."""
+    return {
+        key
+        for key in entries
+        if key not in COLUMNS and "/" not in key and not _no_sequence(entries, key)
+    }
+
+
+def left_out_remarks(left_out: Mapping[str, str]) -> tuple[str, ...]:
+    """A sentence for every entry that is not taken as a modality."""
+    return tuple(
+        f"entry {name} is left out, not a modality: {reason}" for name, reason in left_out.items()
+    )
+
+
+def _check_masks(entries: Mapping[str, np.ndarray], candidates: Sequence[str], where: str) -> None:
+    admitted = {f"{kind}/{name}" for kind in ("mask", "length") for name in candidates}
+    for key in entries:
+        if "/" in key and key not in admitted:
+            raise layout_error(
+                where,
+                key,
+                "an entry of this name",
+                f"mask/<m> or length/<m> with <m> one of {', '.join(candidates)}",
+                "rename or remove it",
+            )
+
+
+def _no_sequence(entries: Mapping[str, np.ndarray], name: str) -> str:
+    """Why an entry does not look like sequences of samples; empty where it does."""
+    values = entries[name]
+    named = f"(to take it, name it in {_OPTION})"
+    if f"mask/{name}" in entries or f"length/{name}" in entries:
+        return ""  # said to be a sequence
+    if values.ndim == 0:
+        return "a single value"
+    if values.ndim == 1:
+        return "one value for each sample"
+    if values.dtype.kind not in "biu" or 0 in values.shape:
+        return ""
+    if is_one_number(values):
+        return f"one whole number for each sample {named}"
+    if values.ndim == 2 and values.min() >= 0 and values.max() <= 1:
+        return f"a table of 0 and 1, such as one-hot labels {named}"
+    return ""
+
+
+def is_one_number(values: np.ndarray) -> bool:
+    """Whether samples have a single time step with a single number, and all are whole."""
+    if values.ndim not in (2, 3) or values[:1].size != 1:
+        return False
+    return values.dtype.kind in "biu" or bool(np.all(values == np.floor(values)))

@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.array_entries import CHUNK, as_array, load_entries
-from sft_jax.data.class_labels import read_classes
-from sft_jax.data.modality_choice import choose_modalities, left_out_remarks, modality_remarks
+from sft_jax.data.array_entries import (
+    CHUNK,
+    as_array,
+    choose_modalities,
+    left_out_remarks,
+    load_entries,
+)
+from sft_jax.data.class_labels import modality_remarks, read_classes
 from sft_jax.data.records import MOST_TOKENS, ModalityInfo, Record, fixed_length
 from sft_jax.data.splits import SPLIT_NAMES
 from sft_jax.files.errors import explained, layout_error

@@ -5,11 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sft_jax.data.array_entries import is_one_number
 from sft_jax.files.errors import explained, layout_error
 
 # Fewer samples than this can have many classes by chance.
 _ENOUGH_SAMPLES = 20
 _MOST_NAMED = 10
+_OPTION = "data.options.modalities"
+_MOST_COLUMNS = 4096
+_ROWS_AT_FIRST = 2048
 
 
 class Classes(NamedTuple):
@@ -175,3 +179,66 @@ def _remarks_on_count(num_classes: int, size: int) -> tuple[str, ...]:
 def _listed(values: Sequence) -> str:
     shown = ", ".join(map(str, values[:_MOST_NAMED]))
     return shown + (", ..." if len(values) > _MOST_NAMED else "")
+
+
+def modality_remarks(name: str, values: np.ndarray, label: np.ndarray | None) -> tuple[str, ...]:
+    """Warnings about one modality.
+
+    Args:
+        name: Name of the modality.
+        values: `[n, t, f]` features or `[n, t]` ids.
+        label: `[n]` classes, or None where there are none.
+    """
+    remarks: tuple[str, ...] = ()
+    remedy = f"if it should not be learned from, leave it out with {_OPTION}"
+    if is_one_number(values):
+        remarks += (f"modality {name} is one time step of one whole number; {remedy}",)
+    if label is not None and determines_label(values, label):
+        remarks += (f"modality {name} determines the label: it may hold it; {remedy}",)
+    return remarks
+
+
+def determines_label(values: np.ndarray, label: np.ndarray) -> bool:
+    """Whether the class follows from one column, or from all columns of two values together.
+
+    A column is a feature at one time step. Columns whose values hardly repeat are passed over,
+    since any label follows from values that are all different.
+
+    Args:
+        values: `[n, ...]` numbers.
+        label: `[n]` classes.
+    """
+    size = len(label)
+    if size < _ENOUGH_SAMPLES or np.ptp(label) == 0:
+        return False
+    columns = values.reshape(size, -1)[:, :_MOST_COLUMNS]
+    rows = np.unique(np.linspace(0, size - 1, min(size, _ROWS_AT_FIRST)).astype(int))
+    some = np.sort(columns[rows[:: max(1, len(rows) // 256)]], axis=0)
+    distinct = 1 + np.count_nonzero(np.diff(some, axis=0), axis=0)
+    binary = []
+    for column in columns[:, 2 * distinct <= len(some)].T:
+        if _is_function(column[rows], label[rows]) and _follows(column, label):
+            return True
+        codes = np.unique(column, return_inverse=True)[1]
+        if codes.max() == 1:
+            binary.append(codes)
+    if len(binary) < 2:
+        return False
+    together = np.unique(np.stack(binary, axis=1), axis=0, return_inverse=True)[1]
+    return _follows(together.reshape(-1), label)
+
+
+def _is_function(values: np.ndarray, label: np.ndarray) -> bool:
+    """Whether equal values always have equal labels."""
+    _, first, codes = np.unique(values, return_index=True, return_inverse=True)
+    return bool(np.all(label[first][codes] == label))
+
+
+def _follows(values: np.ndarray, label: np.ndarray) -> bool:
+    """As `_is_function`, where values repeat so often, in every class, that it is no chance."""
+    _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if 2 * len(counts) > len(label) or not _is_function(values, label):
+        return False
+    classes, sizes = np.unique(label, return_counts=True)
+    repeated = np.unique(label[counts[codes] > 1])
+    return len(repeated) > 1 and bool(np.isin(classes[sizes > 1], repeated).all())

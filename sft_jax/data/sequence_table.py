@@ -2,13 +2,23 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int, Num
 
 from sft_jax.data.records import ModalityInfo, Record
-from sft_jax.files.rows import Rows, chunks, clean
+from sft_jax.files.rows import Rows
+
+# How much of an array is looked at together when all of it is looked at once.
+CHUNK_BYTES = 32 << 20
+
+_KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "-inf": np.isneginf,
+    "inf": np.isposinf,
+    "NaN": np.isnan,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,3 +104,33 @@ def inspect(
         for kind, count in bad.items():
             counts[kind] = counts.get(kind, 0) + count
     return found, counts
+
+
+def chunks(rows: Rows) -> Iterator[slice]:
+    """Slices that cover all rows, each of at most `CHUNK_BYTES` or one row."""
+    row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
+    step = max(1, CHUNK_BYTES // max(row_bytes, 1))
+    return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
+
+
+def clean(
+    values: Num[np.ndarray, "*n t f"], mask: Bool[np.ndarray, "*n t"] | None = None
+) -> tuple[Float32[np.ndarray, "*n t f"], dict[str, int]]:
+    """A float32 copy with 0 for every value that is not finite.
+
+    Args:
+        values: numbers of any type; a float64 beyond float32 counts as an infinity.
+        mask: steps whose values are counted; all where None.
+
+    Returns:
+        The copy, and how many `-inf`, `inf` and `NaN` there were; kinds without any are left out.
+    """
+    with np.errstate(over="ignore"):
+        cleaned = values.astype(np.float32)
+    bad = ~np.isfinite(cleaned)
+    if not bad.any():
+        return cleaned, {}
+    counted = bad if mask is None else bad & mask[..., None]
+    counts = {kind: int(np.count_nonzero(test(cleaned[counted]))) for kind, test in _KINDS.items()}
+    cleaned[bad] = 0
+    return cleaned, {kind: count for kind, count in counts.items() if count}

@@ -31,7 +31,7 @@ def write_checksums(folder: Path, pattern: str = "*", most_bytes: int | None = N
     }
     if most_bytes is None or sum(entry["bytes"] for entry in files.values()) <= most_bytes:
         for name, path in meant.items():
-            files[name]["sha256"] = _sha256(path)
+            files[name]["sha256"] = file_sha256(path)
     _write(folder, files)
 
 
@@ -39,7 +39,7 @@ def add_checksum(folder: Path, name: str):
     """Adds a file that came later to the sums of its folder."""
     files = json.loads((folder / NAME).read_text())["files"]
     path = folder / name
-    files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     _write(folder, files)
 
 
@@ -70,7 +70,7 @@ def find_damage(folder: Path, most_bytes: int | None = None) -> str | None:
             size = found[name].stat().st_size
             if size != entry["bytes"]:
                 return f"{folder / name}: found {size} bytes, expected {entry['bytes']}"
-            if sums_count and "sha256" in entry and _sha256(found[name]) != entry["sha256"]:
+            if sums_count and "sha256" in entry and file_sha256(found[name]) != entry["sha256"]:
                 return f"{folder / name}: found other bytes than were written (SHA-256 differs)"
     # What is no table of sums: no JSON (nested too deep, with numbers too long), other types.
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -122,6 +122,7 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sft_jax.files.memory import memory_limit
+from sft_jax.files.errors import memory_limit
 from sft_jax.types import DataError
 
 _AGAIN = "restore the file, or write it again with numpy.savez"

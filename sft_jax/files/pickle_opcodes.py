@@ -6,7 +6,7 @@ import pickletools
 import struct
 from collections.abc import Iterator
 
-from sft_jax.files import memory
+from sft_jax.files.errors import memory_limit
 
 _SIZES = {
     pickletools.TAKEN_FROM_ARGUMENT1: struct.Struct("<B"),
@@ -52,7 +52,7 @@ def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
         EOFError: the stream ends too early, or a string is longer than the stream.
     """
     position, size, count = 0, len(data), 0
-    stack, room = _Stack(), memory.memory_limit()
+    stack, room = _Stack(), memory_limit()
     while position < size:
         opcode = _OPCODES.get(data[position])
         if opcode is None:

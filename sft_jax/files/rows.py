@@ -3,20 +3,10 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Num
-
-# How much of an array is looked at together when all of it is looked at once.
-CHUNK_BYTES = 32 << 20
-
-_KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "-inf": np.isneginf,
-    "inf": np.isposinf,
-    "NaN": np.isnan,
-}
 
 
 @runtime_checkable
@@ -118,36 +108,6 @@ def holds_text(value: Any) -> bool:
         return True
     lists = tuple(kind for kind in kinds if issubclass(kind, list | tuple))
     return any(holds_text(entry) for entry in value if isinstance(entry, lists)) if lists else False
-
-
-def chunks(rows: Rows) -> Iterator[slice]:
-    """Slices that cover all rows, each of at most `CHUNK_BYTES` or one row."""
-    row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
-    step = max(1, CHUNK_BYTES // max(row_bytes, 1))
-    return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
-
-
-def clean(
-    values: Num[np.ndarray, "*n t f"], mask: Bool[np.ndarray, "*n t"] | None = None
-) -> tuple[Float32[np.ndarray, "*n t f"], dict[str, int]]:
-    """A float32 copy with 0 for every value that is not finite.
-
-    Args:
-        values: numbers of any type; a float64 beyond float32 counts as an infinity.
-        mask: steps whose values are counted; all where None.
-
-    Returns:
-        The copy, and how many `-inf`, `inf` and `NaN` there were; kinds without any are left out.
-    """
-    with np.errstate(over="ignore"):
-        cleaned = values.astype(np.float32)
-    bad = ~np.isfinite(cleaned)
-    if not bad.any():
-        return cleaned, {}
-    counted = bad if mask is None else bad & mask[..., None]
-    counts = {kind: int(np.count_nonzero(test(cleaned[counted]))) for kind, test in _KINDS.items()}
-    cleaned[bad] = 0
-    return cleaned, {kind: count for kind, count in counts.items() if count}
 
 
 def describe(value: Any) -> str:

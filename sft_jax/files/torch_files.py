@@ -16,8 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.files.errors import explained
-from sft_jax.files.memory import memory_limit
+from sft_jax.files.errors import explained, memory_limit
 from sft_jax.files.pickle_opcodes import opcodes
 from sft_jax.files.pickles import Call, SafeUnpickler, StandIn, checked_shape, shown
 from sft_jax.types import DataError

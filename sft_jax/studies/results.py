@@ -20,7 +20,7 @@ import numpy as np
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config
 from sft_jax.config.study import COMPLETE, Setting, Study
-from sft_jax.files.disk import on_disk
+from sft_jax.files.errors import on_disk
 from sft_jax.files.json_files import anything, both, listed, mapped, read_text, record
 from sft_jax.files.locks import locked
 from sft_jax.files.npz import read_npz

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from sft_jax.files.checksums import find_damage, has_sums, is_damage, move_aside, write_checksums
-from sft_jax.files.disk import is_at_fault
+from sft_jax.files.errors import is_at_fault
 from sft_jax.runs.schema import accepted
 from sft_jax.training.progress import Progress
 from sft_jax.training.state import TrainState, differences

@@ -16,7 +16,7 @@ from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, MixupConfig
 from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source, open_source_of_run
-from sft_jax.files.disk import on_disk
+from sft_jax.files.errors import on_disk
 from sft_jax.files.locks import locked
 from sft_jax.metrics.ablation import ablation, without
 from sft_jax.metrics.classification import evaluate as score

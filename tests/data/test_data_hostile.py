@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-import sft_jax.files.memory
+import sft_jax.files.errors
 from sft_jax.config.data import ArraysOptions, DataConfig, SyntheticOptions, VggsoundHdf5Options
 from sft_jax.data.arrays import check_arrays, read_arrays
 from sft_jax.data.builders.multiple_features import VIEWS, file_name, read_view
@@ -21,9 +21,8 @@ from sft_jax.data.builders.vggsound_hdf5 import VggsoundHdf5
 from sft_jax.data.prepared import read_info
 from sft_jax.data.sources import Source, prepare
 from sft_jax.files.archives import Member, read_members
-from sft_jax.files.errors import check_fits
+from sft_jax.files.errors import check_fits, memory_limit
 from sft_jax.files.mapped_pickles import map_pickle
-from sft_jax.files.memory import memory_limit
 from sft_jax.files.npz import map_npy
 from sft_jax.files.pickles import checked_shape, load_npy_object, load_pickle
 from sft_jax.files.rows import as_rows
@@ -33,7 +32,7 @@ from sft_jax.types import DataError
 @pytest.fixture
 def little_memory(monkeypatch):
     """A machine of 100 kB."""
-    monkeypatch.setattr(sft_jax.files.memory, "memory_limit", lambda: 100_000)
+    monkeypatch.setattr(sft_jax.files.errors, "memory_limit", lambda: 100_000)
 
 
 def load(stream):
@@ -44,7 +43,7 @@ def test_there_is_less_memory_than_the_machine_has_where_it_is_limited(tmp_path,
     limit = memory_limit()
     assert limit > 0
     group = tmp_path / "memory.max"
-    monkeypatch.setattr(sft_jax.files.memory, "_GROUP_FILES", (str(group),))
+    monkeypatch.setattr(sft_jax.files.errors, "_GROUP_FILES", (str(group),))
     group.write_text("1000000\n")
     assert memory_limit() == 1_000_000
     group.write_text("max\n")

@@ -5,9 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
+from sft_jax.data.sequence_table import clean
 from sft_jax.files.mapped_pickles import LARGE, map_pickle
 from sft_jax.files.pickles import load_pickle
-from sft_jax.files.rows import FileArray, ListArray, as_rows, clean
+from sft_jax.files.rows import FileArray, ListArray, as_rows
 from sft_jax.types import DataError
 
 

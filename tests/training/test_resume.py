@@ -12,7 +12,7 @@ import pytest
 
 from sft_jax.config.io import from_dict, to_dict
 from sft_jax.config.run import Config
-from sft_jax.files.disk import on_disk
+from sft_jax.files.errors import on_disk
 from sft_jax.training import run, session, sharding
 from sft_jax.types import CheckpointError
 

@@ -10,9 +10,10 @@ import tensorflow_datasets as tfds
 from sft_jax.config.data import ArraysOptions
 from sft_jax.data.array_entries import source_files
 from sft_jax.data.arrays import ArrayTable, read_arrays
-from sft_jax.data.builders.base import SourceBuilder, file_sha256
+from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import SPLITS, Contents, LazyRecords, Record
 from sft_jax.data.splits import hold_out
+from sft_jax.files.checksums import file_sha256
 from sft_jax.types import DataError
 
 

@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Bool, Num
 
-from sft_jax.data.records import SPLITS, Contents, DataInfo, ModalityInfo, Record, Records
-from sft_jax.data.statistics import Moments
+from sft_jax.data.records import (
+    SPLITS,
+    Contents,
+    DataInfo,
+    ModalityInfo,
+    ModalityStatistics,
+    Record,
+    Records,
+)
 from sft_jax.files.checksums import add_checksum, write_checksums
-from sft_jax.files.errors import existing_file
 from sft_jax.types import DataError
 
 # Examples of a shard are held in memory while it is written.
@@ -198,27 +205,48 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         )
 
 
-class PickleBuilder(SourceBuilder, skip_registration=True):
-    """A source that is one pickle, at `options.path`.
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Count, mean and summed squared deviations of time steps seen so far, in float64.
 
-    Attributes:
-        file_name: what the file is usually called, for messages.
+    Kept as deviations from the mean, since a difference of two sums of squares loses the
+    variance of a feature with a large offset.
     """
 
-    file_name: str
+    count: int
+    mean: np.ndarray
+    deviations: np.ndarray
 
-    def file(self) -> Path:
-        """The pickle; raises `DataError` if it is not there."""
-        what = f"a pickle such as {self.file_name}"
-        return existing_file(self.options.path, "data.options.path", what)
+    @classmethod
+    def zero(cls, feature_dim: int) -> "Moments":
+        """Moments of nothing."""
+        return cls(0, np.zeros(feature_dim), np.zeros(feature_dim))
 
-    def source_sha256(self) -> str:
-        """SHA-256 of the file."""
-        return file_sha256(self.file())
+    def add(self, steps: Num[np.ndarray, "t f"], mask: Bool[np.ndarray, "t"]) -> "Moments":
+        """Moments with the real steps of one more record (pairwise update of Chan et al., 1983)."""
+        real = steps[mask].astype(np.float64)
+        if not len(real):
+            return self
+        mean = real.mean(0)
+        count = self.count + len(real)
+        step = mean - self.mean
+        return Moments(
+            count,
+            self.mean + step * (len(real) / count),
+            self.deviations
+            + ((real - mean) ** 2).sum(0)
+            + step**2 * (self.count * len(real) / count),
+        )
 
-    def identity(self) -> dict[str, Any]:
-        """The options but for the path, since the contents decide."""
-        return {key: value for key, value in super().identity().items() if key != "path"}
+    def statistics(self) -> ModalityStatistics:
+        """Mean, standard deviation and root mean square; zeros when nothing was seen."""
+        variance = self.deviations / max(self.count, 1)
+        return ModalityStatistics(
+            mean=tuple(self.mean.tolist()),
+            std=tuple(np.sqrt(variance).tolist()),
+            rms=float(np.sqrt(np.mean(variance + self.mean**2))),
+            count=self.count,
+        )
 
 
 class _Tally:
@@ -259,9 +287,3 @@ def _tensor(shape: tuple[int, ...], dtype: type[np.generic]) -> tfds.features.Te
 
 def _dtype(modality: ModalityInfo) -> type[np.generic]:
     return np.float32 if modality.kind == "feature" else np.int32
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.config.data import SmartwatchOptions
-from sft_jax.data.builders.base import SourceBuilder, file_sha256
+from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import (
     SPLITS,
     Contents,
@@ -21,6 +21,7 @@ from sft_jax.data.records import (
     Records,
     fixed_length,
 )
+from sft_jax.files.checksums import file_sha256
 from sft_jax.files.errors import explained
 from sft_jax.files.pickles import load_npy_object
 from sft_jax.types import DataError

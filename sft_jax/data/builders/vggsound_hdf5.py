@@ -10,12 +10,13 @@ import h5py
 import numpy as np
 
 from sft_jax.config.data import VggsoundHdf5Options
-from sft_jax.data.builders.base import SourceBuilder, file_sha256
+from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import Contents, LazyRecords, Record
-from sft_jax.data.sequence_table import modality_info
+from sft_jax.data.sequence_table import clean, modality_info
 from sft_jax.data.splits import stratified
+from sft_jax.files.checksums import file_sha256
 from sft_jax.files.errors import check_fits, existing_file, explained, layout_error
-from sft_jax.files.rows import clean, describe, text
+from sft_jax.files.rows import describe, text
 
 # How many bytes a compressed one can stand for, and how many values may have been left to be zero.
 _LARGEST_RATIO = 1032

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import SPLITS, Contents
 from sft_jax.data.sequence_table import SequenceTable, modality_info
 from sft_jax.data.splits import SPLIT_NAMES
-from sft_jax.files.errors import layout_error
+from sft_jax.files.checksums import file_sha256
+from sft_jax.files.errors import existing_file, layout_error
 from sft_jax.files.mapped_pickles import map_pickle
 from sft_jax.files.rows import Rows, as_rows, describe, text
 
@@ -194,3 +196,26 @@ def assemble(
         },
         repairs=repairs,
     )
+
+
+class PickleBuilder(SourceBuilder, skip_registration=True):
+    """A source that is one pickle, at `options.path`.
+
+    Attributes:
+        file_name: what the file is usually called, for messages.
+    """
+
+    file_name: str
+
+    def file(self) -> Path:
+        """The pickle; raises `DataError` if it is not there."""
+        what = f"a pickle such as {self.file_name}"
+        return existing_file(self.options.path, "data.options.path", what)
+
+    def source_sha256(self) -> str:
+        """SHA-256 of the file."""
+        return file_sha256(self.file())
+
+    def identity(self) -> dict[str, Any]:
+        """The options but for the path, since the contents decide."""
+        return {key: value for key, value in super().identity().items() if key != "path"}
