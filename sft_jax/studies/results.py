@@ -20,7 +20,7 @@ import numpy as np
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config
 from sft_jax.config.study import COMPLETE, Setting, Study
-from sft_jax.files.errors import on_disk
+from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.json_files import anything, both, listed, mapped, read_text, record
 from sft_jax.files.locks import locked
 from sft_jax.files.npz import read_npz
@@ -95,9 +95,9 @@ class Results:
             CheckpointError: the runs that are there are of other data, or the disk is full or may
                 not be written to.
         """
-        then = ", which runs what is missing"
+        outcome = ", which runs what is missing"
         # Another sweep may have finished other settings meanwhile, or be about to.
-        with on_disk(self.workdir, then), locked(self.workdir, wait=True):
+        with convert_disk_errors(self.workdir, outcome), locked(self.workdir, wait=True):
             self._read()
             self._add(setting, trained, cost)
 

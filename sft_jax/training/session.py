@@ -16,7 +16,7 @@ from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, MixupConfig
 from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source, open_source_of_run
-from sft_jax.files.errors import on_disk
+from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.locks import locked
 from sft_jax.metrics.ablation import ablation, without
 from sft_jax.metrics.classification import evaluate as score
@@ -131,7 +131,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     state, abstract = create_state(init, session.mesh)
     step = run.step_config(config, model, optimizer, rate, mixup)
     record = {**_data_record(session, state), "command": command}
-    with on_disk(workdir), locked(workdir):
+    with convert_disk_errors(workdir), locked(workdir):
         run.open_run(workdir, config, record)
         if jax.process_index() == 0:
             parameters = run.count_parameters(state.params)
@@ -271,7 +271,7 @@ def write_evaluation(
     Raises:
         CheckpointError: the disk is full, or may not be written to.
     """
-    with on_disk(workdir, then=""):
+    with convert_disk_errors(workdir, outcome=""):
         for name, content in found.items():
             run.write_json(workdir / f"{name}_{split}.json", stamped(content))
         run.write_npz(workdir / f"predictions_{split}.npz", predictions)
