@@ -43,7 +43,7 @@ def test_there_is_less_memory_than_the_machine_has_where_it_is_limited(tmp_path,
     limit = memory_limit()
     assert limit > 0
     group = tmp_path / "memory.max"
-    monkeypatch.setattr(sft_jax.files.errors, "_GROUP_FILES", (str(group),))
+    monkeypatch.setattr(sft_jax.files.errors, "_CGROUP_LIMITS", (str(group),))
     group.write_text("1000000\n")
     assert memory_limit() == 1_000_000
     group.write_text("max\n")
@@ -53,7 +53,7 @@ def test_there_is_less_memory_than_the_machine_has_where_it_is_limited(tmp_path,
 def test_what_would_not_fit_names_size_limit_and_remedy(little_memory):
     check_fits(100_000, "f", "k", "less")
     with pytest.raises(
-        DataError, match=r"^f: k: found 100,001 bytes .*expected at most the 100,000 .*; less$"
+        DataError, match=r"^f: k: found 100,001 bytes .*expected at most 100,000, .*; less$"
     ):
         check_fits(100_001, "f", "k", "less")
 
@@ -151,7 +151,7 @@ def test_a_size_that_no_compression_reaches_is_refused(tmp_path):
     claimed = size + 10_000_000 - 60
     data[entry + 24 : entry + 28] = claimed.to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(DataError, match=rf"rgb\.npy: {claimed} bytes out of \d\d"):
+    with pytest.raises(DataError, match=rf"rgb\.npy: {claimed} bytes from \d\d"):
         read_arrays(path, require_label=False)
 
 
@@ -163,7 +163,7 @@ def test_arrays_that_would_not_fit_are_refused_by_their_headers(tmp_path, name, 
         np.save(tmp_path / "x" / "rgb.npy", values)
     else:
         np.savez_compressed(tmp_path / name, rgb=values)
-    with pytest.raises(DataError, match="bytes to hold in memory, expected at most the 100,000"):
+    with pytest.raises(DataError, match="bytes to hold in memory, expected at most 100,000"):
         read_arrays(tmp_path / name, require_label=False)
 
 
@@ -238,7 +238,7 @@ def fields_of_fields():
         (b"Np2147483647\n.", "PUT far out"),
         (b"\x80\x05\x96\x00\x00\x00\x00\x01\x00\x00\x00.", "in the middle"),
         (b"c_codecs\nencode\n(Vx\nVzlib\ntR.", "bytes may not be made of"),
-        (b"cnumpy.core.multiarray\nscalar\n(N}tb.", "may not be given the state"),
+        (b"cnumpy.core.multiarray\nscalar\n(N}tb.", "cannot have state"),
         # Left in the file where it is mapped, and encoded by any module of Python's for that.
         (b"c_codecs\nencode\n(V" + b"x" * 5000 + b"\nVpunycode\ntR.", "by 'punycode'"),
         (b"c_codecs\nencode\nX\x88\x13\0\0" + b"x" * 5000 + b"Vpunycode\n\x86R.", "'punycode'"),
@@ -249,8 +249,8 @@ def fields_of_fields():
         (doubled(60, b"c_codecs\nencode\n(%bVlatin1\ntR."), "bytes may not be made of a list"),
         # Arrays of objects that are entries of each other are freed on that stack, too.
         (frombuffer(), "an array of object may not be made of list"),
-        (letters(b"(K\x01t"), "2147483647 in place of a letter"),
-        (letters(b""), "2147483647 in place of a letter"),
+        (letters(b"(K\x01t"), "2147483647 in place of a character"),
+        (letters(b""), "2147483647 in place of a character"),
         (fields_of_fields(), "a dtype may not have fields within fields"),
     ],
 )
@@ -333,7 +333,7 @@ def test_members_that_would_not_fit_or_are_larger_than_they_say(tmp_path, little
     entry = data.index(b"PK\x01\x02")
     data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"expected a whole a\.csv"):
+    with pytest.raises(DataError, match=r"expected a complete a\.csv"):
         read_members(str(path), "s", ("a.csv",))
 
 

@@ -1,4 +1,4 @@
-"""What the builders share: names, record layout, metadata, and writing in shards."""
+"""Base class of the sources, and the layout of prepared records."""
 
 import abc
 import contextlib
@@ -24,48 +24,47 @@ from sft_jax.data.records import (
     Record,
     Records,
 )
-from sft_jax.files.checksums import add_checksum, write_checksums
+from sft_jax.files import add_checksum, write_checksums
 from sft_jax.types import DataError
 
-# Examples of a shard are held in memory while it is written.
+# A shard is held in memory while it is written.
 SHARD_BYTES = 64 << 20
-# Shards that take more in all are only measured: their sums would take seconds at every opening.
-SUMMED_BYTES = 256 << 20
+# Total size of shards up to which they are hashed: larger ones would take seconds to open.
+MAX_HASHED_BYTES = 256 << 20
 
 
 # TFDS comes without types, so mypy does not see that its classes take the keyword.
 class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A source as a TFDS builder that neither prepares nor reads with TensorFlow.
+    """Source of records, as a TFDS builder that works without TensorFlow.
 
-    Shards are written as they come: the shuffling of `GeneratorBasedBuilder` needs TensorFlow once
-    a split passes 1 GB, and records should keep their order. TFDS writes into a directory of
-    another name and renames it when everything is there, so an interrupted run leaves nothing that
-    opens.
+    Records are written in order: the shuffling of `GeneratorBasedBuilder` needs TensorFlow for a
+    split above 1 GB. TFDS writes to a temporary directory and renames it at the end, so an
+    interrupted run leaves nothing that can be opened.
 
-    A subclass gives `readable` and `contents`, and `source_sha256` where it reads a file.
+    A subclass implements `options_summary` and `contents`, and `source_sha256` if it reads files.
 
     Attributes:
-        VERSION: to be raised whenever the same options would give other records.
-        options: the source's options dataclass.
-        resources: what `contents` leaves open for its records to read, until all are written.
+        VERSION: Version, raised whenever the same options give other records.
+        options: Options dataclass of the source.
+        resources: Files that `contents` leaves open until all records are written.
     """
 
     VERSION = tfds.core.Version("1.1.0")
-    _contents: Contents  # once `write` has read them
-    # There are no downloads whose checksums TFDS would look for beside the code, and its search
-    # imports importlib_resources, which it does not declare.
+    _contents: Contents  # set by `write`
+    # Keeps TFDS from searching for checksums of downloads beside the code; the search imports
+    # importlib_resources, which TFDS does not declare.
     code_path = None
 
     def __init_subclass__(cls, *, skip_registration: bool = True):
-        """No source is registered: its records are read by the directory they lie in."""
+        """Defines a source without registering it; records are read from their directory."""
         super().__init_subclass__(skip_registration=skip_registration)
 
     def __init__(self, options: Any, data_dir: str | os.PathLike):
-        """Places the source; nothing is read but the hash of the source file.
+        """Hashes the source file; nothing else is read.
 
         Args:
-            options: the source's dataclass of `sft_jax.config.data`.
-            data_dir: root of all prepared sources.
+            options: Options dataclass of the source, from `sft_jax.config.data`.
+            data_dir: Root directory of all prepared sources.
         """
         self.options = options
         self.sha256 = self.source_sha256()
@@ -73,43 +72,48 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         self._root = Path(data_dir).expanduser().absolute()
 
     @abc.abstractmethod
-    def readable(self) -> str:
-        """The options in a few characters, for the name of the directory."""
+    def options_summary(self) -> str:
+        """Returns the options in a few characters, for the name of the directory."""
 
     @abc.abstractmethod
     def contents(self) -> Contents:
-        """Reads and checks the source; raises `DataError`."""
+        """Reads and checks the source; raises `DataError` if it cannot be used."""
 
     def source_sha256(self) -> str:
-        """SHA-256 of the source file, empty for a source without one."""
+        """Returns the SHA-256 of the source file, empty for a source without one."""
         return ""
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide what the records are."""
-        return dataclasses.asdict(self.options)
+        """Returns the options that determine the records: all but paths."""
+        options = dataclasses.asdict(self.options)
+        return {
+            name: value
+            for name, value in options.items()
+            if name != "path" and not name.endswith("_path")
+        }
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides what the records are."""
+        """SHA-256 over everything that determines the records."""
         parts = [self.name, str(self.VERSION), self.identity(), self.sha256]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
     def config_name(self) -> str:
-        """Name of the prepared directory: the options, readable, and a hash of all of them."""
-        words = re.sub(r"[^A-Za-z0-9_.-]+", "_", self.readable())[:80]
+        """Name of the prepared directory: summary and hash of the options."""
+        words = re.sub(r"[^A-Za-z0-9_.-]+", "_", self.options_summary())[:80]
         return f"{words}-{self.fingerprint[:12]}"
 
     @property
     def directory(self) -> Path:
-        """Where the prepared files lie, or will."""
+        """Directory of the prepared files, which need not exist yet."""
         return self._root / self.name / self.config_name / str(self.VERSION)
 
     def write(self) -> None:
-        """Prepares the files; `directory` must not exist.
+        """Writes the prepared files to `directory`, which must not exist.
 
         Raises:
-            DataError: the source cannot be used.
+            DataError: The source cannot be used.
         """
         with self.resources:
             self._contents = self.contents()
@@ -120,13 +124,13 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             self.download_and_prepare(
                 file_format="array_record", download_dir=self.directory.parent / "downloads"
             )
-        # TFDS writes it after the sums; who is interrupted here has it unchecked, as before.
+        # TFDS writes the metadata after the checksums; an interruption here leaves it unchecked.
         add_checksum(self.directory, "metadata.json")
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the shards and, before the directory gets its name, their sums."""
+        """Writes the shards and their checksums, before the directory gets its final name."""
         super()._download_and_prepare(*args, **kwargs)
-        write_checksums(Path(self._data_dir), "*.array_record*", SUMMED_BYTES)
+        write_checksums(Path(self._data_dir), "*.array_record*", MAX_HASHED_BYTES)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -152,7 +156,7 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
                 f"{self.name}: the training split is empty, expected at least one record; hold out "
                 "less, or give more data"
             )
-        # TFDS saves the metadata after the last shard, when the tallies are full.
+        # TFDS saves the metadata after the last shard, when the tallies are complete.
         last = next(reversed(shards))
         shards[last][-1] = self._with_metadata(shards[last][-1], tallies)
         return shards
@@ -207,9 +211,9 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Count, mean and summed squared deviations of time steps seen so far, in float64.
+    """Count, mean and summed squared deviations of time steps, in float64.
 
-    Kept as deviations from the mean, since a difference of two sums of squares loses the
+    Deviations from the mean are stored because the difference of two sums of squares loses the
     variance of a feature with a large offset.
     """
 
@@ -219,27 +223,27 @@ class Moments:
 
     @classmethod
     def zero(cls, feature_dim: int) -> "Moments":
-        """Moments of nothing."""
+        """Returns the moments of no time steps."""
         return cls(0, np.zeros(feature_dim), np.zeros(feature_dim))
 
     def add(self, steps: Num[np.ndarray, "t f"], mask: Bool[np.ndarray, "t"]) -> "Moments":
-        """Moments with the real steps of one more record (pairwise update of Chan et al., 1983)."""
+        """Returns the moments with another record (pairwise update of Chan et al., 1983)."""
         real = steps[mask].astype(np.float64)
         if not len(real):
             return self
         mean = real.mean(0)
         count = self.count + len(real)
-        step = mean - self.mean
+        delta = mean - self.mean
         return Moments(
             count,
-            self.mean + step * (len(real) / count),
+            self.mean + delta * (len(real) / count),
             self.deviations
             + ((real - mean) ** 2).sum(0)
-            + step**2 * (self.count * len(real) / count),
+            + delta**2 * (self.count * len(real) / count),
         )
 
     def statistics(self) -> ModalityStatistics:
-        """Mean, standard deviation and root mean square; zeros when nothing was seen."""
+        """Returns mean, standard deviation and root mean square; zeros without time steps."""
         variance = self.deviations / max(self.count, 1)
         return ModalityStatistics(
             mean=tuple(self.mean.tolist()),
@@ -250,7 +254,7 @@ class Moments:
 
 
 class _Tally:
-    """What is counted over the records of a split while they are written."""
+    """Counts and moments of a split, updated while its records are written."""
 
     def __init__(self, contents: Contents):
         self.classes = np.zeros(len(contents.class_names), np.int64)
@@ -267,7 +271,7 @@ class _Tally:
 
 
 def record_features(modalities: Sequence[ModalityInfo]) -> tfds.features.FeaturesDict:
-    """How a record lies in a shard."""
+    """Returns the stored layout of a record."""
     return tfds.features.FeaturesDict(
         {
             "inputs": {m.name: _tensor(m.shape, _dtype(m)) for m in modalities},
@@ -281,7 +285,7 @@ def record_features(modalities: Sequence[ModalityInfo]) -> tfds.features.Feature
 
 
 def _tensor(shape: tuple[int, ...], dtype: type[np.generic]) -> tfds.features.Tensor:
-    # As bytes: number by number, writing takes more than ten times as long, and reading twice.
+    # Compared with lists of numbers, bytes are written ten times and read twice as fast.
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
 
 
