@@ -8,7 +8,7 @@ from sft_jax.config import io as config_io
 from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.metrics import classification as metrics
-from sft_jax.runs.run_folder import Example
+from sft_jax.runs.example_file import Example
 from sft_jax.types import ModalitySpec
 
 NAMES = ["up", "down", "still", "turn"]

@@ -28,7 +28,7 @@ ALLOWED = {
     "metrics": set(),
     "tasks": {"config", "metrics"},
     "data": {"config", "files"},
-    "runs": {"config", "files", "metrics"},
+    "runs": {"config", "files"},
 }
 ALLOWED["training"] = {*ALLOWED}
 for room in ("studies", "efficiency", "interop", "reports"):

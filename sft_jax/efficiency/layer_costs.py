@@ -1,8 +1,8 @@
-"""What each layer of a model costs: tokens, products, attention maps, saved activations.
+"""Cost of each layer of a model: tokens, products, attention maps, saved activations.
 
-Nothing is run. Products and saved activations are read off the traced program by the module that
-made them, so that no formula can drift from the code; attention maps follow from what each
-attention is given.
+Nothing is run. Products and saved activations are read off the traced program by module, so that no
+formula can drift from the code. The size of attention maps follows from the arguments of each
+attention.
 """
 
 import dataclasses
@@ -21,23 +21,23 @@ from sft_jax.efficiency.flops import flops_by_scope, scope_of
 from sft_jax.efficiency.model_costs import traceable, written_out
 from sft_jax.models.layers import BlockConfig, MultiHeadAttention
 
-# What a layer is made of: its path ends in front of these.
+# Parts of a layer: the path of a layer ends before these.
 _PARTS = ("attention", "mlp", "proj", "embedding", "linear", "norm")
 _REST = "elsewhere"
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """One layer, or a stack of equal ones, for one sample.
+    """Cost of one layer, or of a stack of equal layers, for one sample.
 
     Attributes:
-        layer: path of the module.
-        count: layers of the stack.
-        tokens: length of the sequence that is attended to, CLS included; 0 without attention.
-        forward_flops: of its products in the forward pass, two a multiply-add.
-        train_flops: of forward and backward pass.
-        attention_bytes: of the attention maps of all heads in float32, were they written out.
-        saved_bytes: what the forward pass keeps of it for the backward pass, parameters aside.
+        layer: Path of the module.
+        count: Number of layers in the stack.
+        tokens: Length of the attended sequence, CLS included; 0 without attention.
+        forward_flops: Operations of its products in the forward pass, two per multiply-add.
+        train_flops: Operations of forward and backward pass.
+        attention_bytes: Bytes of the attention maps of all heads in float32, if written out.
+        saved_bytes: Bytes kept for the backward pass, without parameters.
     """
 
     layer: str
@@ -50,11 +50,11 @@ class LayerCost:
 
 
 def layer_costs(config: Config) -> list[LayerCost]:
-    """The layers of a configured model, roughly in the order in which they run.
+    """Costs of the layers of a configured model, roughly in execution order.
 
-    Products are those of dense attention written out, whatever implementation would run, and of
-    the pairs of the block-sparse pattern; what is kept for the backward pass is that of the
-    implementation that would run on this machine.
+    Dense attention counts as its two products, whatever implementation would run, and block-sparse
+    attention as the pairs of its pattern. Saved bytes are those of the implementation that would
+    run on this machine.
     """
     plain = written_out(config)
     logits, shapes = traceable(plain)
@@ -81,7 +81,7 @@ def layer_costs(config: Config) -> list[LayerCost]:
 
 
 def _layer_of(scope: str) -> str:
-    """The path of the module a scope belongs to, without the model's own name and what it maps."""
+    """Path of the module a scope belongs to, without the model's name and transformations."""
     scope = re.sub(r"(transpose|jvp|vmap|checkpoint|rematted_computation)\(|\)", "", scope)
     path = []
     for part in scope.split("/")[1:]:
@@ -100,7 +100,7 @@ def _by_layer(scopes: Counter[str]) -> Counter[str]:
 
 
 def _owner(path: str, names: list[str]) -> str:
-    """The layer that a scope lies in, or that lies in it (a loop knows its stack alone)."""
+    """The layer that contains a scope, or is contained in it (a loop only knows its stack)."""
     for name in names:
         if f"{path}/".startswith(f"{name}/") or f"{name}/".startswith(f"{path}/"):
             return name
@@ -108,7 +108,7 @@ def _owner(path: str, names: list[str]) -> str:
 
 
 class _Attention(NamedTuple):
-    """One attention, or those of a stack."""
+    """One attention, or the attentions of a stack."""
 
     layer: str
     count: int  # type: ignore[assignment]  # tuple.count, which nobody needs here
@@ -117,7 +117,7 @@ class _Attention(NamedTuple):
 
 
 def _attentions(config: Config) -> dict[str, list[_Attention]]:
-    """What goes into the attentions of every layer, seen while the model is traced."""
+    """Attentions of every layer, observed while the model is traced."""
     found: dict[tuple[tuple[str, ...], str], _Attention] = {}
     logits, shapes = traceable(config)
 
@@ -131,7 +131,7 @@ def _attentions(config: Config) -> dict[str, list[_Attention]]:
             depth = params["qkv_kernel"].shape[0] if params["qkv_kernel"].ndim == 5 else 1
             pairs = _pairs(module.config, method, queries, keys)
             size = 4 * module.config.num_heads * pairs * depth
-            # By its key once, however often a loop's body is traced.
+            # Keyed by module, since the body of a loop may be traced several times.
             layer = "/".join(module.path[:-2])
             found[module.path, method] = _Attention(layer, depth, keys, size)
         return call(*args, **kwargs)
@@ -148,11 +148,11 @@ def _pairs(config: BlockConfig, method: str, queries: int, keys: int) -> int:
     if config.attention == "dense" or method == "of_cls":
         return queries * keys
     row = keys_of_token(keys - 1, config.stride, config.expressivity)
-    # Of all rows the first one is that of CLS, which attends to everything.
+    # The first row belongs to CLS, which attends to everything.
     return (queries - 1) * row + keys if method == "__call__" else queries * row
 
 
-# Queries and keys by the arguments of an attention's methods.
+# Numbers of queries and keys, from the arguments of an attention's methods.
 _ROWS: dict[str, Callable[..., tuple[int, int]]] = {
     "__call__": lambda x, key_mask, *_, **__: (x.shape[1], key_mask.shape[1]),
     "of_cls": lambda x, keys_values, key_mask: (1, key_mask.shape[1]),
@@ -161,7 +161,7 @@ _ROWS: dict[str, Callable[..., tuple[int, int]]] = {
 
 
 def _saved(config: Config) -> Counter[str]:
-    """Bytes by layer of what a backward pass is handed by the forward pass, parameters aside."""
+    """Bytes by layer that the forward pass keeps for the backward pass, without parameters."""
     logits, shapes = traceable(config)
     jaxpr = jax.make_jaxpr(lambda variables: jax.tree.leaves(jax.vjp(logits, variables)[1]))(shapes)
     jaxpr = jaxpr.jaxpr

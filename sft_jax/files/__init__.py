@@ -25,10 +25,10 @@ from sft_jax.files.errors import (
     layout_error,
     memory_limit,
 )
-from sft_jax.files.json_files import read_json, read_lines, read_text
+from sft_jax.files.json_files import read_json, read_lines, read_text, write_json
 from sft_jax.files.locks import locked
 from sft_jax.files.mapped_pickles import map_pickle
-from sft_jax.files.npz import Layout, load_npz, map_npy, read_npz
+from sft_jax.files.npz import Layout, load_npz, map_npy, read_npz, write_npz
 from sft_jax.files.pickles import load_npy_object, load_pickle
 from sft_jax.files.rows import FileArray, ListArray, Rows, as_rows, describe_value, to_text
 from sft_jax.files.torch_files import read_torch
@@ -70,4 +70,6 @@ __all__ = [
     "read_torch",
     "to_text",
     "write_checksums",
+    "write_json",
+    "write_npz",
 ]

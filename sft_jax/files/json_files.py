@@ -6,6 +6,7 @@ composed of shapes: `record({"step": integer(), "loss": number()})`.
 
 import json
 import math
+import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -258,6 +259,13 @@ def read_json(
         error: Exception raised if the file cannot be read or the value does not fit.
     """
     return parse(read_text(path, remedy, error), str(path), shape, remedy, error)
+
+
+def write_json(path: Path, content: Any):
+    """Writes a value as JSON, atomically: a reader finds the old file or the new one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
 
 
 def read_lines(

@@ -17,6 +17,7 @@ from sft_jax.data.arrays import ArrayTable, check_arrays
 from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record
 from sft_jax.models import registry
+from sft_jax.runs.run_files import read_config, read_data
 from sft_jax.training import run, session
 from sft_jax.training.sharding import make_mesh
 from sft_jax.training.step import eval_outputs
@@ -203,7 +204,7 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
         CheckpointError: there is no run, or no checkpoint.
     """
     workdir = Path(workdir).expanduser().absolute()
-    config, data = run.read_config(workdir), run.read_data(workdir, *_NEEDED)
+    config, data = read_config(workdir), read_data(workdir, *_NEEDED)
     mesh = make_mesh(TrainConfig(), jax.devices()[:1])
     state = session.restore(config, registry.build(config), mesh, workdir, checkpoint)
     normalizer = Normalizer.from_json(data["normalizer"])

@@ -5,11 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from sft_jax.runs import schema
-from sft_jax.runs.run_folder import read_run
-from sft_jax.config.run import Config
 from sft_jax.config.io import to_dict
-from sft_jax.training import run
+from sft_jax.config.run import Config
+from sft_jax.runs import run_files, schema
+from sft_jax.runs.run_folder import read_run
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.progress import Progress
 from sft_jax.types import CheckpointError
@@ -39,24 +38,26 @@ def stamp(path, **entries):
 
 
 def test_the_folder_of_an_older_version_goes_on(workdir):
-    config = run.read_config(workdir)
+    config = run_files.read_config(workdir)
     assert (config.modalities[0].k, config.train.batch_size) == (3, 8)
     before = {path.name: path.read_text() for path in workdir.iterdir()}
-    run.open_run(workdir, config, DATA)
+    run_files.open_run(workdir, config, DATA)
     assert {path.name: path.read_text() for path in workdir.iterdir()} == before
 
 
 def test_a_new_folder_says_what_wrote_it(tmp_path):
-    run.open_run(tmp_path, Config(), DATA)
+    run_files.open_run(tmp_path, Config(), DATA)
     for name, content in (("config.json", to_dict(Config())), ("data.json", DATA)):
         stored = json.loads((tmp_path / name).read_text())
         assert (stored.pop("schema"), stored.pop("sft_jax")) == (schema.SCHEMA, __version__)
         assert stored == json.loads(json.dumps(content))
-    assert (run.read_config(tmp_path), run.read_data(tmp_path)) == (Config(), DATA)
+    assert (run_files.read_config(tmp_path), run_files.read_data(tmp_path)) == (Config(), DATA)
 
 
 @pytest.mark.parametrize("name", ["config.json", "data.json"])
-@pytest.mark.parametrize("read", [lambda d: run.open_run(d, run.read_config(d), DATA), read_run])
+@pytest.mark.parametrize(
+    "read", [lambda d: run_files.open_run(d, run_files.read_config(d), DATA), read_run]
+)
 def test_a_newer_folder_names_the_version_to_install(workdir, name, read):
     # What is unknown of a newer version is not looked at first.
     stamp(workdir / name, schema=schema.SCHEMA + 1, sft_jax="7.8.9", fresh=1)
@@ -70,20 +71,20 @@ def test_a_newer_folder_names_the_version_to_install(workdir, name, read):
 def test_a_schema_that_is_none(workdir, value):
     stamp(workdir / "config.json", schema=value)
     with pytest.raises(CheckpointError, match=r"config.json: found schema .*expected a whole"):
-        run.read_config(workdir)
+        run_files.read_config(workdir)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", "[" * 10**5, "\udc80", ""])
 def test_a_file_that_is_no_object(tmp_path, content):
     (tmp_path / "data.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"data.json: found"):
-        run.read_data(tmp_path)
+        run_files.read_data(tmp_path)
 
 
 def test_data_without_a_fingerprint(tmp_path):
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"data.json: found \[\], expected also \['finger"):
-        run.read_data(tmp_path)
+        run_files.read_data(tmp_path, "fingerprint")
 
 
 def test_every_upgrade_is_made_in_order(monkeypatch, tmp_path):

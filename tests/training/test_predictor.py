@@ -17,7 +17,8 @@ from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, T
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.data.records import ModalityStatistics
 from sft_jax.models import registry
-from sft_jax.training import run, session
+from sft_jax.runs import run_files
+from sft_jax.training import session
 from sft_jax.training.predictor import Predictor
 from sft_jax.types import CheckpointError, ConfigError, DataError, ModalitySpec
 
@@ -260,7 +261,7 @@ def test_checkpoint_says_what_it_is(trained):
 
 
 def test_plateau_needs_a_validation_split(trained, tmp_path):
-    config = run.read_config(trained)
+    config = run_files.read_config(trained)
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(
@@ -278,10 +279,10 @@ def test_needs_a_run_folder(tmp_path):
 
 
 def test_a_run_does_not_go_on_with_its_modalities_in_another_order(trained):
-    config = run.read_config(trained)
+    config = run_files.read_config(trained)
     turned = dataclasses.replace(config, modalities=config.modalities[::-1])
     with pytest.raises(CheckpointError, match=r"order of modalities .*audio.* -> .*words"):
-        run.open_run(trained, turned, run.read_data(trained))
+        run_files.open_run(trained, turned, run_files.read_data(trained))
 
 
 def test_needs_a_checkpoint(trained, tmp_path):
