@@ -96,13 +96,13 @@ def as_array(values: Any, key: str, where: str) -> np.ndarray:
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "biufUS":
         return values
-    wanted = "an array of numbers or text, or nested lists of equal lengths"
+    expected = "an array of numbers or text, or nested lists of equal lengths"
     remedy = "pad sequences to one length with length/<m>, and fill in what is missing"
     try:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
         found = f"{type(values).__name__} ({error})"
-        raise layout_error(where, key, found, wanted, remedy) from error
+        raise layout_error(where, key, found, expected, remedy) from error
     if array.dtype.kind == "O":
         array = _convert_objects(array)
     if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize <= 2:
@@ -110,7 +110,7 @@ def as_array(values: Any, key: str, where: str) -> np.ndarray:
         array = array.astype(np.float32)
     if array.dtype.kind not in "biufUS":
         found = f"{type(values).__name__} of {array.dtype}"
-        raise layout_error(where, key, found, wanted, remedy)
+        raise layout_error(where, key, found, expected, remedy)
     return array
 
 
@@ -131,12 +131,8 @@ def _check_archive(path: Path, layouts: Mapping[str, Layout]):
     # largest conversion. The measured peak agrees within 1 % for 200 MB of float64, float32 or ids.
     stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layouts.values())
     masks = sum(math.prod(shape[:2]) for shape, _ in layouts.values())
-    needed = (
-        stored
-        + _float_bytes(layouts)
-        + masks
-        + max(map(_temporary_bytes, layouts.values()), default=0)
-    )
+    temporary = max(map(_temporary_bytes, layouts.values()), default=0)
+    needed = stored + _float_bytes(layouts) + masks + temporary
     check_fits(needed, path, "file", "give fewer samples, or a folder of .npy files")
 
 
@@ -173,13 +169,9 @@ def choose_modalities(
     _check_masks(entries, candidates, where)
     absent = [name for name in requested if name not in candidates]
     if absent:
-        raise layout_error(
-            where,
-            _OPTION,
-            ", ".join(absent),
-            f"names out of {', '.join(candidates) or 'none'}",
-            f"correct {_OPTION}, or add the array",
-        )
+        expected = f"names out of {', '.join(candidates) or 'none'}"
+        remedy = f"correct {_OPTION}, or add the array"
+        raise layout_error(where, _OPTION, ", ".join(absent), expected, remedy)
     if requested:
         unused = [name for name in candidates if name not in requested]
         left_out = dict.fromkeys(unused, "not one of those asked for")
@@ -190,23 +182,17 @@ def choose_modalities(
         names = [name for name in candidates if name not in left_out]
     if not 1 <= len(names) <= MAX_MODALITIES:
         others = "".join(f"; left out {name}: {reason}" for name, reason in left_out.items())
-        raise layout_error(
-            where,
-            "modalities",
-            f"{len(names)} in entries {', '.join(entries) or 'none'}{others}",
-            f"1 to {MAX_MODALITIES} arrays named after their modality",
-            f"add arrays, or name those to take in {_OPTION}",
-        )
+        found = f"{len(names)} in entries {', '.join(entries) or 'none'}{others}"
+        expected = f"1 to {MAX_MODALITIES} arrays named after their modality"
+        remedy = f"add arrays, or name those to take in {_OPTION}"
+        raise layout_error(where, "modalities", found, expected, remedy)
     return names, left_out
 
 
 def find_sequences(entries: Mapping[str, np.ndarray]) -> set[str]:
     """Returns the names of the entries that look like modalities."""
-    return {
-        key
-        for key in entries
-        if key not in COLUMNS and "/" not in key and not _reason_not_sequence(entries, key)
-    }
+    candidates = (key for key in entries if key not in COLUMNS and "/" not in key)
+    return {key for key in candidates if not _reason_not_sequence(entries, key)}
 
 
 def left_out_remarks(left_out: Mapping[str, str]) -> tuple[str, ...]:
@@ -220,13 +206,8 @@ def _check_masks(entries: Mapping[str, np.ndarray], candidates: Sequence[str], w
     allowed = {f"{kind}/{name}" for kind in ("mask", "length") for name in candidates}
     for key in entries:
         if "/" in key and key not in allowed:
-            raise layout_error(
-                where,
-                key,
-                "an entry of this name",
-                f"mask/<m> or length/<m> with <m> one of {', '.join(candidates)}",
-                "rename or remove it",
-            )
+            expected = f"mask/<m> or length/<m> with <m> one of {', '.join(candidates)}"
+            raise layout_error(where, key, "an entry of this name", expected, "rename or remove it")
 
 
 def _reason_not_sequence(entries: Mapping[str, np.ndarray], name: str) -> str:

@@ -18,7 +18,7 @@ from sft_jax.data.array_entries import (
 from sft_jax.data.class_labels import modality_remarks, read_classes
 from sft_jax.data.records import MAX_TOKENS, ModalityInfo, Record, fixed_length
 from sft_jax.data.splits import SPLIT_ALIASES
-from sft_jax.files import convert_errors, layout_error
+from sft_jax.files import convert_errors, describe_value, layout_error
 from sft_jax.types import DataError
 
 
@@ -117,13 +117,12 @@ def check_arrays(
     """
     arrays = {key: as_array(values, key, where) for key, values in entries.items()}
     if require_label and "label" not in arrays:
-        raise layout_error(
-            where,
-            "label",
+        found, expected = (
             f"entries {', '.join(arrays) or 'none'}",
-            "an entry 'label' with the class of every sample",
-            "add it; only prediction reads files without labels",
+            "an entry with the class of samples",
         )
+        remedy = "add it; only prediction reads files without labels"
+        raise layout_error(where, "label", found, expected, remedy)
     names, left_out = choose_modalities(arrays, modalities, where)
     size = len(arrays[names[0]]) if arrays[names[0]].ndim else 0
     infos, inputs, mask, repairs = [], {}, {}, {}
@@ -166,13 +165,9 @@ def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> Non
     features = values.ndim == 3 and values.dtype.kind in "fiu"
     ids = values.ndim == 2 and values.dtype.kind in "iu"
     if not (features or ids) or 0 in values.shape:
-        raise layout_error(
-            where,
-            name,
-            f"{values.dtype} of shape {values.shape}",
-            "features [n, t, f] or whole-number ids [n, t], none of them empty",
-            "reshape it, or name the entries to take without it in data.options.modalities",
-        )
+        expected = "features [n, t, f] or whole-number ids [n, t], none of them empty"
+        remedy = "reshape it, or name the entries to take without it in data.options.modalities"
+        raise layout_error(where, name, describe_value(values), expected, remedy)
     if len(values) != size:
         raise _samples_error(where, name, len(values), size)
 
@@ -180,39 +175,26 @@ def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> Non
 def _read_mask(entries: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray:
     shape = entries[name].shape[:2]
     mask, length = entries.get(f"mask/{name}"), entries.get(f"length/{name}")
+    key = f"length/{name}"
     if mask is not None and length is not None:
-        raise layout_error(
-            where, f"length/{name}", "both mask and length", "one", "remove one of them"
-        )
+        raise layout_error(where, key, "both mask and length", "one", "remove one of them")
     if mask is not None:
         if mask.shape != shape or mask.dtype != bool:
-            raise layout_error(
-                where,
-                f"mask/{name}",
-                f"{mask.dtype} of shape {mask.shape}",
-                f"bool of shape {shape}, true where a step is real",
-                "reshape it, or convert it with .astype(bool)",
-            )
+            expected = f"bool of shape {shape}, true where a step is real"
+            remedy = "reshape it, or convert it with .astype(bool)"
+            raise layout_error(where, f"mask/{name}", describe_value(mask), expected, remedy)
         return np.array(mask)
     if length is None:
         return np.ones(shape, bool)
     if length.shape != shape[:1] or length.dtype.kind not in "iu":
-        raise layout_error(
-            where,
-            f"length/{name}",
-            f"{length.dtype} of shape {length.shape}",
-            f"whole numbers of shape {shape[:1]}",
-            "reshape it, or convert it with .astype(int)",
-        )
+        expected = f"whole numbers of shape {shape[:1]}"
+        remedy = "reshape it, or convert it with .astype(int)"
+        raise layout_error(where, key, describe_value(length), expected, remedy)
     if length.min() < 0 or length.max() > shape[1]:
         row = int(np.argmax((length < 0) | (length > shape[1])))
-        raise layout_error(
-            where,
-            f"length/{name}",
-            f"{length[row]} for sample {row}",
-            f"0 to {shape[1]}, the time steps of {name}",
-            "correct it, or pad the array to the longest sample",
-        )
+        found, expected = f"{length[row]} for sample {row}", f"0 to {shape[1]}, the steps of {name}"
+        remedy = "correct it, or pad the array to the longest sample"
+        raise layout_error(where, key, found, expected, remedy)
     return np.arange(shape[1]) < np.asarray(length)[:, None]
 
 
@@ -221,13 +203,10 @@ def _clean(values: np.ndarray, mask: np.ndarray, name: str, where: str) -> tuple
     if values.ndim == 2:
         real = np.where(mask, values, 0)
         if real.min() < 0 or real.max() >= MAX_TOKENS:
-            raise layout_error(
-                where,
-                name,
-                f"id {real.min() if real.min() < 0 else real.max()}",
-                f"ids from 0 to below {MAX_TOKENS:,}, of which each gets an embedding",
-                "number them from 0, and mask padding",
-            )
+            found = f"id {real.min() if real.min() < 0 else real.max()}"
+            expected = f"ids from 0 to below {MAX_TOKENS:,}, of which each gets an embedding"
+            remedy = "number them from 0, and mask padding"
+            raise layout_error(where, name, found, expected, remedy)
         return real.astype(np.int32), 0
     # A float64 beyond the range of float32 becomes an infinity and is counted as one.
     with np.errstate(over="ignore"):
@@ -242,25 +221,19 @@ def _clean(values: np.ndarray, mask: np.ndarray, name: str, where: str) -> tuple
 
 
 def _modality_info(values: np.ndarray, name: str) -> ModalityInfo:
-    if values.ndim == 2:
-        vocabulary = int(values.max()) + 1
-        return ModalityInfo(name=name, length=values.shape[1], feature_dim=vocabulary, kind="token")
-    return ModalityInfo(
-        name=name, length=values.shape[1], feature_dim=values.shape[2], kind="feature"
-    )
+    is_token = values.ndim == 2
+    width = int(values.max()) + 1 if is_token else values.shape[2]
+    kind = "token" if is_token else "feature"
+    return ModalityInfo(name=name, length=values.shape[1], feature_dim=width, kind=kind)
 
 
 def _check_some_modality(mask: dict[str, np.ndarray], where: str) -> None:
     empty = ~np.any([real.any(1) for real in mask.values()], axis=0)
     if empty.any():
-        raise layout_error(
-            where,
-            "mask or length",
-            f"no real time step in any modality of sample {int(np.argmax(empty))} "
-            f"({np.count_nonzero(empty)} such samples)",
-            "at least one real step in one modality",
-            "remove these samples",
-        )
+        row, count = int(np.argmax(empty)), np.count_nonzero(empty)
+        found = f"no real time step in any modality of sample {row} ({count} such samples)"
+        expected = "at least one real step in one modality"
+        raise layout_error(where, "mask or length", found, expected, "remove these samples")
 
 
 def _read_split(entries: Mapping[str, np.ndarray], size: int, where: str) -> list[str] | None:
@@ -271,13 +244,9 @@ def _read_split(entries: Mapping[str, np.ndarray], size: int, where: str) -> lis
     splits = [SPLIT_ALIASES.get(name.strip().lower(), "") for name in names]
     if "" in splits:
         row = splits.index("")
-        raise layout_error(
-            where,
-            "split",
-            f"{names[row]!r} for sample {row}",
-            f"one of {', '.join(SPLIT_ALIASES)}",
-            "correct it, or remove the entry to have splits drawn",
-        )
+        found, expected = f"{names[row]!r} for sample {row}", f"one of {', '.join(SPLIT_ALIASES)}"
+        remedy = "correct it, or remove the entry to have splits drawn"
+        raise layout_error(where, "split", found, expected, remedy)
     if "train" not in splits:
         found = ", ".join(sorted(set(splits)))
         raise layout_error(where, "split", f"{found} alone", "some samples to train on", "add them")
@@ -291,13 +260,9 @@ def _read_text(
         return None
     values = entries[key]
     if values.ndim != 1 or values.dtype.kind not in "iuUS":
-        raise layout_error(
-            where,
-            key,
-            f"{values.dtype} of shape {values.shape}",
-            f"text or whole numbers of shape ({size},)",
-            "save one name for each sample",
-        )
+        expected = f"text or whole numbers of shape ({size},)"
+        remedy = "save one name for each sample"
+        raise layout_error(where, key, describe_value(values), expected, remedy)
     if len(values) != size:
         raise _samples_error(where, key, len(values), size)
     with convert_errors(where, f"UTF-8 text in {key}"):
@@ -314,17 +279,11 @@ def _check_unique(ids: list[str], where: str) -> None:
     seen: set[str] = set()
     for name in ids:
         if name in seen:
-            raise layout_error(
-                where, "id", f"{name!r} twice", "one sample for each id", "rename one"
-            )
+            expected = "one sample for each id"
+            raise layout_error(where, "id", f"{name!r} twice", expected, "rename one")
         seen.add(name)
 
 
-def _samples_error(where: str, key: str, found: int, expected: int) -> DataError:
-    return layout_error(
-        where,
-        key,
-        f"{found} samples",
-        f"{expected}, as in the first modality",
-        "save all entries with the same first axis",
-    )
+def _samples_error(where: str, key: str, size: int, expected_size: int) -> DataError:
+    expected, remedy = f"{expected_size}, as in the first modality", "save them with one first axis"
+    return layout_error(where, key, f"{size} samples", expected, remedy)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sft_jax.data.array_entries import is_one_number
-from sft_jax.files import convert_errors, layout_error
+from sft_jax.files import convert_errors, describe_value, layout_error
 
 # With fewer samples, many classes or a value that fits one class alone can be chance.
 _MIN_SAMPLES = 20
@@ -62,13 +62,8 @@ def _check_shape(label: np.ndarray, where: str) -> None:
         remedy = "save label[:, 0]"
     elif label.ndim == 2 and label.dtype.kind in "biuf":
         remedy = "save label.argmax(axis=1) if each row marks one class"
-    raise layout_error(
-        where,
-        "label",
-        f"{label.dtype} of shape {label.shape}",
-        "whole numbers or text of shape [n]",
-        remedy,
-    )
+    expected = "whole numbers or text of shape [n]"
+    raise layout_error(where, "label", describe_value(label), expected, remedy)
 
 
 def _decode(label: np.ndarray) -> np.ndarray:
@@ -87,13 +82,10 @@ def _to_integers(label: np.ndarray, where: str) -> np.ndarray:
     wrong |= np.abs(np.where(wrong, 0, label)) >= 2 ** min(np.finfo(label.dtype).nmant + 1, 62)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise layout_error(
-            where,
-            "label",
-            f"{label[row]} for sample {row} ({np.count_nonzero(wrong)} such samples)",
-            "whole numbers or text, one class for each sample",
-            "remove samples without a class; to classify measurements, save their ranges as text",
-        )
+        found = f"{label[row]} for sample {row} ({np.count_nonzero(wrong)} such samples)"
+        expected = "whole numbers or text, one class for each sample"
+        remedy = "remove samples without a class; to classify measurements, save ranges as text"
+        raise layout_error(where, "label", found, expected, remedy)
     return label.astype(np.int64)
 
 
@@ -102,24 +94,15 @@ def _text_classes(
 ) -> Classes:
     if "" in values:
         row = int(np.argmax(index == values.index("")))
-        raise layout_error(
-            where,
-            "label",
-            f"an empty text for sample {row}",
-            "the name of a class",
-            "remove samples without a class",
-        )
+        found, remedy = f"an empty text for sample {row}", "remove samples without a class"
+        raise layout_error(where, "label", found, "the name of a class", remedy)
     if not names:
         return Classes(index.astype(np.int64), tuple(values), _text_remarks(values, index))
     unknown = [value for value in values if value not in names]
     if unknown:
-        raise layout_error(
-            where,
-            "label",
-            f"class {unknown[0]!r}",
-            f"one of data.options.class_names: {_join(names)}",
-            "add it there, or leave class_names empty",
-        )
+        expected = f"one of data.options.class_names: {_join(names)}"
+        remedy = "add it there, or leave class_names empty"
+        raise layout_error(where, "label", f"class {unknown[0]!r}", expected, remedy)
     positions = np.array([list(names).index(value) for value in values], np.int64)
     return Classes(positions[index], tuple(names), _text_remarks(values, index))
 
@@ -156,14 +139,12 @@ def _number_classes(
             )
         return Classes(np.asarray(values, np.int64)[index], tuple(names), remarks)
     if len(values) != len(names):
-        raise layout_error(
-            where,
-            "label",
-            f"{len(values)} classes, {_join(values)}",
+        expected = (
             f"numbers from 0 to {len(names) - 1}, or {len(names)} different ones, for the "
-            f"{len(names)} names in data.options.class_names",
-            "name every class",
+            f"{len(names)} names in data.options.class_names"
         )
+        found = f"{len(values)} classes, {_join(values)}"
+        raise layout_error(where, "label", found, expected, "name every class")
     pairs = [f"{value} is {name!r}" for value, name in zip(values, names, strict=True)]
     remarks += (f"label: numbers are named in their order: {_join(pairs)}",)
     return Classes(index.astype(np.int64), tuple(names), remarks)

@@ -23,20 +23,17 @@ from sft_jax.files.errors import (
     existing_file,
     is_disk_error,
     layout_error,
-    memory_limit,
 )
 from sft_jax.files.json_files import read_json, read_lines, read_text, write_json
 from sft_jax.files.locks import locked
 from sft_jax.files.mapped_pickles import map_pickle
 from sft_jax.files.npz import Layout, load_npz, map_npy, read_npz, write_npz
-from sft_jax.files.pickles import load_npy_object, load_pickle
-from sft_jax.files.rows import FileArray, ListArray, Rows, as_rows, describe_value, to_text
+from sft_jax.files.pickles import load_npy_object
+from sft_jax.files.rows import Rows, as_rows, describe_value, to_text
 from sft_jax.files.torch_files import read_torch
 
 __all__ = [
-    "FileArray",
     "Layout",
-    "ListArray",
     "Member",
     "Rows",
     "add_checksum",
@@ -54,12 +51,10 @@ __all__ = [
     "layout_error",
     "load_npy_object",
     "load_npz",
-    "load_pickle",
     "locked",
     "map_npy",
     "map_pickle",
     "members_sha256",
-    "memory_limit",
     "move_aside",
     "parse_numbers",
     "read_json",

@@ -21,7 +21,7 @@ from sft_jax.data.records import (
     Records,
     fixed_length,
 )
-from sft_jax.files import convert_errors, file_sha256, load_npy_object
+from sft_jax.files import convert_errors, file_sha256, layout_error, load_npy_object
 from sft_jax.types import DataError
 
 KEYS = ("X", "y", "subject", "side", "X_labels", "y_labels")
@@ -29,6 +29,7 @@ SAMPLING_RATE = 50.0
 CHANNELS = ("ax", "ay", "az", "wx", "wy", "wz")
 # seglearn's documentation of `load_watch`: "the extremity side, 1 = right, 0 = left".
 SIDES = ("left", "right")
+_REMEDY = "reinstall seglearn to get its file again, or choose options that fit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,15 +146,16 @@ def read_recordings(path: Path) -> tuple[list[Recording], tuple[str, ...]]:
 def _parse_recordings(path: Path, data: Any) -> tuple[list[Recording], tuple[str, ...]]:
     if not isinstance(data, dict) or not set(KEYS) <= set(data):
         found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
-        raise _error(path, "file", found, f"a dict with keys {', '.join(KEYS)}")
+        raise layout_error(path, "file", found, f"a dict with keys {', '.join(KEYS)}", _REMEDY)
     if tuple(data["X_labels"]) != CHANNELS:
-        raise _error(path, "X_labels", list(data["X_labels"]), list(CHANNELS))
+        raise layout_error(path, "X_labels", list(data["X_labels"]), list(CHANNELS), _REMEDY)
     class_names = tuple(str(name) for name in data["y_labels"])
     codes = {"y": len(class_names), "subject": 100, "side": len(SIDES)}
     columns = {key: _check_codes(path, key, data[key], bound) for key, bound in codes.items()}
     lengths = {"X": len(data["X"])} | {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) != 1 or not lengths["X"]:
-        raise _error(path, "X, y, subject, side", f"lengths {lengths}", "one length above 0")
+        key, found = "X, y, subject, side", f"lengths {lengths}"
+        raise layout_error(path, key, found, "one length above 0", _REMEDY)
     recordings = []
     for i, samples in enumerate(data["X"]):
         _check_samples(path, f"X[{i}]", samples)
@@ -181,17 +183,9 @@ def split_subjects(
         order = order[first:] + order[:first]
     held_out = num_test + options.valid_subjects
     if len(subjects) <= held_out or not num_test:
-        raise _error(
-            where,
-            "subject",
-            f"{len(subjects)} subjects",
-            f"more than the {held_out} that are held out, and at least one for each fold",
-        )
-    parts = {
-        "train": order[held_out:],
-        "valid": order[num_test:held_out],
-        "test": order[:num_test],
-    }
+        expected = f"more than the {held_out} that are held out, and at least one for each fold"
+        raise layout_error(where, "subject", f"{len(subjects)} subjects", expected, _REMEDY)
+    parts = {"train": order[held_out:], "valid": order[num_test:held_out], "test": order[:num_test]}
     return {name: tuple(sorted(part)) for name, part in parts.items()}
 
 
@@ -248,25 +242,19 @@ def _check_codes(path: Path, key: str, values: Any, bound: int) -> np.ndarray:
     """Converts values to integers from 0 to below `bound`; raises `DataError` for others."""
     values = np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "iuf":
-        raise _error(path, key, f"{values.dtype} of rank {values.ndim}", "numbers of rank 1")
+        found = f"{values.dtype} of rank {values.ndim}"
+        raise layout_error(path, key, found, "numbers of rank 1", _REMEDY)
     wrong = ~((values >= 0) & (values < bound) & (np.floor(values) == values))
     if wrong.any():
-        raise _error(path, key, f"{values[wrong][0]}", f"whole numbers from 0 to {bound - 1}")
+        expected = f"whole numbers from 0 to {bound - 1}"
+        raise layout_error(path, key, f"{values[wrong][0]}", expected, _REMEDY)
     return values.astype(np.int64)
 
 
 def _check_samples(path: Path, key: str, samples: Any) -> None:
     shape, dtype = np.shape(samples), getattr(samples, "dtype", np.dtype(object))
     if len(shape) != 2 or shape[1] != len(CHANNELS) or not shape[0] or dtype.kind != "f":
-        raise _error(
-            path, key, f"{dtype} of shape {shape}", f"floats of shape [t, {len(CHANNELS)}]"
-        )
+        expected = f"floats of shape [t, {len(CHANNELS)}]"
+        raise layout_error(path, key, f"{dtype} of shape {shape}", expected, _REMEDY)
     if not np.isfinite(samples).all():
-        raise _error(path, key, "NaN or infinity", "finite samples")
-
-
-def _error(path: str | Path, key: str, found: Any, expected: Any) -> DataError:
-    return DataError(
-        f"{path}: {key}: found {found}, expected {expected}; reinstall seglearn to get its file "
-        "again, or choose options that fit"
-    )
+        raise layout_error(path, key, "NaN or infinity", "finite samples", _REMEDY)
