@@ -33,6 +33,8 @@ ALLOWED = {
 ALLOWED["training"] = {*ALLOWED}
 for room in ("studies", "efficiency", "interop", "reports"):
     ALLOWED[room] = {*ALLOWED["training"], "training"}
+# What the commands share.
+ALLOWED["console"] = set()
 ALLOWED["cli"] = {*ALLOWED}
 ALLOWED[VERBS] = {*ALLOWED}
 # The public face, which imports nothing before it is asked for.
