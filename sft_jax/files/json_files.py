@@ -51,7 +51,7 @@ def anything(value: Any, place: str):
     """Shape of any value."""
 
 
-def both(*shapes: Shape) -> Shape:
+def all_of(*shapes: Shape) -> Shape:
     """Shape of values that fit all of the shapes."""
 
     def check(value: Any, place: str):
@@ -119,7 +119,7 @@ def nullable(shape: Shape) -> Shape:
     return check
 
 
-def listed(shape: Shape, least: int = 0, most: int | None = None) -> Shape:
+def list_of(shape: Shape, least: int = 0, most: int | None = None) -> Shape:
     """Shape of a list whose entries fit one shape."""
 
     def check(value: Any, place: str):
@@ -134,7 +134,7 @@ def listed(shape: Shape, least: int = 0, most: int | None = None) -> Shape:
     return check
 
 
-def mapped(shape: Shape, names: Shape | None = None) -> Shape:
+def map_of(shape: Shape, names: Shape | None = None) -> Shape:
     """Shape of an object with any names, whose values fit one shape."""
     check_name = text() if names is None else names
 
@@ -179,7 +179,9 @@ def record(
     return check
 
 
-def fits(value: Any, shape: Shape, where: str, remedy: str, error: type[Exception] = DataError):
+def check_value(
+    value: Any, shape: Shape, where: str, remedy: str, error: type[Exception] = DataError
+):
     """Checks a value against a shape.
 
     Args:
