@@ -120,7 +120,7 @@ def collate(
         indices: Position of each record in its split, the `id` of the batch.
         modalities: Modalities of the batch, with the lengths to pad to.
         normalizer: Normalizer applied to every record.
-        batch_size: Number of rows; those without a record have weight 0, label 0, id -1, and no
+        batch_size: Number of rows; those without a record have weight 0, target 0, id -1, and no
             real step.
 
     Raises:
@@ -139,7 +139,7 @@ def collate(
                 f"{', '.join(spec.name for spec in modalities)}, expected at least one, since "
                 "there is nothing to classify; leave the record out, or add a modality it has"
             )
-        batch["label"][row] = record["label"]
+        batch["target"][row] = record["label"]
         batch["weight"][row] = 1
         batch["id"][row] = index
     return batch
@@ -156,7 +156,7 @@ def empty_batch(modalities: Sequence[ModalitySpec], batch_size: int) -> Batch:
     return Batch(
         inputs=inputs,
         mask=mask,
-        label=np.zeros(batch_size, np.int32),
+        target=np.zeros(batch_size, np.int32),
         weight=np.zeros(batch_size, np.float32),
         id=np.full(batch_size, -1, np.int32),
     )
