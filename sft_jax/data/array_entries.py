@@ -43,13 +43,9 @@ def source_files(path: str | os.PathLike) -> SourceFiles:
         return SourceFiles(root, entries)
     if root.is_file() and root.suffix == ".npz":
         return SourceFiles(root, {})
-    raise layout_error(
-        text or "data.options.path",
-        "path",
-        "a file of another kind" if root.is_file() else f"nothing at {text!r}",
-        "an .npz file or a directory of .npy files",
-        "set data.options.path",
-    )
+    found = "a file of another kind" if root.is_file() else f"nothing at {text!r}"
+    expected, setting = "an .npz file or a directory of .npy files", "data.options.path"
+    raise layout_error(text or setting, "path", found, expected, f"set {setting}")
 
 
 def load_entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -68,13 +64,10 @@ def load_entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise
     # The readers of zip files and headers raise exceptions of many types for damage.
     except Exception as error:
-        raise layout_error(
-            str(path),
-            "file",
-            f"{type(error).__name__}: {error}",
-            "complete arrays of numbers or text, not Python objects",
-            "save it again with np.savez or np.save; text as np.array(names, dtype=str)",
-        ) from error
+        found = f"{type(error).__name__}: {error}"
+        expected = "complete arrays of numbers or text, not Python objects"
+        remedy = "save it again with np.savez or np.save; text as np.array(names, dtype=str)"
+        raise layout_error(path, "file", found, expected, remedy) from error
     needed = _float_bytes({key: (values.shape, values.dtype) for key, values in arrays.items()})
     check_fits(needed, root, "folder", "give fewer samples")
     return arrays

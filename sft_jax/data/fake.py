@@ -130,11 +130,11 @@ def _mult_sentiment(
     splits = {}
     for split, count in _sizes(size).items():
         value = rng.integers(-9, 10, count) / 3
-        splits[split] = _left_padded(rng, shapes, directions, value[:, None] / 3)
-        splits[split]["labels"] = value.astype(np.float32).reshape(count, 1, 1)
+        entries = _left_padded(rng, shapes, directions, value[:, None] / 3)
+        entries["labels"] = value.astype(np.float32).reshape(count, 1, 1)
         # Video, start and end, as in CMU-MOSI.
         names = [(f"{split}{i // 4:05d}", f"{i % 4}.5", f"{i % 4 + 1}.25") for i in range(count)]
-        splits[split]["id"] = np.array(names, dtype="S")
+        splits[split] = {**entries, "id": np.array(names, dtype="S")}
     _dump(paths[0], splits)
 
 
@@ -145,8 +145,8 @@ def _mult_emotion(
     splits = {}
     for split, count in _sizes(size).items():
         present = rng.integers(0, 2, (count, _EMOTIONS))
-        splits[split] = _left_padded(rng, shapes, directions, present)
-        splits[split]["labels"] = np.eye(2, dtype=np.int64)[present]
+        entries = _left_padded(rng, shapes, directions, present)
+        splits[split] = {**entries, "labels": np.eye(2, dtype=np.int64)[present]}
     _dump(paths[0], splits)
 
 

@@ -141,13 +141,10 @@ def _split_rows(
     """
     counts = np.bincount(label, minlength=NUM_CLASSES)
     if np.min(counts) < options.folds:
-        raise layout_error(
-            options.path,
-            "rows",
-            f"{np.min(counts)} of class {np.argmin(counts)}",
-            f"at least {options.folds} of every class, one for each fold",
-            "lower data.options.folds, or get the files again (docs/data.md)",
-        )
+        found = f"{np.min(counts)} of class {np.argmin(counts)}"
+        expected = f"at least {options.folds} of every class, one for each fold"
+        remedy = "lower data.options.folds, or get the files again (docs/data.md)"
+        raise layout_error(options.path, "rows", found, expected, remedy)
     is_test = stratified_folds(label, options.folds, options.split_seed) == options.fold
     rest = np.flatnonzero(~is_test)
     held_out = stratified(label[rest], options.valid_fraction, options.split_seed)

@@ -45,13 +45,9 @@ class VggsoundHdf5(SourceBuilder, skip_registration=True):
         """Returns the SHA-256 over the hashes of both files."""
         hashes = [file_sha256(file) for file in self.files()]
         if hashes[0] == hashes[1]:
-            raise layout_error(
-                self.options.test_path,
-                "data.options.test_path",
-                "the training file again",
-                "other samples to test on",
-                "set it to the test file",
-            )
+            key, found = "data.options.test_path", "the training file again"
+            expected, remedy = "other samples to test on", "set it to the test file"
+            raise layout_error(self.options.test_path, key, found, expected, remedy)
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     def options_summary(self) -> str:
@@ -117,13 +113,9 @@ def _read_class_names(path: Path, datasets: dict[str, h5py.Dataset]) -> list[str
     if len(set(sizes.values())) != 1:
         first = next(iter(sizes))
         other = next(name for name in sizes if sizes[name] != sizes[first])
-        raise layout_error(
-            path,
-            other,
-            f"{sizes[other]} samples",
-            f"{sizes[first]}, as {first} has",
-            f"all datasets of a file have one first axis; {_REMEDY}",
-        )
+        expected = f"{sizes[first]}, as {first} has"
+        remedy = f"all datasets of a file have one first axis; {_REMEDY}"
+        raise layout_error(path, other, f"{sizes[other]} samples", expected, remedy)
     with convert_errors(path, "names of classes in class_name"):
         return _read_texts(path, dataset)
 
@@ -137,13 +129,9 @@ def _read_texts(path: Path, dataset: h5py.Dataset) -> list[str]:
         names.append(to_text(dataset[row]))
         total += len(names[-1])
         if total > file_size:
-            raise layout_error(
-                path,
-                "class_name",
-                f"{total:,} letters in the first {row + 1} names",
-                f"no more than the {file_size:,} bytes of the file",
-                _REMEDY,
-            )
+            found = f"{total:,} letters in the first {row + 1} names"
+            expected = f"no more than the {file_size:,} bytes of the file"
+            raise layout_error(path, "class_name", found, expected, _REMEDY)
     return names
 
 
