@@ -117,10 +117,8 @@ def check_arrays(
     """
     arrays = {key: as_array(values, key, where) for key, values in entries.items()}
     if require_label and "label" not in arrays:
-        found, expected = (
-            f"entries {', '.join(arrays) or 'none'}",
-            "an entry with the class of samples",
-        )
+        found = f"entries {', '.join(arrays) or 'none'}"
+        expected = "an entry 'label' with the class of every sample"
         remedy = "add it; only prediction reads files without labels"
         raise layout_error(where, "label", found, expected, remedy)
     names, left_out = choose_modalities(arrays, modalities, where)
