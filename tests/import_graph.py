@@ -190,16 +190,15 @@ def draw(rooms):
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(-0.5, max(level.values()) + 0.5))
     box = {"boxstyle": "round,pad=0.4", "facecolor": "#eef2f7", "edgecolor": "#5b6b7f"}
+    boxes = {
+        room: axes.text(x, y, room, ha="center", va="center", bbox=box, fontsize=11, zorder=3)
+        for room, (x, y) in place.items()
+    }
     for room, others in direct(rooms).items():
-        for other in others:
-            axes.annotate(
-                "",
-                xy=place[other],
-                xytext=place[room],
-                arrowprops={"arrowstyle": "->", "color": "#8899aa", "shrinkA": 14, "shrinkB": 14},
-            )
-    for room, (x, y) in place.items():
-        axes.text(x, y, room, ha="center", va="center", bbox=box, fontsize=11)
+        for other in sorted(others):
+            ends = {"patchA": boxes[room].get_bbox_patch(), "patchB": boxes[other].get_bbox_patch()}
+            arrow = {"arrowstyle": "->", "color": "#8899aa", "shrinkA": 2, "shrinkB": 2, **ends}
+            axes.annotate("", xy=place[other], xytext=place[room], arrowprops=arrow, zorder=1)
     return figure
 
 
