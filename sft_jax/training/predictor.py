@@ -12,9 +12,8 @@ import numpy as np
 from absl import logging
 
 from sft_jax.config.run import Config, TrainConfig
-from sft_jax.data.array_entries import as_array
+from sft_jax.data.array_entries import as_array, find_sequences
 from sft_jax.data.arrays import ArrayTable, check_arrays
-from sft_jax.data.modality_choice import find_sequences
 from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record
 from sft_jax.models import registry

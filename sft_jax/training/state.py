@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from sft_jax.files.json_files import anything, integer, mapped, nullable, number, record
+from sft_jax.files.json_files import anything, integer, map_of, nullable, number, record
 from sft_jax.training.optimizer import Plateau
 from sft_jax.training.randomness import Seed
 from sft_jax.training.sharding import parameter_shardings
@@ -21,7 +21,7 @@ from sft_jax.types import Leaf, ModalitySpec
 # The lowest loss is infinite before the first validation.
 _PLATEAU = record({"scale": number(least=0), "best": number(most=math.inf), "stale": integer()})
 _PROGRESS = record(
-    {"data": mapped(anything), "plateau": _PLATEAU},
+    {"data": map_of(anything), "plateau": _PLATEAU},
     {"best": nullable(number()), "best_step": integer()},
 )
 
