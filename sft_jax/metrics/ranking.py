@@ -137,8 +137,8 @@ def ranking_metrics(
     Args:
         scores: of each class, larger is likelier. Logits and their softmax give different ranks:
             a softmax divides each row by another number.
-        label: true class of each sample; anything where `weight` is 0.
-        weight: how often each row counts, 0 on padding; every row once where left out.
+        label: True class of each sample; ignored where `weight` is 0.
+        weight: How often each row counts, 0 on padding; once if not given.
 
     Returns:
         `mAP`, `mAUC`, `d_prime` (None where undefined: mAUC of one class alone, d' of a mAUC of 0
@@ -168,9 +168,9 @@ def ranking_estimates(
 
     Args:
         scores: see `ranking_metrics`.
-        label: true class of each sample.
-        groups: see `bootstrap.bootstrap_interval`.
-        bootstrap: its `seed` and `replicates`.
+        label: True class of each sample.
+        groups: See `bootstrap.bootstrap_interval`.
+        bootstrap: `seed` and `replicates` of `bootstrap.bootstrap_interval`.
     """
     ranked = presort(scores, label)
 

@@ -105,7 +105,7 @@ def regression_view(
     Args:
         predicted: sentiment of each sample as predicted.
         truth: the true one.
-        weight: how often each row counts, 0 on padding; every row once where left out.
+        weight: How often each row counts, 0 on padding; once if not given.
 
     Raises:
         DataError: a number that counts is not finite, or no row counts.
@@ -137,7 +137,7 @@ def classification_view(
     Args:
         predicted: sentiment of the predicted class of each sample (class index - 3 for 7 classes).
         truth: the true sentiment, or that of the true class.
-        weight: how often each row counts, 0 on padding; every row once where left out.
+        weight: How often each row counts, 0 on padding; once if not given.
 
     Raises:
         DataError: a number that counts is not finite, or no row counts.
@@ -162,12 +162,12 @@ def sentiment_block(
     view the value of the most probable class.
 
     Args:
-        probabilities: class probabilities of each sample.
+        probabilities: Class probabilities of each sample.
         value: true sentiment of each sample, not rounded; None where the data have none.
         class_values: sentiment that each class stands for.
         train_counts: samples of each class in the training split, for the baseline.
-        groups: see `bootstrap.bootstrap_interval`.
-        bootstrap: its `seed` and `replicates`.
+        groups: See `bootstrap.bootstrap_interval`.
+        bootstrap: `seed` and `replicates` of `bootstrap.bootstrap_interval`.
 
     Returns:
         None without `value`, else `{value, low, high, majority, num_samples, left_out}` by name of

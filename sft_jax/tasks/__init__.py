@@ -11,7 +11,7 @@ from sft_jax.config.run import Config
 from sft_jax.config.task import TaskConfig
 from sft_jax.tasks.base import Metric, Task
 from sft_jax.tasks.classification import Classification
-from sft_jax.types import ConfigError
+from sft_jax.types import CheckpointError, ConfigError
 
 __all__ = [
     "TASKS",
@@ -46,7 +46,14 @@ def from_run(config: Config, data: Mapping[str, Any]) -> Task:
 
     Raises:
         ConfigError: There is no task of that name.
+        CheckpointError: The content lacks an entry that the task requires.
     """
+    missing = [name for name in required_data(config) if name not in data]
+    if missing:
+        raise CheckpointError(
+            f"data.json: found no {', '.join(missing)}, expected what task {config.task.name!r} "
+            "writes there; restore the file, or train into a new workdir"
+        )
     return _entry(config.task.name).from_run(config, data)
 
 

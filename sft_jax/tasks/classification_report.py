@@ -7,7 +7,12 @@ import numpy as np
 
 from sft_jax.metrics import sentiment
 from sft_jax.metrics.bootstrap import estimates
-from sft_jax.metrics.calibration import NUM_BINS, calibration_error, named_class, reliability
+from sft_jax.metrics.calibration import (
+    NUM_BINS,
+    calibration_error,
+    confidence_and_hits,
+    reliability,
+)
 from sft_jax.metrics.classification import confusion_matrix
 from sft_jax.tasks.base import (
     Code,
@@ -204,7 +209,7 @@ def _paired_change(first: Scored, other: Scored) -> dict[str, float | None] | No
     """
     if first.ids is None or not np.array_equal(first.ids, () if other.ids is None else other.ids):
         return None
-    before, after = (named_class(*_answers(entry))[1] for entry in (first, other))
+    before, after = (confidence_and_hits(*_answers(entry))[1] for entry in (first, other))
 
     def difference(times: np.ndarray) -> np.ndarray:
         return np.array([times @ (after - before) / times.sum()])
@@ -302,7 +307,7 @@ def _calibration(scored: Mapping[str, Scored]) -> ReportSection | None:
 def _calibration_row(entry: Scored) -> dict[str, Any]:
     """Calibration of a run with its interval, or of pooled runs with their spread over seeds."""
     probabilities, target = _answers(entry)
-    confidence, correct = named_class(probabilities, target)
+    confidence, correct = confidence_and_hits(probabilities, target)
     if entry.seeds is not None:
         errors = []
         means = []

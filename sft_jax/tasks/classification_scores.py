@@ -48,14 +48,14 @@ def evaluate(
     95 % and resample groups where there are some; they are None with fewer than two of them.
 
     Args:
-        probabilities: class probabilities of each sample.
-        label: true class of each sample.
-        weight: how often each row counts, 0 on padding.
+        probabilities: Class probabilities of each sample.
+        label: True class of each sample.
+        weight: How often each row counts, 0 on padding; once if not given.
         split: its name.
         step: of the optimizer.
         class_names: name of each class.
         train_counts: samples of each class in the training split, for the majority baseline.
-        group: name of each sample's group, e.g. its recording.
+        group: Group of each sample, such as its recording.
         scores: logits, for mAP and mAUC to rank by; the probabilities where left out (other ranks).
         class_values: sentiment that each class stands for; given with `value`, adds `sentiment`.
         value: true sentiment of each sample, not rounded.

@@ -8,9 +8,9 @@ from sft_jax.training.optimizer import Schedule
 
 
 def unused_settings(config: Config, schedule: Schedule, validates: bool) -> list[str]:
-    """Says of each setting that has no effect what it is and what to change, a line each.
+    """Describes each setting without an effect, and what to change, in a line.
 
-    Only the data say how many steps an epoch has, so these are warnings and no errors.
+    These are warnings rather than errors, since the steps per epoch depend on the data.
 
     Args:
         config: Resolved configuration.
@@ -18,15 +18,15 @@ def unused_settings(config: Config, schedule: Schedule, validates: bool) -> list
         validates: Whether there is a validation split.
     """
     return [
-        *_about_optimizer(config, schedule, validates),
-        *_about_mixup(config, schedule),
-        *_about_validation(config, schedule, validates),
-        *_about_augmentation(config),
+        *_check_optimizer(config, schedule, validates),
+        *_check_mixup(config, schedule),
+        *_check_validation(config, schedule, validates),
+        *_check_augmentation(config),
     ]
 
 
 def unused_checkpoints(config: Config, schedule: Schedule) -> list[str]:
-    """The same of `train.checkpoint_every`, which a sweep does not use."""
+    """The same for `train.checkpoint_every`, which a sweep does not use."""
     every = config.train.checkpoint_every
     if every == TrainConfig.checkpoint_every or schedule.checkpoint_every <= schedule.total:
         return []
@@ -37,7 +37,7 @@ def unused_checkpoints(config: Config, schedule: Schedule) -> list[str]:
     ]
 
 
-def _about_optimizer(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
+def _check_optimizer(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
     optimizer, total = config.optimizer, schedule.total
     warmup = optimizer.warmup.to_steps(schedule.steps_per_epoch)
     if warmup > total:
@@ -74,7 +74,7 @@ def _about_optimizer(config: Config, schedule: Schedule, validates: bool) -> Ite
             )
 
 
-def _about_mixup(config: Config, schedule: Schedule) -> Iterator[str]:
+def _check_mixup(config: Config, schedule: Schedule) -> Iterator[str]:
     mixup = config.mixup
     warmup = mixup.warmup.to_steps(schedule.steps_per_epoch)
     if mixup.mode == "none":
@@ -95,7 +95,7 @@ def _about_mixup(config: Config, schedule: Schedule) -> Iterator[str]:
         )
 
 
-def _about_validation(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
+def _check_validation(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
     train, total = config.train, schedule.total
     after = f"train.best_after: given {to_dict(train.best_after)}"
     if not validates:
@@ -118,7 +118,7 @@ def _about_validation(config: Config, schedule: Schedule, validates: bool) -> It
         )
 
 
-def _about_augmentation(config: Config) -> Iterator[str]:
+def _check_augmentation(config: Config) -> Iterator[str]:
     if config.augment.hide and len(config.modalities) == 1:
         yield (
             f"augment.hide: given {config.augment.hide} for a single modality, which is never "

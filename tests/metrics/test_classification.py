@@ -176,7 +176,7 @@ def test_vote_against_a_slow_loop(split):
 
 
 def test_vote_refuses_a_group_of_two_classes():
-    with pytest.raises(DataError, match=r"group 'x': found labels \[0, 2\].*one label a group"):
+    with pytest.raises(DataError, match=r"group 'x': found labels \[0, 2\].*one label per group"):
         metrics.vote(PROBABILITIES, LABEL, np.array(["x", "y", "z", "x"]))
 
 

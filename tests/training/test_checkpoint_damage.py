@@ -174,9 +174,7 @@ def test_a_whole_checkpoint_that_cannot_be_read_now_is_not_to_be_removed(
     with pytest.raises(CheckpointError, match=r"last/10: could not be read .*command again"):
         resume(folder.parent, abstract)
     monkeypatch.setattr(checkpoint, "differences", lambda *_: ["x: float32[3] here"])
-    with pytest.raises(
-        CheckpointError, match=r"last/10: .*as they were written: .*version"
-    ) as error:
+    with pytest.raises(CheckpointError, match=r"last/10: .*files are intact: .*version") as error:
         resume(folder.parent, abstract)
     assert "remove" not in str(error.value)
     monkeypatch.undo()
@@ -238,7 +236,7 @@ def test_with_none_whole_nothing_is_moved(saved, abstract, tmp_path):
     for call in (restore, resume, restore):
         with pytest.raises(
             CheckpointError,
-            match=r"no whole .*6/config/metadata: not found.*5/state/manifest.*remove .*beginning",
+            match=r"no intact .*6/config/metadata: not found.*5/state/manifest.*remove .*beginning",
         ):
             call(tmp_path, abstract)
     assert names(last) == ["5", "6"]
@@ -265,7 +263,7 @@ def test_a_damaged_best_is_written_again_where_that_can_be(
     assert progress.best_step == 6
     # Or the next start, with no best, would take it for the newest.
     assert (names(folder / "last"), names(folder / "best")) == (["4", "6.damaged"], ["6.damaged"])
-    assert "goes on from step 4 and writes it again" in capsys.readouterr().err
+    assert "resumes from step 4 and writes it again" in capsys.readouterr().err
 
 
 def test_a_damaged_best_ahead_of_the_training_is_written_again(saved, state, abstract, tmp_path):
@@ -291,7 +289,7 @@ def test_a_damaged_best_is_an_error_where_it_cannot_be_written_again(
     kept = shutil.copytree(folder / "last", tmp_path / "kept")
     for step in (7, 8):
         flip(folder / "last" / str(step) / "state" / "_METADATA")
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint .*remove .*/last to train"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint .*remove .*/last to train"):
         resume(tmp_path, abstract)
     shutil.copytree(kept, folder / "last", dirs_exist_ok=True)
     shutil.rmtree(folder / "best" / "6")

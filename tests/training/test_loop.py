@@ -290,7 +290,7 @@ def test_a_finished_run_is_left_as_it_is(run, capsys):
     records = (run.workdir / "metrics.jsonl").read_text()
     run.events.clear()
     assert run.train() == first
-    assert "checkpoint of step 12: nothing is left to train; to" in capsys.readouterr().out
+    assert "checkpoint of step 12: no steps left; to" in capsys.readouterr().out
     assert run.events == []
     assert (run.workdir / "metrics.jsonl").read_text() == records
 
