@@ -74,12 +74,12 @@ def confusion_matrix(
         DataError: A class that counts is not in 0 to `num_classes - 1`.
     """
     times = counted(weight, len(label))
-    kept = times > 0
-    label, predicted = np.asarray(label)[kept], np.asarray(predicted)[kept]
+    is_counted = times > 0
+    label, predicted = np.asarray(label)[is_counted], np.asarray(predicted)[is_counted]
     for what, classes in (("label", label), ("predicted", predicted)):
         check_classes(what, classes, num_classes)
     cells = label.astype(np.int64) * num_classes + predicted.astype(np.int64)
-    counts = np.bincount(cells, weights=times[kept], minlength=num_classes**2)
+    counts = np.bincount(cells, weights=times[is_counted], minlength=num_classes**2)
     return counts.astype(np.int64).reshape(num_classes, num_classes)
 
 
@@ -150,9 +150,9 @@ def vote(
         DataError: Samples of one group have different labels.
     """
     probabilities, label, times = distributions(probabilities, label, weight)
-    kept = times > 0
-    probabilities, label, times = probabilities[kept], label[kept], times[kept]
-    names, first, member = np.unique(group[kept], return_index=True, return_inverse=True)
+    is_counted = times > 0
+    probabilities, label, times = probabilities[is_counted], label[is_counted], times[is_counted]
+    names, first, member = np.unique(group[is_counted], return_index=True, return_inverse=True)
     odd = np.flatnonzero(label != label[first][member])
     if odd.size:
         name = names[member[odd[0]]]

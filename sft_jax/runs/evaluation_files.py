@@ -166,8 +166,10 @@ def read_predictions(
 
     arrays = {"id": entry("id", 1, "iuU"), "group": entry("group", 1, "iuU")}
     if classes:
-        label, probabilities = entry("label", 1, "iu"), entry("probabilities", 2, "f")
-        arrays |= {"label": label, "probabilities": probabilities}
+        arrays |= {
+            "label": entry("label", 1, "iu"),
+            "probabilities": entry("probabilities", 2, "f"),
+        }
     size = len(arrays["label" if classes else "id"])
     num_tokens = {f"kept/{spec.name}/indices": spec.num_tokens for spec in specs}
     arrays |= {name: entry(name, 2, "iu") for name in num_tokens if name in entries}
@@ -182,5 +184,5 @@ def read_predictions(
                 expected = f"-1 to {count - 1}"
                 raise misfit(path, name, f"tokens {low} to {high}", expected, _REMEDY)
     if classes:
-        check_distributions(path, probabilities, label, _REMEDY)
+        check_distributions(path, arrays["probabilities"], arrays["label"], _REMEDY)
     return entries

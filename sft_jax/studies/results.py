@@ -40,7 +40,7 @@ class Results:
 
         Args:
             workdir: Folder of the study.
-            study: The whole study, even if only a part of it is to be run.
+            study: Full study, even if only a part of it is to be run.
 
         Raises:
             CheckpointError: The folder belongs to another study, or to another state of this one.

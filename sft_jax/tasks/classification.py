@@ -1,4 +1,4 @@
-"""Classification: one of several classes for each sample.
+"""Classification: each sample belongs to one of several classes.
 
 Letters: `b` batch, `n` samples of a split, `c` classes.
 """
@@ -35,7 +35,7 @@ def cross_entropy(
     Args:
         logits: Unnormalised scores.
         label: Class of each sample.
-        label_smoothing: Share of the target that is spread evenly over all classes.
+        label_smoothing: Probability that is spread evenly over all classes.
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     target = jax.nn.one_hot(label, logits.shape[-1])
@@ -45,15 +45,14 @@ def cross_entropy(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification:
-    """The task of naming one class a sample; see `base.Task` for what its methods promise.
+    """The classification task; see `base.Task` for its methods.
 
     Attributes:
         class_names: Name of each class.
         train_counts: Samples of each class in the training split, for the majority baseline; empty
-            where nothing is scored.
-        class_values: Number that each class stands for, such as a degree of sentiment; empty where
-            classes have none.
-        label_smoothing: Share of the target that the training loss spreads over all classes.
+            if the task does not score.
+        class_values: Value of each class, such as a level of sentiment; empty if there are none.
+        label_smoothing: Label smoothing of the training loss.
     """
 
     class_names: tuple[str, ...]
@@ -106,7 +105,7 @@ class Classification:
 
     @classmethod
     def from_study(cls, record: Mapping[str, Any]) -> "Classification":
-        """The task of a study, from its `study.json`; it reports, and cannot score."""
+        """The task of a study, from its `study.json`; it cannot score."""
         return cls(class_names=tuple(record["class_names"]))
 
     @property
@@ -122,7 +121,7 @@ class Classification:
     def loss(
         self, outputs: Float[Array, "b c"], target: Int[Array, " b"]
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """Cross-entropy with label smoothing; every sample counts for one."""
+        """Cross-entropy with label smoothing; every sample has a count of 1."""
         losses = cross_entropy(outputs, target, self.label_smoothing)
         return losses, jnp.ones_like(losses)
 
@@ -152,7 +151,7 @@ class Classification:
         target: np.ndarray,
         times: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """Top-1, macro F1 and cross-entropy (of `loss` where the answers hold it)."""
+        """Top-1 accuracy, macro F1 and cross-entropy (from `loss` if given)."""
         probabilities, target, times = distributions(answers["probabilities"], target, times)
         confusion = confusion_matrix(
             target, probabilities.argmax(axis=1), probabilities.shape[1], times
@@ -170,7 +169,7 @@ class Classification:
     def group(
         self, answers: Mapping[str, np.ndarray], target: np.ndarray, groups: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Groups judged by the mean probabilities of their samples."""
+        """Mean probabilities of the samples of each group."""
         votes = vote(answers["probabilities"], target, groups)
         predicted = votes.probabilities.argmax(axis=-1)
         return {"probabilities": votes.probabilities, "predicted": predicted}, votes.label

@@ -312,9 +312,9 @@ def _calibration_row(entry: Scored) -> dict[str, Any]:
         errors = []
         means = []
         for seed in np.unique(entry.seeds):
-            own = entry.seeds == seed
-            errors.append(calibration_error(confidence[own], correct[own]))
-            means.append((confidence[own].mean(), correct[own].mean()))
+            chosen = entry.seeds == seed
+            errors.append(calibration_error(confidence[chosen], correct[chosen]))
+            means.append((confidence[chosen].mean(), correct[chosen].mean()))
         mean_confidence, accuracy = np.mean(means, axis=0)
         row = {
             "ECE": f"{100 * np.mean(errors):.1f}",

@@ -52,14 +52,14 @@ def _check_optimizer(config: Config, schedule: Schedule, validates: bool) -> Ite
             "that the learning rate never falls; shorten optimizer.warmup or train longer"
         )
     if optimizer.schedule != "plateau":
-        given = [
+        changed = [
             name
             for name in ("plateau_factor", "plateau_patience")
             if getattr(optimizer, name) != getattr(OptimizerConfig, name)
         ]
-        if given:
+        if changed:
             yield (
-                f"optimizer.{', optimizer.'.join(given)}: given with schedule "
+                f"optimizer.{', optimizer.'.join(changed)}: given with schedule "
                 f"{optimizer.schedule!r}, which does not use it; leave it out or set "
                 "schedule='plateau'"
             )
@@ -78,14 +78,14 @@ def _check_mixup(config: Config, schedule: Schedule) -> Iterator[str]:
     mixup = config.mixup
     warmup = mixup.warmup.to_steps(schedule.steps_per_epoch)
     if mixup.mode == "none":
-        given = [
+        changed = [
             name
             for name in ("alpha", "warmup", "groups")
             if getattr(mixup, name) != getattr(MixupConfig, name)
         ]
-        if given:
+        if changed:
             yield (
-                f"mixup.{', mixup.'.join(given)}: given with mode 'none', which blends nothing; "
+                f"mixup.{', mixup.'.join(changed)}: given with mode 'none', which blends nothing; "
                 "leave it out or choose another mode"
             )
     elif warmup >= schedule.total:
