@@ -13,7 +13,7 @@ from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.folds import FoldReader
 from sft_jax.studies.results import Results
 from sft_jax.studies.setting_runs import progress_bar, train_setting
-from sft_jax.tasks.classification_report import METRICS
+from sft_jax.tasks import from_study
 from sft_jax.types import ConfigError
 
 _CONFIG = flags.DEFINE_string(
@@ -46,7 +46,9 @@ def main():
             with progress_bar(total, f"{setting.name}, {runs} runs") as bar:
                 trained = train_setting(part, setting, folds, bar.update, read)
             results.add(setting, trained, study_cost)
-    print(StudyTables(read_study_folder(workdir), METRICS).scores_text())
+    study_folder = read_study_folder(workdir)
+    metrics = from_study(study_folder.record).metrics
+    print(StudyTables(study_folder, metrics).scores_text())
 
 
 def _seeds() -> list[int]:

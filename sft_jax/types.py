@@ -65,14 +65,14 @@ class Batch(TypedDict):
     Attributes:
         inputs: `{m: [b, t, f]}` float32 features, or `{m: [b, t]}` int32 ids for a token modality.
         mask: `{m: [b, t]}` bool, true where a real time step is.
-        label: `[b]` int32 class.
+        target: `[b, ...]` what is to be predicted, such as an int32 class `[b]`.
         weight: `[b]` float32, 0 on the rows that pad a ragged last batch.
         id: `[b]` int32 position of the record in its split, -1 on padding rows.
     """
 
     inputs: dict[str, Leaf]
     mask: dict[str, Leaf]
-    label: Leaf
+    target: Leaf
     weight: Leaf
     id: Leaf
 

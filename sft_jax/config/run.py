@@ -3,6 +3,7 @@
 import dataclasses
 
 from sft_jax.config.data import DataConfig
+from sft_jax.config.task import TaskConfig
 from sft_jax.config.training import AugmentConfig, MixupConfig, OptimizerConfig, TrainConfig
 from sft_jax.config.training import Duration as Duration
 from sft_jax.types import ConfigError, ModalitySpec, check_at_least, check_choice
@@ -179,6 +180,7 @@ class Config:
     """One run. An empty `modalities` takes them from the data, pooled to an eighth."""
 
     modalities: tuple[ModalitySpec, ...] = ()
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     model: ModelConfig = ModelConfig()
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

@@ -118,7 +118,7 @@ def collate(
         indices: position of each record in its split; becomes `id`.
         modalities: what to take of each record, and the lengths to pad to.
         normalizer: applied to every record.
-        batch_size: rows; those without a record have weight 0, label 0, id -1, and no real step.
+        batch_size: rows; those without a record have weight 0, target 0, id -1, and no real step.
 
     Raises:
         DataError: a record lacks a modality, is longer than its spec, differs in features, or has
@@ -136,7 +136,7 @@ def collate(
                 f"{', '.join(spec.name for spec in modalities)}, expected at least one, since "
                 "there is nothing to classify; leave the record out, or add a modality it has"
             )
-        batch["label"][row] = record["label"]
+        batch["target"][row] = record["label"]
         batch["weight"][row] = 1
         batch["id"][row] = index
     return batch
@@ -153,7 +153,7 @@ def empty_batch(modalities: Sequence[ModalitySpec], batch_size: int) -> Batch:
     return Batch(
         inputs=inputs,
         mask=mask,
-        label=np.zeros(batch_size, np.int32),
+        target=np.zeros(batch_size, np.int32),
         weight=np.zeros(batch_size, np.float32),
         id=np.full(batch_size, -1, np.int32),
     )

@@ -1,6 +1,7 @@
 """Peak memory of a process that runs one model and nothing else."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -20,7 +21,10 @@ def peak_alone(run: Callable[..., Any], *args: Any) -> int:
         *args: Its picklable arguments.
     """
     # A forked process would start with all memory of this one.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C reaches both processes; only this one reports it.
+    quiet = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=quiet) as process:
         return process.submit(_peak_after, run, args).result()
 
 

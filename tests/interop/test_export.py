@@ -15,8 +15,9 @@ import pytest
 
 from sft_jax.config.run import BaselineConfig, Config, ModelConfig
 from sft_jax.data.pipeline import Normalizer
+from sft_jax.interop.artefacts import artefact_files, artefact_table
 from sft_jax.interop.artefacts import stablehlo as stablehlo_format
-from sft_jax.interop.artefacts.artefact_files import Differences, artefact_files, artefact_table
+from sft_jax.interop.artefacts.artefact_files import Differences
 from sft_jax.training.predictor import Predictor
 from sft_jax.types import POOLS, WINDOW_POOLS, ConfigError, ModalitySpec
 

@@ -135,8 +135,16 @@ def test_a_process_with_other_settings_is_refused(second, tmp_path):
 
 
 def test_errors_of_one_process_are_raised_as_they_are():
-    with pytest.raises(ZeroDivisionError), processes.parting():
+    with pytest.raises(ZeroDivisionError), processes.shutdown_on_exit():
         _ = 1 / 0
+
+
+def test_ctrl_c_in_one_of_several_processes_is_one_line(second, monkeypatch, capsys):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="1"), processes.parting():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "process 1 of 2: interrupted\n"
 
 
 # A verb that sums over all processes until it is ended.

@@ -83,6 +83,25 @@ def stopped_run(trainer, tmp_path_factory):
     return workdir, output
 
 
+def test_ctrl_c_saves_and_ends_by_the_signal(trainer, tmp_path):
+    process = trainer.start(tmp_path / "run")
+    wait_for_step(process, tmp_path / "run", 7)
+    process.send_signal(signal.SIGINT)
+    output, errors = trainer.finish(process, code=-signal.SIGINT)
+    saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints" / "last").iterdir())
+    assert f"stopped at step {saved}, saved; the same command goes on from there" in output
+    assert f"stopping after step {saved}: saving" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_run_goes_on_where_nobody_reads_its_output(trainer, straight_run, read_run, tmp_path):
+    process = trainer.start(tmp_path / "run")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=500) == 0
+    assert read_run(tmp_path / "run").records == read_run(straight_run.workdir).records
+
+
 def test_a_terminated_run_says_so_and_goes_on(
     stopped_run, straight_run, trainer, read_run, tmp_path
 ):
