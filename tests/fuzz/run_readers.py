@@ -169,7 +169,7 @@ def _read_study(path: Path) -> None:
     for rows in (tables.overview(), tables.other_metrics(), tables.costs(), tables.curves()):
         assert rows is not None
     for name in study.names:
-        assert all(len(part["label"]) for part in study.predictions(name))
+        assert all(len(part["label"]) for part in study.predictions(name).values())
     found = Results(path, _study())
     for setting in _study().settings:
         found.missing(setting)
