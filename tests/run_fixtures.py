@@ -16,10 +16,10 @@ import optax
 import pytest
 
 from sft_jax.config.data import DataConfig
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import AugmentConfig, Config, MixupConfig, ModelConfig, TrainConfig
 from sft_jax.models import registry
 from sft_jax.training import run, session, sharding, state, step
-from sft_jax.types import ModalitySpec
 
 DEVICES = 8
 # Only before the first use of a device; whoever initialises jax earlier must ask for them as well.

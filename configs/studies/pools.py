@@ -6,9 +6,9 @@ Needs the recordings in the `seglearn` package: `pip install 'sft_jax[demo]'`. W
 docs/results.md.
 """
 
+from sft_jax.config.modality import COUNTING_POOLS, WINDOW_POOLS
 from sft_jax.config.smartwatch_studies import DENSE, study
 from sft_jax.config.study import Setting
-from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS
 
 
 def get_study():

@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float
 from sft_jax.attention.platform import target_platform
 from sft_jax.attention.streamed import streamed
 from sft_jax.attention.tpu.tpu_dense import kernel_attention, kernel_fits
-from sft_jax.config.run import IMPLEMENTATIONS
-from sft_jax.types import check_choice
+from sft_jax.config.checks import check_choice
+from sft_jax.config.model import IMPLEMENTATIONS
 
 _MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 _CPU_STREAM_FROM = 128 * 128  # scores of one head from which streaming is faster on a CPU

@@ -52,7 +52,7 @@ def study_cost(config: Config) -> dict[str, str | int | float | None]:
     pools; the latter are as many as the former for models that keep every token, and None for those
     that pool what they have fused.
     """
-    alone = config.model.name == "unimodal" and config.model.baseline.modality
+    alone = getattr(config.model.options, "modality", "")
     seen = [spec for spec in config.modalities if not alone or spec.name == alone]
     tokens = sum(spec.num_tokens for spec in seen)
     kept = None if config.model.name in ("concat", "unimodal") else tokens

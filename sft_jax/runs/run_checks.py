@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from sft_jax.metrics.calibration import reliability
-from sft_jax.types import DataError, ModalitySpec
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.types import DataError
 
 _EVALUATE = "write it again with `python -m sft_jax.evaluate`"
 

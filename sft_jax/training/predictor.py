@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sft_jax.config.modality import COUNTING_POOLS, WINDOW_POOLS, ModalitySpec
 from sft_jax.config.run import Config, TrainConfig
 from sft_jax.data.arrays import ArrayTable, check_arrays
 from sft_jax.data.pipeline import Normalizer, collate, empty_batch
@@ -18,7 +19,7 @@ from sft_jax.models import registry
 from sft_jax.training import run, session
 from sft_jax.training.sharding import make_mesh
 from sft_jax.training.step import eval_outputs
-from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS, ConfigError, DataError, ModalitySpec
+from sft_jax.types import ConfigError, DataError
 
 LARGEST_BATCH = 256
 _NEEDED = ("normalizer", "class_names")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from sft_jax.config.run import BlockStyle
+from sft_jax.config.modality import COUNTING_POOLS, POOLS, ModalitySpec
+from sft_jax.config.model import BlockStyle
 from sft_jax.models import pooling
 from sft_jax.models.layers import BlockConfig
 from sft_jax.models.pooling import SparsePooling
 from sft_jax.models.pools import saliency_weights
-from sft_jax.types import COUNTING_POOLS, POOLS, SALIENCY_POOLS, ModalitySpec
 
 T = 7
 ALL = [True] * T
@@ -130,7 +130,9 @@ def test_cls_topk_never_holds_more_than_its_own_rows():
     assert largest_array("attn_topk", t) >= (t + 1) ** 2
 
 
-@pytest.mark.parametrize("pool", [n for n in POOLS if n not in (*SALIENCY_POOLS, "cls_topk")])
+@pytest.mark.parametrize(
+    "pool", [n for n, kind in POOLS.items() if not (kind.saliency or kind.selects_queries)]
+)
 def test_pools_that_do_not_rank_ask_for_no_saliency(pool, monkeypatch, rng):
     asked = []
     attend = pooling.AttentionResidual.__call__

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sft_jax.config.data import DataConfig, SyntheticOptions
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import (
     Config,
     Duration,
@@ -23,7 +24,7 @@ from sft_jax.config.study import COMPLETE, Condition, Setting, Study
 from sft_jax.studies import results, setting_runs
 from sft_jax.studies.folds import FoldReader, under
 from sft_jax.training import session
-from sft_jax.types import CheckpointError, ConfigError, ModalitySpec
+from sft_jax.types import CheckpointError, ConfigError
 
 SPECS = (
     ModalitySpec(name="m0", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=3),

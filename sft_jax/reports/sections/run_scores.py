@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.metrics.bootstrap import estimates
 from sft_jax.metrics.calibration import calibration_error, named_class
 from sft_jax.reports.tables import change_interval, change_of, figure_of, interval_of
-from sft_jax.types import ModalitySpec
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
