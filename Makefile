@@ -3,17 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 # A file of .ci/locks says what is installed; without it, it is the newest that there is.
 LOCK ?=
+WITH ?= test
 RUN = $(VENV)/bin/python -m
 DEMO := runs/demo
 # The versions that are supported, from the first to the last, and a Python for each.
 SETS := oldest-3.11 newest-3.13
 # What leans most on the versions of others; TESTS=tests for all.
 TESTS ?= $(shell sed '/^\#/d' .ci/selection.txt)
+# Extras that tests need and the others do not, and the tests that need them.
+EXTRAS := export,docs,torch
+EXTRA_TESTS := tests/interop tests/docs/test_docs_site.py tests/files/test_torch_files.py
 # Tools of an environment of their own: sft_jax does not need what they need.
 TOOLS := build/tools
 
 .PHONY: install test slow nightly lint demo benchmark fuzz faults notebooks docs clean
-.PHONY: $(SETS) sets versions locks wheel audit licences
+.PHONY: $(SETS) sets versions extras locks wheel audit licences
 
 install: $(VENV)/installed
 
@@ -26,7 +30,7 @@ ifdef LOCK
 	$(RUN) pip install --quiet --no-deps --no-build-isolation --editable .
 	$(RUN) pip check
 else
-	$(RUN) pip install --quiet --editable '.[test]'
+	$(RUN) pip install --quiet --no-compile --editable '.[$(WITH)]'
 endif
 	touch $@
 
@@ -43,7 +47,7 @@ slow: install
 	$(RUN) pytest --numprocesses=auto --dist=loadfile -m slow
 
 # All that there is to try, in about two and a half hours on two cores.
-nightly: test slow $(SETS) fuzz faults wheel
+nightly: test slow extras $(SETS) fuzz faults wheel
 
 sets:
 	@echo $(SETS)
@@ -55,6 +59,12 @@ $(SETS):
 
 versions: install
 	$(RUN) pytest --numprocesses=auto --dist=loadfile $(TESTS)
+
+# Tests that are skipped where an extra is missing; here none may be.
+extras:
+	$(MAKE) install VENV=build/extras WITH=test,$(EXTRAS)
+	NO_SKIPS=1 NO_MKDOCS_2_WARNING=1 build/extras/bin/python -m pytest \
+		--numprocesses=auto --dist=loadfile $(EXTRA_TESTS)
 
 locks: $(TOOLS)/installed
 	for set in $(SETS); do \

@@ -4,8 +4,8 @@
         --workdir=runs/mine
 
 Entries are `<modality>` `[n, t, f]` (or `[n, t]` integer ids), `label` `[n]`, and optionally
-`mask/<modality>` or `length/<modality>`, `id`, `group`. Modalities, lengths and classes are taken
-from the file; every modality is pooled to an eighth of its tokens.
+`mask/<modality>` or `length/<modality>`, `id`, `group`, `split`. Modalities, lengths and
+classes are taken from the file; every modality is pooled to an eighth of its tokens.
 """
 
 from sft_jax.config.data import ArraysOptions, DataConfig

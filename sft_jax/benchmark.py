@@ -20,8 +20,8 @@ from sft_jax.efficiency.model_costs import random_batch
 from sft_jax.efficiency.throughput import matmul_peak, one_device_a_core, peak_memory
 from sft_jax.efficiency.variants import VARIANTS, variant
 from sft_jax.interop.torch import torch_benchmark
-from sft_jax.reports.figures import performance, plots
-from sft_jax.reports.tables import format_table
+from sft_jax.reports.figures import speed_figures, style
+from sft_jax.reports.text_tables import format_table
 
 _CONFIG = cli.define_config(required=False)
 _COMPARE = flags.DEFINE_list("compare", ["sft"], f"Models to time, of {', '.join(VARIANTS)}.")
@@ -91,7 +91,7 @@ def _models(config):
     for name, size in peaks.items():
         numbers[name]["process_peak_bytes"] = size
     about = {"matmul_peak_flops_per_second": peak, "process_peak_bytes": peak_memory()}
-    _keep(config, {**about, "models": numbers}, performance.throughput_bars(numbers))
+    _keep(config, {**about, "models": numbers}, speed_figures.throughput_bars(numbers))
     if _PROFILE.value:
         benchmarks.profile(candidates, Path(_PROFILE.value))
 
@@ -113,7 +113,7 @@ def _sweep(config):
         f"{_WINDOW.value} steps, in turn, with the fastest and the slowest."
     )
     numbers = [point.to_json(axis) for point in points]
-    figure = performance.sweep_lines(numbers, axis)
+    figure = speed_figures.sweep_lines(numbers, axis)
     _keep(config, {"axis": axis, "sweep": numbers, "exponents": powers}, figure)
 
 
@@ -129,7 +129,7 @@ def _keep(config, numbers, figure):
         }
         Path(_JSON.value).write_text(json.dumps({**about, **numbers}, indent=1) + "\n")
     if _PLOT.value:
-        plots.save(figure, Path(_PLOT.value))
+        style.save(figure, Path(_PLOT.value))
 
 
 def _attention():

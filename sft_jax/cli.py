@@ -13,6 +13,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sft_jax import console
 from sft_jax.config.io import check_setting, find
 from sft_jax.training import processes
 from sft_jax.types import CheckpointError, ConfigError, DataError, NonFiniteError
@@ -154,6 +155,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def run(main: Callable[..., None], argument: str = "", devices: Devices | None = None):
     """Parses flags and runs `main`; an error that names its remedy ends without a traceback.
 
+    So does Ctrl-C. Where nobody reads the output any more, `main` goes on without it.
+
     Args:
         main: what to run.
         argument: what the one word stands for that comes beside the flags and is handed to `main`;
@@ -177,4 +180,5 @@ def run(main: Callable[..., None], argument: str = "", devices: Devices | None =
             except (ConfigError, DataError, CheckpointError, NonFiniteError) as error:
                 sys.exit(f"{type(error).__name__}: {error}")
 
-    app.run(guarded, flags_parser=_parse_flags)
+    with console.outliving_readers(), console.interruptible():
+        app.run(guarded, flags_parser=_parse_flags)

@@ -13,7 +13,7 @@ from sft_jax.config.io import from_dict
 from sft_jax.efficiency.cost_tables import NOTE, layer_row, model_row
 from sft_jax.efficiency.layer_costs import layer_costs
 from sft_jax.efficiency.variants import VARIANTS, variant
-from sft_jax.reports.tables import format_table
+from sft_jax.reports.text_tables import format_table
 
 _CONFIG = cli.define_config()
 _COMPARE = flags.DEFINE_list(

@@ -4,10 +4,10 @@ import jax
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.reports import example
-from sft_jax.reports.sections.run_scores import metric_rows
-from sft_jax.reports.tables import format_table
-from sft_jax.runs.run_folder import save_example
+from sft_jax.reports import example_recording
+from sft_jax.reports.text_tables import format_table
+from sft_jax.runs.example_file import save_example
+from sft_jax.tasks.classification_report import metric_rows
 from sft_jax.training import session
 
 _WORKDIR = cli.define_workdir()
@@ -31,7 +31,7 @@ def main():
     print(f"{split} split, {result['num_samples']} samples, step {result['step']}\n")
     print(format_table(metric_rows(result)), end="\n\n")
     print(format_table(result["per_class"]), end="\n\n")
-    shown = example.of_split(opened.source, split, predictions, opened.config.modalities)
+    shown = example_recording.of_split(opened.source, split, predictions, opened.config.modalities)
     if shown is not None:
         save_example(workdir / "example.npz", shown)
     print(f"written: {workdir / f'evaluation_{split}.json'}, predictions and example beside it")

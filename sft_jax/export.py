@@ -15,7 +15,7 @@ from sft_jax.efficiency.model_costs import check_complete
 from sft_jax.efficiency.variants import VARIANTS, variant
 from sft_jax.interop.artefacts import artefact_files, artefact_table
 from sft_jax.interop.artefacts.stablehlo import Exportable
-from sft_jax.reports.tables import format_table
+from sft_jax.reports.text_tables import format_table
 from sft_jax.training.predictor import load
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")

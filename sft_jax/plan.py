@@ -15,7 +15,7 @@ from sft_jax.config.io import from_dict
 from sft_jax.efficiency import plan_tables
 from sft_jax.efficiency.topology import EXAMPLES, parse
 from sft_jax.efficiency.variants import VARIANTS, variant
-from sft_jax.reports.tables import format_table
+from sft_jax.reports.text_tables import format_table
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_list(

@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.data.arrays import read_arrays
+from sft_jax.data.array_entries import load_entries
 from sft_jax.training.predictor import load
 
 _WORKDIR = cli.define_workdir()
@@ -20,8 +20,12 @@ _DEVICES = cli.define_devices()
 
 def main():
     """Writes ids, probabilities, classes and kept tokens; prints how often each class came up."""
-    table = read_arrays(_INPUT.value, require_label=False)
-    prediction = load(cli.path(_WORKDIR), _CHECKPOINT.value).predict_table(table)
+    entries = load_entries(_INPUT.value)
+    predictor = load(cli.path(_WORKDIR), _CHECKPOINT.value)
+    table = predictor.table(entries, _INPUT.value)
+    for remark in table.remarks:
+        print(remark)
+    prediction = predictor.predict_table(table)
     output = Path(_OUTPUT.value)
     prediction.save(output)
     counts = Counter(prediction.class_names[i] for i in prediction.predicted)

@@ -1,7 +1,7 @@
 """Writes a report: `python -m sft_jax.report --workdir=runs/x`.
 
 The folder is that of a run, of several (`--workdir=runs/x,runs/y`) or of a sweep. One page that
-needs nothing else, `writer.html`, and its Markdown twin, `writer.md`, are left there.
+needs nothing else, `report.html`, and its Markdown twin, `report.md`, are left there.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.efficiency.cost_tables import NOTE, beside_dense
-from sft_jax.reports import writer
+from sft_jax.reports import report_writer
 
 _WORKDIRS = flags.DEFINE_list(
     "workdir", None, "A run, several with commas between, or a sweep.", required=True
@@ -23,10 +23,10 @@ _OUTPUT = flags.DEFINE_string(
 def main():
     """Writes the report and prints its tables of metrics."""
     workdirs = list(map(_folder, _WORKDIRS.value))
-    document = writer.read_document(workdirs, writer.CostModel(beside_dense, NOTE))
-    folder = cli.path(_OUTPUT) if _OUTPUT.value else writer.folder_of(workdirs)
-    path = writer.write(document, folder)
-    print(f"{writer.results_text(document)}\n\nreport: {path}")
+    document = report_writer.read_document(workdirs, report_writer.CostModel(beside_dense, NOTE))
+    folder = cli.path(_OUTPUT) if _OUTPUT.value else report_writer.default_folder(workdirs)
+    path = report_writer.write(document, folder)
+    print(f"{report_writer.results_text(document)}\n\nreport: {path}")
 
 
 def _folder(name: str) -> Path:

@@ -9,7 +9,7 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.reports.seed_spread import spread_rows
-from sft_jax.reports.tables import format_table
+from sft_jax.reports.text_tables import format_table
 
 _WORKDIRS = flags.DEFINE_list(
     "workdirs", None, "Evaluated runs, named <setting>-<seed>.", required=True

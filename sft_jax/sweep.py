@@ -8,12 +8,13 @@ from absl import flags
 from sft_jax import cli
 from sft_jax.config.study import load_study
 from sft_jax.efficiency.model_costs import study_cost
-from sft_jax.reports.sections.study_scores import setting_rows
-from sft_jax.reports.tables import format_table
+from sft_jax.reports.sections.study_tables import StudyTables
+from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.folds import FoldReader
 from sft_jax.studies.results import Results
 from sft_jax.studies.setting_runs import progress_bar, train_setting
+from sft_jax.tasks.classification_report import METRICS
 from sft_jax.types import ConfigError
 
 _CONFIG = flags.DEFINE_string(
@@ -48,8 +49,8 @@ def main():
             results.add(setting, trained, study_cost)
     found = read_study_folder(workdir)
     for level in found.levels:
-        rows = setting_rows(found, level, found.record["metric"])
-        print(f"{found.record['metric']} per {level}:\n\n{format_table(rows)}\n")
+        rows = StudyTables(found, METRICS).settings(level)
+        print(f"{found.metric} per {level}:\n\n{format_table(rows)}\n")
 
 
 def _seeds() -> list[int]:

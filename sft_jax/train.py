@@ -4,13 +4,15 @@ The same command goes on where an earlier one was stopped.
 """
 
 import shlex
+import signal
 import sys
 
 import jax
 
-from sft_jax import cli
+from sft_jax import cli, console
 from sft_jax.config.io import from_dict
 from sft_jax.training import session
+from sft_jax.training.loop import Outcome
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir("Folder of the run; resumed if it has one.")
@@ -21,13 +23,18 @@ def main():
     """Trains, and says how it ended."""
     command = f"python -m sft_jax.train {shlex.join(sys.argv[1:])}"
     outcome = session.train(from_dict(_CONFIG.value), cli.path(_WORKDIR), command)
-    if jax.process_index():
-        return  # one process speaks for all
+    if jax.process_index() == 0:  # one process speaks for all
+        print(_end(outcome))
+    # Several processes leave together, which one that is ended by a signal would not.
+    if outcome.stopped_by in (signal.SIGINT, signal.SIGHUP) and jax.process_count() == 1:
+        console.end_by(outcome.stopped_by)
+
+
+def _end(outcome: Outcome) -> str:
     if not outcome.finished:
-        print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
-        return
+        return f"stopped at step {outcome.step}, saved; the same command goes on from there"
     best = "" if outcome.best is None else f"; best {outcome.best:.4f} at step {outcome.best_step}"
-    print(f"finished at step {outcome.step}{best}")
+    return f"finished at step {outcome.step}{best}"
 
 
 if __name__ == "__main__":

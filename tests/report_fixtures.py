@@ -9,7 +9,7 @@ from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.metrics import classification as metrics
-from sft_jax.runs.run_folder import Example
+from sft_jax.runs.example_file import Example
 
 NAMES = ["up", "down", "still", "turn"]
 LEVELS = {"sample": 0.0, "group": 0.05}

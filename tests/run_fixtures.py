@@ -19,6 +19,7 @@ from sft_jax.config.data import DataConfig
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import AugmentConfig, Config, MixupConfig, ModelConfig, TrainConfig
 from sft_jax.models import registry
+from sft_jax.runs import run_files
 from sft_jax.training import run, session, sharding, state, step
 
 DEVICES = 8
@@ -282,7 +283,7 @@ def read_run():
     """From a run folder to its records and its last and best state."""
 
     def read(workdir):
-        config = run.read_config(workdir)
+        config = run_files.read_config(workdir)
         mesh = sharding.make_mesh(config.train, jax.devices()[:1])
         model = registry.build(config)
         states = {

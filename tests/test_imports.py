@@ -28,11 +28,13 @@ ALLOWED = {
     "metrics": set(),
     "tasks": {"config", "metrics"},
     "data": {"config", "files"},
-    "runs": {"config", "files", "metrics"},
+    "runs": {"config", "files"},
 }
 ALLOWED["training"] = {*ALLOWED}
 for room in ("studies", "efficiency", "interop", "reports"):
     ALLOWED[room] = {*ALLOWED["training"], "training"}
+# What the commands share.
+ALLOWED["console"] = set()
 ALLOWED["cli"] = {*ALLOWED}
 ALLOWED[VERBS] = {*ALLOWED}
 # The public face, which imports nothing before it is asked for.

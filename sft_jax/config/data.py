@@ -114,19 +114,28 @@ class ArraysOptions:
 
     Attributes:
         path: the file or directory; entries `<m>`, `label`, and optionally `mask/<m>` or
-            `length/<m>`, `id`, `group` (samples of one group stay in one split).
-        valid_fraction, test_fraction: shares of the groups (or samples) held out, seeded.
+            `length/<m>`, `id`, `group` (samples of one group stay in one split), `split`.
+        modalities: Entries to take as modalities, in this order. Where empty, all that look like
+            sequences are taken, and `prepare` says which are not.
+        valid_fraction, test_fraction: shares of the groups (or of each class) held out, seeded.
         split_seed: draws the split.
-        class_names: names of the classes in order; numbers where empty.
+        class_names: Names of the classes in order; where empty, classes are named after the labels.
     """
 
     path: str = ""
+    modalities: tuple[str, ...] = ()
     valid_fraction: float = 0.2
     test_fraction: float = 0.2
     split_seed: int = 0
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
+        for name in ("modalities", "class_names"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ConfigError(
+                    f"data.options.{name}: given {given}, expected each name once; remove one"
+                )
         check_fraction("data.options", self, "valid_fraction", "test_fraction")
         check_at_least("data.options", self, 0, "split_seed")
         if self.valid_fraction + self.test_fraction >= 1:

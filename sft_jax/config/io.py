@@ -121,7 +121,7 @@ def find(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.is_file():
         return path
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     # Inside the package once it is installed, beside it in a checkout.
     ours = package if (package / "configs").is_dir() else package.parent
     if path.parts[:1] == ("configs",) and (ours / path).is_file():

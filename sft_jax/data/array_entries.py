@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,6 +76,52 @@ def load_entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
     needed = _float_bytes({key: (values.shape, values.dtype) for key, values in found.items()})
     check_fits(needed, root, "folder", "give fewer samples")
     return found
+
+
+def as_array(values: Any, key: str, where: str) -> np.ndarray:
+    """`values` as an array of numbers, truth values or text.
+
+    Lists, arrays of JAX and columns of pandas are converted. Python objects become numbers or text
+    where all of them are.
+
+    Args:
+        values: Anything that NumPy can make an array of.
+        key: Name of the entry, for error messages.
+        where: Name of the file, for error messages.
+
+    Raises:
+        DataError: NumPy makes no such array of it.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufUS":
+        return values
+    wanted = "an array of numbers or text, or nested lists of equal lengths"
+    remedy = "pad sequences to one length with length/<m>, and fill in what is missing"
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        found = f"{type(values).__name__} ({error})"
+        raise layout_error(where, key, found, wanted, remedy) from error
+    if array.dtype.kind == "O":
+        array = _of_objects(array)
+    if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize <= 2:
+        # Numbers of ml_dtypes, such as bfloat16, which NumPy has no kind for.
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "biufUS":
+        found = f"{type(values).__name__} of {array.dtype}"
+        raise layout_error(where, key, found, wanted, remedy)
+    return array
+
+
+def _of_objects(array: np.ndarray) -> np.ndarray:
+    """The array with a type for what it holds; as it is where that is mixed or no number or text.
+
+    Text and numbers are not mixed, since NumPy would write a number (or a NaN) as text.
+    """
+    flat = array.reshape(-1).tolist()
+    for kinds in (str, bytes, bool | np.bool_, int | np.integer, int | float | np.number):
+        if flat and all(isinstance(value, kinds) for value in flat):
+            return np.asarray(flat).reshape(array.shape)
+    return array
 
 
 def _check_archive(path: Path, layouts: Mapping[str, Layout]):

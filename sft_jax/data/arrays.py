@@ -4,18 +4,17 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from sft_jax.data.array_entries import CHUNK, load_entries
+from sft_jax.data.array_entries import CHUNK, as_array, load_entries
+from sft_jax.data.class_labels import read_classes
+from sft_jax.data.modality_choice import choose_modalities, left_out_remarks, modality_remarks
 from sft_jax.data.records import MOST_TOKENS, ModalityInfo, Record, fixed_length
+from sft_jax.data.splits import SPLIT_NAMES
 from sft_jax.files.errors import explained, layout_error
 from sft_jax.types import DataError
-
-_COLUMNS = ("label", "id", "group")
-_MAX_MODALITIES = 8
-# Every class up to the largest has a name, and a count in each split.
-_MAX_CLASSES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,10 +26,14 @@ class ArrayTable(Sequence):
         modalities: one per array, in the order of the file (of names, for a directory).
         inputs: `{m: [n, t, f]}` float32 or `{m: [n, t]}` int32.
         mask: `{m: [n, t]}` bool.
-        label: `[n]` int64, or None where the file has none; records then carry 0.
+        label: `[n]` int64 positions in `class_names`, or None where labels were not asked for;
+            records then carry 0.
+        class_names: Names of the classes; empty without labels.
         id: of every sample; its position where the file has none.
         group: of every sample; its id where the file has none.
+        split: Split of every sample, or None where the file does not say.
         repairs: how many values of each modality were not finite and became 0.
+        remarks: Sentences on what was left out, assumed or looks wrong.
     """
 
     path: str
@@ -38,9 +41,12 @@ class ArrayTable(Sequence):
     inputs: dict[str, np.ndarray]
     mask: dict[str, np.ndarray]
     label: np.ndarray | None
+    class_names: tuple[str, ...]
     id: list[str]
     group: list[str]
+    split: list[str] | None
     repairs: dict[str, int]
+    remarks: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.id)
@@ -66,91 +72,89 @@ class ArrayTable(Sequence):
         return map(self.__getitem__, range(len(self)))
 
 
-def read_arrays(path: str | os.PathLike, require_label: bool) -> ArrayTable:
+def read_arrays(path: str | os.PathLike, require_label: bool, **options: Any) -> ArrayTable:
     """Reads an `.npz` file or a directory of `.npy`, and checks all of it.
 
     Entries: one array per modality, `[n, t, f]` floats or `[n, t]` whole-number ids; `label [n]`;
     optionally `mask/<m> [n, t]` bool or `length/<m> [n]` (steps from the start that are real),
-    `id [n]` and `group [n]`. Without mask and length every step is real. Values that are not
-    finite become 0 and are counted in `repairs` where the step is real.
+    `id [n]`, `group [n]` and `split [n]`. Without mask and length every step is real. Values that
+    are not finite become 0 and are counted in `repairs` where the step is real.
 
     Args:
         path: file or directory.
-        require_label: false to read samples that have no label yet.
+        require_label: False to read samples for prediction; labels and splits are then ignored.
+        **options: `modalities` and `class_names` of `check_arrays`.
 
     Raises:
         DataError: anything is missing, of the wrong rank or type, or does not agree.
     """
-    return check_arrays(load_entries(path), require_label, str(path))
+    return check_arrays(load_entries(path), require_label, str(path), **options)
 
 
 def check_arrays(
-    entries: Mapping[str, np.ndarray], require_label: bool, where: str = "arrays"
+    entries: Mapping[str, Any],
+    require_label: bool,
+    where: str = "arrays",
+    modalities: Sequence[str] = (),
+    class_names: Sequence[str] = (),
 ) -> ArrayTable:
     """Checks arrays in memory, as `read_arrays` does those of a file.
 
     Args:
-        entries: by name, as in a file.
-        require_label: false for samples that have no label yet.
+        entries: By name, as in a file; lists and whatever else NumPy makes an array of, too.
+        require_label: False for samples for prediction; labels and splits are then ignored.
         where: what errors call them.
+        modalities: Entries to take as modalities; all that look like sequences where empty.
+        class_names: Names of the classes, see `class_labels.read_classes`.
 
     Raises:
         DataError: anything is missing, of the wrong rank or type, or does not agree.
     """
-    if require_label and "label" not in entries:
+    arrays = {key: as_array(values, key, where) for key, values in entries.items()}
+    if require_label and "label" not in arrays:
         raise layout_error(
             where,
             "label",
-            f"entries {', '.join(entries) or 'none'}",
+            f"entries {', '.join(arrays) or 'none'}",
             "an entry 'label' with the class of every sample",
             "add it; only prediction reads files without labels",
         )
-    names = _modality_names(entries, where)
-    size = len(entries[names[0]]) if entries[names[0]].ndim else 0
+    names, left_out = choose_modalities(arrays, modalities, where)
+    size = len(arrays[names[0]]) if arrays[names[0]].ndim else 0
     infos, inputs, mask, repairs = [], {}, {}, {}
     for name in names:
-        _check_modality(entries[name], name, size, where)
-        mask[name] = _read_mask(entries, name, where)
-        inputs[name], repaired = _clean(entries[name], mask[name], name, where)
+        _check_modality(arrays[name], name, size, where)
+        mask[name] = _read_mask(arrays, name, where)
+        inputs[name], repaired = _clean(arrays[name], mask[name], name, where)
         infos.append(_describe(inputs[name], name))
         if repaired:
             repairs[f"{name}: values that were not finite, set to 0"] = repaired
     _check_some_modality(mask, where)
-    ids = _read_text(entries, "id", size, where) or [str(row) for row in range(size)]
+    ids = _read_text(arrays, "id", size, where) or [str(row) for row in range(size)]
     _check_unique(ids, where)
+    remarks = left_out_remarks(left_out)
+    label = None
+    found_names: tuple[str, ...] = ()
+    if require_label:
+        label, found_names, about_classes = read_classes(arrays["label"], class_names, where)
+        if len(label) != size:
+            raise _samples_error(where, "label", len(label), size)
+        remarks += about_classes
+        for name in names:
+            remarks += modality_remarks(name, inputs[name], label)
     return ArrayTable(
         path=where,
         modalities=tuple(infos),
         inputs=inputs,
         mask=mask,
-        label=_read_label(entries["label"], size, where) if "label" in entries else None,
+        label=label,
+        class_names=found_names,
         id=ids,
-        group=_read_text(entries, "group", size, where) or ids,
+        group=_read_text(arrays, "group", size, where) or ids,
+        split=_read_split(arrays, size, where) if require_label else None,
         repairs=repairs,
+        remarks=remarks,
     )
-
-
-def _modality_names(entries: Mapping[str, np.ndarray], where: str) -> list[str]:
-    names = [key for key in entries if key not in _COLUMNS and "/" not in key]
-    if not 1 <= len(names) <= _MAX_MODALITIES:
-        raise layout_error(
-            where,
-            "modalities",
-            f"{len(names)} in entries {', '.join(entries) or 'none'}",
-            f"1 to {_MAX_MODALITIES} arrays named after their modality",
-            "add the arrays, or save fewer",
-        )
-    admitted = {f"{kind}/{name}" for kind in ("mask", "length") for name in names}
-    for key in entries:
-        if "/" in key and key not in admitted:
-            raise layout_error(
-                where,
-                key,
-                "an entry of this name",
-                f"mask/<m> or length/<m> with <m> one of {', '.join(names)}",
-                "rename or remove it",
-            )
-    return names
 
 
 def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> None:
@@ -162,7 +166,7 @@ def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> Non
             name,
             f"{values.dtype} of shape {values.shape}",
             "features [n, t, f] or whole-number ids [n, t], none of them empty",
-            "reshape it",
+            "reshape it, or name the entries to take without it in data.options.modalities",
         )
     if len(values) != size:
         raise _samples_error(where, name, len(values), size)
@@ -254,27 +258,25 @@ def _check_some_modality(mask: dict[str, np.ndarray], where: str) -> None:
         )
 
 
-def _read_label(label: np.ndarray, size: int, where: str) -> np.ndarray:
-    if label.ndim != 1 or label.dtype.kind not in "iu":
+def _read_split(entries: Mapping[str, np.ndarray], size: int, where: str) -> list[str] | None:
+    """`train`, `valid` or `test` for every sample, or None where the file does not say."""
+    given = _read_text(entries, "split", size, where)
+    if given is None:
+        return None
+    splits = [SPLIT_NAMES.get(name.strip().lower(), "") for name in given]
+    if "" in splits:
+        row = splits.index("")
         raise layout_error(
             where,
-            "label",
-            f"{label.dtype} of shape {label.shape}",
-            f"whole numbers of shape ({size},)",
-            "number the classes from 0 and save them with .astype(int)",
+            "split",
+            f"{given[row]!r} for sample {row}",
+            f"one of {', '.join(SPLIT_NAMES)}",
+            "correct it, or remove the entry to have splits drawn",
         )
-    if len(label) != size:
-        raise _samples_error(where, "label", len(label), size)
-    if label.min() < 0 or label.max() >= _MAX_CLASSES:
-        row = int(np.argmin(label) if label.min() < 0 else np.argmax(label))
-        raise layout_error(
-            where,
-            "label",
-            f"{label[row]} for sample {row}",
-            f"classes from 0 to below {_MAX_CLASSES}",
-            "remove samples without a class, and number the classes from 0",
-        )
-    return label.astype(np.int64)
+    if "train" not in splits:
+        found = ", ".join(sorted(set(splits)))
+        raise layout_error(where, "split", f"{found} alone", "some samples to train on", "add them")
+    return splits
 
 
 def _read_text(

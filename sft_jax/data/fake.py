@@ -7,6 +7,7 @@ features are noise around a direction that belongs to the class, so that a model
 import dataclasses
 import math
 import pickle
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,13 @@ def write_fake(
                 f"fake_dir: given {directory}, where {path.name} is already, expected a folder "
                 "without it; choose another, or remove the file"
             )
-    fake.write(paths, fake, size, {**fake.shapes, **(shapes or {})}, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    # A file that was not finished would look like a whole one: its size is that of all samples.
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=directory) as folder:
+        unfinished = [Path(folder) / path.name for path in paths]
+        fake.write(unfinished, fake, size, {**fake.shapes, **(shapes or {})}, rng)
+        for file, path in zip(unfinished, paths, strict=True):
+            file.rename(path)
     return paths
 
 

@@ -301,9 +301,10 @@ def infer_modalities(info: DataInfo, specs: Sequence[ModalitySpec]) -> tuple[Mod
     known = {modality.name: modality for modality in info.modalities}
     for spec in specs:
         if spec.name not in known:
+            reasons = [text for text in info.remarks if text.startswith(f"entry {spec.name} ")]
             raise ConfigError(
                 f"modalities.{spec.name}: given, but the data has {', '.join(known)}; expected "
-                "these names; rename or remove it"
+                f"these names; rename or remove it{''.join(f' ({text})' for text in reasons)}"
             )
         _check_spec(spec, known[spec.name])
     return tuple(specs)

@@ -133,6 +133,7 @@ def _wrong(info: DataInfo) -> str:
         ),
         "class_values": len(info.class_values) in (0, classes) and _is_finite(*info.class_values),
         "repairs": _is_counts(info.repairs, info.repairs),
+        "remarks": _is_text(*info.remarks),
         "options": isinstance(info.options, Mapping),
         "groups": set(info.groups) == set(SPLITS) and _are_texts(info.groups),
         "split_units": set(info.split_units) <= set(SPLITS) and _are_texts(info.split_units),

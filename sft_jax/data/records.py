@@ -125,6 +125,7 @@ class DataInfo:
             equal fingerprints mean equal records.
         directory: where the prepared files lie.
         class_values: number that each class stands for, in order; empty where classes have none.
+        remarks: Sentences on what was left out, assumed or looks wrong.
     """
 
     source: str
@@ -141,6 +142,17 @@ class DataInfo:
     fingerprint: str
     directory: str
     class_values: tuple[float, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The remarks, and the classes that a split has no sample of."""
+        return self.remarks + tuple(
+            text
+            for split in SPLITS
+            if self.num_records[split]
+            for text in _missing_classes(split, self.class_names, self.class_counts[split])
+        )
 
     @property
     def num_classes(self) -> int:
@@ -173,6 +185,7 @@ class DataInfo:
         parsed = {
             "class_names": tuple(given["class_names"]),
             "class_values": tuple(given["class_values"]),
+            "remarks": tuple(given.get("remarks", ())),
             "modalities": modalities,
             "statistics": statistics,
         }
@@ -194,6 +207,7 @@ class Contents:
     class_values: tuple[float, ...] = ()
     repairs: dict[str, int] | Callable[[], dict[str, int]] = dataclasses.field(default_factory=dict)
     split_units: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def fixed_length(
@@ -248,6 +262,7 @@ def describe(info: DataInfo) -> str:
         lines.append(f"repaired     {what}: {count}")
     if not info.repairs:
         lines.append("repaired     nothing")
+    lines += [f"warning      {text}" for text in info.warnings]
     lines.append(f"sha256       {info.source_sha256 or 'no source file'}")
     lines.append(f"fingerprint  {info.fingerprint}")
     lines.append(f"directory    {info.directory}")
@@ -258,3 +273,13 @@ def _balance(names: Sequence[str], counts: Sequence[int]) -> str:
     if len(names) > _MOST_CLASSES:
         return f"{len(names)} classes of {min(counts)} to {max(counts)} records"
     return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+
+
+def _missing_classes(split: str, names: Sequence[str], counts: Sequence[int]) -> tuple[str, ...]:
+    missing = [name for name, count in zip(names, counts, strict=True) if not count]
+    if not missing:
+        return ()
+    shown = ", ".join(missing[:_MOST_CLASSES]) + (", ..." if len(missing) > _MOST_CLASSES else "")
+    effect = "cannot be learned" if split == "train" else "cannot be scored there"
+    count = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
+    return (f"split {split} has no sample of {count} of {len(names)}, which {effect}: {shown}",)

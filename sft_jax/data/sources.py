@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -34,7 +35,10 @@ def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
     Raises:
         DataError: the source cannot be used.
     """
-    builder = _builder(config)
+    return _prepare(_builder(config), force)
+
+
+def _prepare(builder: SourceBuilder, force: bool = False) -> DataInfo:
     if force and builder.directory.exists():
         # Renamed first: a removal that is interrupted must not leave half a directory to open.
         aside = builder.directory.with_name(f"removed.{uuid.uuid4().hex}")
@@ -63,6 +67,38 @@ def open_source(config: DataConfig) -> "Source":
         DataError: the source cannot be used.
     """
     return Source(Path(prepare(config).directory))
+
+
+def open_source_of_run(config: DataConfig, fingerprint: str) -> "Source":
+    """As `open_source`, but with the records an earlier version of this package prepared for a run.
+
+    A newer version may make other records of the same file and options; it may draw another split,
+    say. Those of the run are used where they are still in `config.data_dir`.
+
+    Args:
+        config: Configuration of the run.
+        fingerprint: Fingerprint of the data that the run was trained on.
+
+    Raises:
+        DataError: the source cannot be used.
+    """
+    builder = _builder(config)
+    if builder.fingerprint != fingerprint:
+        for found in sorted(builder.directory.parents[1].glob(f"*-{fingerprint[:12]}/*")):
+            if _is_prepared(found) and _is_of_run(read_info(found), builder, fingerprint):
+                return Source(found)
+    return Source(Path(_prepare(builder).directory))
+
+
+def _is_of_run(info: DataInfo, builder: SourceBuilder, fingerprint: str) -> bool:
+    """Whether records have this fingerprint and come from the builder's file with its options."""
+    options = json.loads(json.dumps(builder.identity()))
+    stored = {key: value for key, value in info.options.items() if key in options}
+    return (
+        info.fingerprint == fingerprint
+        and info.source_sha256 == builder.sha256
+        and stored == {key: options[key] for key in stored}
+    )
 
 
 class Source:

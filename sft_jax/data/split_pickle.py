@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from sft_jax.data.records import SPLITS, Contents
 from sft_jax.data.sequence_table import SequenceTable, modality_info
+from sft_jax.data.splits import SPLIT_NAMES
 from sft_jax.files.errors import layout_error
 from sft_jax.files.mapped_pickles import map_pickle
 from sft_jax.files.rows import Rows, as_rows, describe, text
@@ -27,8 +28,23 @@ def read_splits(path: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         DataError: the file cannot be read, or a split or a key is missing.
     """
     content = map_pickle(path)
-    splits = _entries(path, "file", content, SPLITS)
+    splits = _entries(path, "file", _with_split_names(path, content), SPLITS)
     return {split: _entries(path, split, splits[split], keys) for split in SPLITS}
+
+
+def _with_split_names(path: Path, content: Any) -> Any:
+    """`content` with `train`, `valid` and `test` for other names of splits, such as `dev`."""
+    if not isinstance(content, Mapping):
+        return content
+    renamed: dict[Any, Any] = {}
+    for key, entries in content.items():
+        name = text(key) if isinstance(key, bytes) else key
+        name = SPLIT_NAMES.get(name.lower(), name) if isinstance(name, str) else name
+        if name in renamed and name in SPLITS:
+            keys = ", ".join(map(str, content))
+            raise layout_error(path, "file", keys, f"one split {name}", "remove one of them")
+        renamed[name] = entries
+    return renamed
 
 
 def _entries(path: Path, key: str, given: Any, names: Sequence[str]) -> dict[str, Any]:

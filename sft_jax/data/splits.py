@@ -1,7 +1,18 @@
-"""How samples are drawn for the splits, class by class."""
+"""Names of splits, and samples drawn for them class by class."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
+
+# Names of splits in lower case, and the split that each means.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "dev", "development"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# Groups compared for each draw, to bound the time.
+_CANDIDATES = 256
 
 
 def stratified(label: Int[np.ndarray, " n"], fraction: float, seed: int) -> Bool[np.ndarray, " n"]:
@@ -34,3 +45,48 @@ def stratified_folds(label: Int[np.ndarray, " n"], folds: int, seed: int) -> Int
         order = np.random.default_rng([seed, int(c)]).permutation(len(rows))
         fold[rows[order]] = np.arange(len(rows)) % folds
     return fold
+
+
+def hold_out(
+    label: Int[np.ndarray, " n"], group: Sequence[str], fraction: float, seed: int
+) -> Bool[np.ndarray, " n"]:
+    """Draws samples by class, `[n]` bool, without parting a group.
+
+    Where every sample is a group of its own, this is `stratified`. Otherwise `fraction` of the
+    groups is drawn, at least one if it is above zero: each time the group that brings the counts of
+    the classes closest to their share, and where possible none that leaves a class without samples.
+
+    Args:
+        label: Class of each sample, from 0.
+        group: Group of each sample.
+        fraction: Share to hold out.
+        seed: Seed of the draw.
+    """
+    names, index = np.unique(np.asarray(group), return_inverse=True)
+    if len(names) == len(label):
+        return stratified(label, fraction, seed)
+    if not fraction:
+        return np.zeros(len(label), bool)
+    counts = np.zeros((len(names), int(label.max()) + 1), np.int64)
+    np.add.at(counts, (index, label), 1)
+    return _draw_groups(counts, max(1, round(fraction * len(names))), seed)[index]
+
+
+def _draw_groups(
+    counts: Int[np.ndarray, "groups classes"], number: int, seed: int
+) -> Bool[np.ndarray, " groups"]:
+    order = np.random.default_rng(seed).permutation(len(counts))
+    left = counts.sum(axis=0)
+    wanted = left * number / len(counts)
+    weight = 1 / np.where(left > 0, wanted, 1)  # as in a chi-squared distance
+    held_out = np.zeros(len(counts), bool)
+    drawn = np.zeros_like(left)
+    for _ in range(min(number, len(counts))):
+        candidates = order[~held_out[order]][:_CANDIDATES]
+        distance = (weight * (drawn + counts[candidates] - wanted) ** 2).sum(axis=1)
+        takes_last = ((left > 0) & (left == counts[candidates])).any(axis=1)
+        best = candidates[np.lexsort((distance, takes_last))[0]]
+        held_out[best] = True
+        drawn += counts[best]
+        left = left - counts[best]
+    return held_out

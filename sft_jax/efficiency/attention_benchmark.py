@@ -1,4 +1,4 @@
-"""Attention implementations side by side: time and temporary memory, forward and backward."""
+"""Time and temporary memory of attention implementations, forward and backward."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -18,17 +18,17 @@ _FORWARD, _BACKWARD = "forward", "forward + backward"
 def compare(
     *, batch: int, tokens: int, heads: int, head_width: int, saliency: bool, repeats: int
 ) -> list[dict[str, Any]]:
-    """`streamed` against `xla`: rows of a table, one implementation and pass each.
+    """Compares `streamed` with `xla`: one table row for each implementation and pass.
 
     Half of the samples have padding, so both implementations apply a key mask.
 
     Args:
-        batch: samples `b`.
-        tokens: queries and keys `t`.
-        heads: heads `h`.
-        head_width: width `e` of a head.
-        saliency: also return the saliency, as the attention in front of a pool does.
-        repeats: timed rounds.
+        batch: Number of samples `b`.
+        tokens: Number of queries and keys `t`.
+        heads: Number of heads `h`.
+        head_width: Width `e` of a head.
+        saliency: Whether to return the saliency too, as attention before a pool does.
+        repeats: Number of timed rounds.
     """
     qkv, arguments = _inputs(batch, tokens, heads, head_width, saliency, masked=True)
     variants = {name: _dense(name, arguments) for name in IMPLEMENTATIONS}
@@ -46,17 +46,17 @@ def compare_fixed(
     strides: Sequence[int],
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """`fixed`, the block-sparse pattern, against `streamed` dense attention: rows as `compare`'s.
+    """Compares `fixed` block-sparse attention with `streamed` dense attention, as `compare` does.
 
     Args:
-        batch: samples `b`.
-        tokens: tokens `t` behind CLS, which is one more query and key.
-        heads: heads `h`.
-        head_width: width `e` of a head.
-        saliency: also return the saliency.
-        masked: whether half of the samples have padding; without, there is no mask at all.
-        strides: tokens in a block of the pattern, a row each.
-        repeats: timed rounds.
+        batch: Number of samples `b`.
+        tokens: Number of tokens `t` besides CLS, which adds a query and a key.
+        heads: Number of heads `h`.
+        head_width: Width `e` of a head.
+        saliency: Whether to return the saliency too.
+        masked: Whether half of the samples have padding; without, no mask is applied.
+        strides: Block sizes of the pattern, one row each.
+        repeats: Number of timed rounds.
     """
     qkv, arguments = _inputs(batch, tokens + 1, heads, head_width, saliency, masked)
     variants = {"streamed": _dense("streamed", arguments)}
@@ -83,7 +83,7 @@ def _inputs(batch, length, heads, head_width, saliency, masked):
 def _compare(
     variants: Mapping[str, Callable[[Any], Attention]], qkv, repeats: int
 ) -> list[dict[str, Any]]:
-    """Rows of every variant and pass, with their ratios to the first variant."""
+    """One row for each variant and pass, with ratios to the first variant."""
     first = next(iter(variants))
     compiled = {}
     for name, forward in variants.items():

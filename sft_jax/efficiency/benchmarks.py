@@ -1,4 +1,4 @@
-"""The tables of `python -m sft_jax.benchmark`: models side by side, and one setting varied."""
+"""Tables of `python -m sft_jax.benchmark`: models side by side, and one setting varied."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +24,11 @@ _PROFILED_STEPS = 3
 def rows(
     measured: Mapping[str, Measurement], process_peaks: Mapping[str, int] | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of a table, one a model, each with its ratios to the first.
+    """One row for each model, with its ratios to the first.
 
     Args:
-        measured: by model.
-        process_peaks: by the same names, bytes of a process of its own; a column where given.
+        measured: Measurements by model.
+        process_peaks: Peak bytes of a separate process by model; adds a column.
     """
     first = next(iter(measured.values()))
     return [
@@ -57,7 +57,7 @@ def _spread(rate: Rate) -> str:
 
 
 def profile(candidates: Mapping[str, Candidate], folder: Path):
-    """Writes a trace of a few steps of each, named, for Perfetto or XProf."""
+    """Writes a trace of a few named steps of each candidate, for Perfetto or XProf."""
     with jax.profiler.trace(str(folder), create_perfetto_trace=True):
         for name, entry in candidates.items():
             for kind in KINDS:
@@ -70,11 +70,11 @@ class Point(NamedTuple):
     """One model at one value of a sweep.
 
     Attributes:
-        value: of the setting.
-        model: its name.
-        batch_size: samples of a step.
-        rate: samples a second by kind.
-        temporary_bytes: of a step, by kind; None where the compiler does not say.
+        value: Value of the setting that is varied.
+        model: Name of the model.
+        batch_size: Samples per step.
+        rate: Samples per second by kind.
+        temporary_bytes: Temporary bytes of a step by kind; None if unknown.
     """
 
     value: Value
@@ -84,16 +84,16 @@ class Point(NamedTuple):
     temporary_bytes: dict[str, int | None]
 
     def milliseconds(self, kind: str) -> float:
-        """Median time of a sample."""
+        """Median seconds per sample."""
         return 1e3 / self.rate[kind].median
 
     def temporary(self, kind: str) -> float | None:
-        """Temporary bytes of a sample."""
+        """Temporary bytes per sample."""
         size = self.temporary_bytes[kind]
         return None if size is None else size / self.batch_size
 
     def to_json(self, axis: str) -> dict[str, Any]:
-        """As plain data, with the value under the name of what is varied."""
+        """Plain data, with the value under the name of the varied setting."""
         kinds = {
             kind: {
                 "samples_per_second": self.rate[kind]._asdict(),
@@ -108,17 +108,17 @@ class Point(NamedTuple):
 def along(
     configs: Mapping[str, Config], axis: str, values: Sequence[Value], repeats: int, window: int
 ) -> list[Point]:
-    """Models along a sweep, every value of every model in turn with all others.
+    """Times models along a sweep, all values of all models in turn.
 
     Args:
-        configs: by model.
-        axis: a key of `sweep.AXES`.
-        values: of that setting.
-        repeats: timed rounds, after one that does not count.
-        window: steps in a row, synchronised at the end only.
+        configs: Configurations by model.
+        axis: Key of `scaling.AXES`.
+        values: Values of that setting.
+        repeats: Number of timed rounds, after one warm-up round.
+        window: Consecutive steps per round, synchronised only at the end.
 
     Raises:
-        ConfigError: see `sweep.at`.
+        ConfigError: See `scaling.at`.
     """
     moved = {
         (value, name): at(config, axis, value)
@@ -139,7 +139,7 @@ def along(
 
 
 def sweep_rows(points: Sequence[Point], axis: str) -> list[dict[str, Any]]:
-    """Rows of a table, one a value and model; times and memory are those of a sample."""
+    """One row for each value and model, with time and memory per sample."""
     return [
         {
             axis: point.value,
@@ -160,13 +160,13 @@ def _times(rate: Rate) -> str:
 
 
 def exponents(points: Sequence[Point]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Powers of the varied number that a sample's costs grow with, fitted over the sweep.
+    """Exponents with which the costs of a sample grow along the sweep.
 
     Returns:
-        `{model: {kind: {"time": p, "temporary": p}}}`; None where a cost is not known.
+        `{model: {kind: {"time": p, "temporary": p}}}`; None if a cost is unknown.
 
     Raises:
-        ConfigError: fewer than two values.
+        ConfigError: There are fewer than two values.
     """
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for name in dict.fromkeys(point.model for point in points):
@@ -185,7 +185,7 @@ def exponents(points: Sequence[Point]) -> dict[str, dict[str, dict[str, float | 
 def exponent_rows(
     powers: Mapping[str, Mapping[str, Mapping[str, float | None]]],
 ) -> list[dict[str, Any]]:
-    """Rows of a table of `exponents`, one a model."""
+    """One row of `exponents` for each model."""
     return [
         {
             "model": name,

@@ -1,4 +1,4 @@
-"""Accelerators that a run can be planned for: one table, with where each number is from."""
+"""Table of accelerators that a run can be planned for, with the source of each number."""
 
 import dataclasses
 import textwrap
@@ -8,21 +8,21 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip (one JAX device).
+    """A chip, that is, one JAX device.
 
     Attributes:
         platform: `tpu`, `gpu` or `cpu`.
-        flops: operations a second of matrix products at best, by the dtype of the model; empty
-            where none is published.
-        memory: bytes that a program may take; 0 where there is no fixed number.
-        bandwidth: bytes a second of that memory, at best.
-        link_bandwidth: bytes a second to all neighbours together, one way.
-        axes: of the network, for a slice of TPU chips.
-        cores: that names such as `v4-128` count, a chip.
-        chip_config: how the TPU compiler takes a chip; `megacore` joins its two cores.
-        host: chips that share a host, for GPUs.
-        target: settings of the GPU compiler beside those above.
-        device_name: as the CUDA driver states it.
+        flops: Peak operations per second of matrix products, by the model's data type; empty if
+            none is published.
+        memory: Bytes that a program may use; 0 if there is no fixed limit.
+        bandwidth: Peak bandwidth of that memory in bytes per second.
+        link_bandwidth: One-way bandwidth to all neighbours together, in bytes per second.
+        axes: Number of network axes of a TPU slice.
+        cores: Cores per chip, which names such as `v4-128` count.
+        chip_config: The TPU compiler's name of the chip's mode; `megacore` joins its two cores.
+        host: GPUs per host.
+        target: Further settings of the GPU compiler.
+        device_name: Name of the device in the CUDA driver.
     """
 
     platform: str
@@ -44,7 +44,7 @@ def _tpu(teraflops: float, **data) -> Chip:
     return Chip(platform="tpu", flops=flops, **data)
 
 
-# What the CUDA compiler asks about every GPU of compute capability 8.0 and 9.0 alike: CUDA C++
+# Settings of the CUDA compiler that all GPUs of compute capability 8.0 and 9.0 share: CUDA C++
 # Programming Guide, table "Technical Specifications per Compute Capability".
 _CUDA = {
     "threads_per_block_limit": 1024,
@@ -121,13 +121,13 @@ CHIPS = {
         },
         device_name="NVIDIA A100-SXM4-80GB",
     ),
-    # The devices at hand; what they reach is measured (`benchmark`), not published.
+    # Local devices; their rates are measured (`benchmark`), not published.
     "cpu": Chip(platform="cpu", flops={}, memory=0, bandwidth=0.0, link_bandwidth=0.0),
 }
 
 
 def target_config(chip: Chip) -> str:
-    """What the CUDA compiler must know of a GPU that is not there, as a text proto."""
+    """Description of an absent GPU for the CUDA compiler, as a text proto."""
     target = dict(chip.target)
     major = target.pop("major")
     settings = {

@@ -1,4 +1,4 @@
-"""What a model costs, as rows of a table: in all, and layer by layer."""
+"""Table rows with the cost of a model, in total and layer by layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +15,12 @@ out. Saved: what the forward pass keeps for the backward pass, parameters aside.
 
 
 def model_row(name: str, config: Config, layers: Sequence[LayerCost]) -> dict[str, Any]:
-    """A row for a whole model of these layers."""
+    """A row for a model with these layers."""
     return {"model": name, "parameters": num_parameters(config), **_costs(layers)}
 
 
 def layer_row(layer: LayerCost) -> dict[str, Any]:
-    """A row for one layer, or a stack of equal ones."""
+    """A row for one layer, or for a stack of equal layers."""
     return {
         "layer": layer.layer,
         "layers": layer.count,
@@ -30,7 +30,7 @@ def layer_row(layer: LayerCost) -> dict[str, Any]:
 
 
 def beside_dense(config: Config) -> list[dict[str, Any]]:
-    """Rows of a configured model and, where it pools, of the same one that keeps every token."""
+    """Rows of a configured model and, if it pools, of the same model with every token kept."""
     configs = {config.model.name: config}
     if config.model.name == "sft" and any(spec.pool != "none" for spec in config.modalities):
         configs["dense"] = variant(config, "dense")

@@ -1,4 +1,4 @@
-"""Floating-point operations of a program, counted without running it."""
+"""Floating-point operations of a traced function, counted without running it."""
 
 import math
 from collections import Counter
@@ -12,28 +12,28 @@ CONVENTION = "GFLOP counts matrix products alone, 2 operations a multiply-add"
 
 
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Operations in the matrix products of `function`, two a multiply-add.
+    """Operations of the matrix products in `function`, two per multiply-add.
 
-    They are counted in the traced program, before any compiler has touched it: a loop's body as
-    often as it runs, of a branch the dearest side. Element-wise work is left out, as in the
-    figures that the field states; so the distances of `attn_kmedoids` do not count.
+    Counted in the traced program, before compilation: loop bodies times their trip counts, and the
+    most expensive side of a branch. Element-wise work is left out, as is usual in published
+    figures, so the distances of `attn_kmedoids` do not count.
 
     Args:
-        function: what to count; it is traced, not run.
-        *args: its arguments, arrays or `jax.ShapeDtypeStruct`.
+        function: Function to trace; it is not run.
+        *args: Its arguments, arrays or `jax.ShapeDtypeStruct`.
 
     Raises:
-        ValueError: a loop whose number of turns the program does not say.
+        ValueError: The trip count of a loop is not in the program.
     """
     return sum(flops_by_scope(function, *args).values())
 
 
 def flops_by_scope(function: Callable[..., Any], *args: Any) -> Counter[str]:
-    """As `matmul_flops`, by the scope in which a product was asked for.
+    """Like `matmul_flops`, by the scope of each product.
 
     Returns:
-        Operations by path: the names of `jax.named_scope`, which linen opens for every module, with
-        slashes between, in the order of the program.
+        Operations by path of `jax.named_scope` names (linen opens one for every module), in the
+        order of the program.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr, "")
 
@@ -46,7 +46,7 @@ def _count(jaxpr: core.Jaxpr, scope: str) -> Counter[str]:
 
 
 def scope_of(eqn: core.JaxprEqn, outer: str = "") -> str:
-    """The path of an equation inside a program of scope `outer`."""
+    """Scope path of an equation inside a program of scope `outer`."""
     return "/".join(part for part in (outer, str(eqn.source_info.name_stack)) if part)
 
 
@@ -66,7 +66,8 @@ def _equation(eqn: core.JaxprEqn, scope: str) -> Counter[str]:
     inner = [_count(jaxpr, scope) for jaxpr in core.jaxprs_in_params(params)]
     if name == "while" and any(map(_total, inner)):
         raise ValueError(
-            "a while loop with matrix products in it: its turns are not in the program; use a scan"
+            "found a while loop with matrix products, expected a scan, whose trip count is in the "
+            "program; write the loop as a scan"
         )
     return sum(inner, Counter())
 

@@ -1,4 +1,4 @@
-"""Training and inference of configured models, timed in turn on this machine."""
+"""Times training and inference of configured models in turn on this machine."""
 
 import dataclasses
 import math
@@ -31,17 +31,17 @@ KINDS = ("train", "infer")
 
 
 class Candidate(NamedTuple):
-    """Something to time.
+    """A model to time.
 
     Attributes:
-        train: takes one optimizer step on one batch and returns what to wait for.
-        infer: evaluates the same batch.
-        batch_size: samples of a batch.
-        compile_seconds: by kind; 0 where nothing is compiled ahead.
-        temporary_bytes: by kind, what the compiler says a step holds beside its arguments, on all
-            devices together; None where it does not say.
-        moved_bytes: takes a kind and counts what the instructions of a step read and write, on all
-            devices together (see `hlo_cost.program_cost`); None where no program can be read.
+        train: Runs one optimizer step on a batch and returns the arrays to wait for.
+        infer: Evaluates the same batch.
+        batch_size: Samples of the batch.
+        compile_seconds: Compilation time by kind; 0 if nothing is compiled ahead of time.
+        temporary_bytes: By kind, bytes that a step reserves besides its arguments on all devices,
+            as the compiler reports; None if unknown.
+        moved_bytes: Function from a kind to the bytes that a step reads and writes on all devices
+            (see `hlo_cost.program_cost`); None if there is no program to read.
     """
 
     train: Callable[[], Any]
@@ -53,13 +53,13 @@ class Candidate(NamedTuple):
 
 
 def candidate(config: Config) -> Candidate:
-    """The training and the evaluation step of a configuration, on a random batch of its size.
+    """Compiles training and evaluation of a configuration on a random batch of its size.
 
-    The batch is everything real; masks are applied all the same, as in training. It is shared by
-    as many of the devices here as can have equal parts of it.
+    Nothing in the batch is masked, but masks are applied as in training. The batch is sharded over
+    as many local devices as can take equal parts.
 
     Raises:
-        ConfigError: modalities or classes that are left to the data.
+        ConfigError: Modalities or classes are left to the data.
     """
     check_complete(config)
     model, mesh = registry.build(config), make_mesh(config.train, jax.devices()[: _shards(config)])
@@ -76,7 +76,7 @@ def candidate(config: Config) -> Candidate:
     holder = [state]
 
     def train_once():
-        # The state is donated, so the next call takes what this one hands back.
+        # The state is donated, so each call passes its result on to the next.
         holder[0], metrics = train(holder[0], batch)
         return metrics
 
@@ -95,17 +95,17 @@ def candidate(config: Config) -> Candidate:
 
 
 def _shards(config: Config) -> int:
-    """The most devices that a batch (and its groups of mixup partners) can be shared by."""
+    """Largest number of devices that can share a batch and its mixup groups evenly."""
     train = config.train
     if -1 not in (train.data_parallel, train.fsdp_parallel):
-        return jax.device_count()  # as the configuration says, or an error of `make_mesh`
+        return jax.device_count()  # as configured; `make_mesh` raises if it cannot be
     groups = [] if config.mixup.mode == "none" else [config.mixup.groups]
     size = math.gcd(train.batch_size // train.accumulate, *groups)
     return max(n for n in range(1, jax.device_count() + 1) if size % n == 0)
 
 
 def uncompiled(train: Callable[[], Any], infer: Callable[[], Any], batch_size: int) -> Candidate:
-    """Another library's calls, called once each, so that whatever they compile is compiled."""
+    """A candidate from another library's calls, each called once to compile."""
     seconds = {}
     for kind, call in {"train": train, "infer": infer}.items():
         start = time.perf_counter()
@@ -115,7 +115,7 @@ def uncompiled(train: Callable[[], Any], infer: Callable[[], Any], batch_size: i
 
 
 class Rate(NamedTuple):
-    """Samples a second over the rounds."""
+    """Samples per second over the rounds."""
 
     median: float
     low: float
@@ -123,7 +123,7 @@ class Rate(NamedTuple):
 
     @classmethod
     def of(cls, timing: Timing, batch_size: int) -> "Rate":
-        """The rate at which batches that take so long pass through."""
+        """Converts seconds per batch into samples per second."""
         return cls(batch_size / timing.median, batch_size / timing.high, batch_size / timing.low)
 
 
@@ -133,7 +133,7 @@ def rates(
     window: int,
     kinds: Sequence[str] = KINDS,
 ) -> dict[tuple[Name, str], Rate]:
-    """Samples a second by name and kind, all candidates taking turns."""
+    """Samples per second by name and kind, with candidates timed in turn."""
     calls = {
         (name, kind): getattr(entry, kind) for name, entry in candidates.items() for kind in kinds
     }
@@ -142,19 +142,19 @@ def rates(
 
 
 def megabytes(size: int | float | None) -> float | None:
-    """Bytes for a table; None where they are not known."""
+    """Megabytes for a table; None if unknown."""
     return None if size is None else round(size / 1e6, 1)
 
 
 def compare(configs: Mapping[str, Config], repeats: int) -> list[dict[str, Any]]:
-    """Rows of a table, one a configuration, as they stand (mixup, too), timed in turn.
+    """Times configurations in turn, mixup included, and returns one table row for each.
 
     Args:
-        configs: by the name that a row gets.
-        repeats: timed rounds.
+        configs: Configurations by the name of their row.
+        repeats: Number of timed rounds.
 
     Raises:
-        ConfigError: a configuration that leaves modalities or classes to the data.
+        ConfigError: A configuration leaves modalities or classes to the data.
     """
     candidates = {name: candidate(config) for name, config in configs.items()}
     measured = rates(candidates, repeats, window=1)
@@ -173,15 +173,15 @@ def compare(configs: Mapping[str, Config], repeats: int) -> list[dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One model on this machine.
+    """Measurements of one model on this machine.
 
     Attributes:
-        rate: samples a second by kind.
-        compile_seconds: by kind.
-        temporary_bytes: by kind; None where the compiler does not say.
-        parameters: trained numbers.
-        gflop: of products for one sample, by kind.
-        share_of_peak: by kind, of what a large product reaches on this machine.
+        rate: Samples per second by kind.
+        compile_seconds: Compilation time by kind.
+        temporary_bytes: Temporary bytes by kind; None if unknown.
+        parameters: Number of trained parameters.
+        gflop: GFLOP of matrix products for one sample, by kind.
+        share_of_peak: Fraction of the rate of a large matrix product on this machine, by kind.
     """
 
     rate: dict[str, Rate]
@@ -199,14 +199,14 @@ def measure(
     repeats: int,
     window: int,
 ) -> dict[str, Measurement]:
-    """Candidates timed in turn.
+    """Times candidates in turn.
 
     Args:
-        candidates: by name.
-        configs: by the same names, of the model that each computes.
-        peak: operations a second that a share is taken of (see `throughput.matmul_peak`).
-        repeats: timed rounds, after one that does not count.
-        window: steps in a row, synchronised at the end only.
+        candidates: Candidates by name.
+        configs: Configuration of each candidate's model, by the same names.
+        peak: Operations per second that count as the peak (see `throughput.matmul_peak`).
+        repeats: Number of timed rounds, after one warm-up round.
+        window: Consecutive steps per round, synchronised only at the end.
     """
     measured = rates(candidates, repeats, window)
     found = {}
@@ -225,7 +225,7 @@ def measure(
 
 
 def to_json(measurement: Measurement) -> dict[str, Any]:
-    """As plain data: `train.samples_per_second.median`, `infer.samples_per_second.median`, ..."""
+    """Plain data with keys such as `train.samples_per_second.median`."""
     return {
         "parameters": measurement.parameters,
         **{
@@ -244,22 +244,21 @@ def to_json(measurement: Measurement) -> dict[str, Any]:
 def intensities(
     candidates: Mapping[str, Candidate], measured: Mapping[str, Measurement]
 ) -> list[dict[str, Any]]:
-    """Points of a roofline (Williams et al., 2009, https://doi.org/10.1145/1498765.1498785).
+    """Points of a roofline plot (Williams et al., 2009, https://doi.org/10.1145/1498765.1498785).
 
     Args:
-        candidates: by name, each with a program to read.
-        measured: of the same names.
+        candidates: Candidates by name, each with a readable program.
+        measured: Measurements by the same names.
 
     Returns:
-        For every name and kind `model`, `kind`, `flops_per_byte` of its products and of the bytes
-        that its instructions read and write, and `flops_per_second` as measured.
+        One `{model, kind, flops_per_byte, flops_per_second}` for each name and kind.
     """
     points = []
     for name, entry in measured.items():
         for kind in KINDS:
             flops = entry.gflop[kind] * 1e9
             count = candidates[name].moved_bytes
-            assert count is not None  # as asked for
+            assert count is not None  # guaranteed by the caller
             moved = count(kind) / candidates[name].batch_size
             points.append(
                 {

@@ -1,4 +1,4 @@
-"""What a configured model costs without running it, and a batch to run it on."""
+"""Cost of a configured model without running it, and a random batch to run it on."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from sft_jax.types import Batch, ConfigError
 
 
 def check_complete(config: Config):
-    """Raises `ConfigError` where the data would have to fill something in."""
+    """Raises `ConfigError` if modalities or outputs are left to the data."""
     if not config.modalities or not config.model.num_classes:
         raise ConfigError(
             f"config: given {len(config.modalities)} modalities and num_classes "
@@ -24,7 +24,7 @@ def check_complete(config: Config):
 
 
 def num_parameters(config: Config) -> int:
-    """Trained numbers of the model, without drawing them."""
+    """Number of trained parameters, without initialising them."""
     check_complete(config)
     model = registry.build(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(config.modalities))
@@ -32,7 +32,7 @@ def num_parameters(config: Config) -> int:
 
 
 def forward_gflop(config: Config) -> float:
-    """Billions of operations in the products of one sample's forward pass (see `matmul_flops`).
+    """GFLOP of the products in one sample's forward pass (see `matmul_flops`).
 
     Dense attention counts as its two products, whatever implementation would run.
     """
@@ -40,17 +40,16 @@ def forward_gflop(config: Config) -> float:
 
 
 def train_gflop(config: Config) -> float:
-    """As `forward_gflop`, of forward and backward pass; what is computed twice counts once."""
+    """Like `forward_gflop`, of forward and backward pass; recomputation is not counted."""
     logits, shapes = traceable(written_out(config))
     return matmul_flops(jax.grad(logits), shapes) / 1e9
 
 
 def study_cost(config: Config) -> dict[str, str | int | float | None]:
-    """What a setting of a study costs: model, parameters, GFLOP of one sample, and its tokens.
+    """Cost of a study's setting: model, parameters, GFLOP per sample, and tokens.
 
-    `tokens_in` and `tokens_kept` are sums over modalities, without CLS, in front of and behind the
-    pools; the latter are as many as the former for models that keep every token, and None for those
-    that pool what they have fused.
+    `tokens_in` and `tokens_kept` are sums over modalities, without CLS, before and after the pools.
+    `tokens_kept` is None for models that pool after fusion.
     """
     alone = getattr(config.model.options, "modality", "")
     seen = [spec for spec in config.modalities if not alone or spec.name == alone]
@@ -68,13 +67,13 @@ def study_cost(config: Config) -> dict[str, str | int | float | None]:
 
 
 def written_out(config: Config) -> Config:
-    """The configuration with dense attention as two plain products, and nothing recomputed."""
+    """The configuration with dense attention as two products and no recomputation."""
     model = dataclasses.replace(config.model, implementation="xla", remat="none")
     return dataclasses.replace(config, model=model)
 
 
 def traceable(config: Config):
-    """The sum of one sample's logits as a function of the parameters, and the latter's shapes."""
+    """The sum of one sample's outputs as a function of the parameters, and their shapes."""
     check_complete(config)
     model, inputs = registry.build(config), example_inputs(config.modalities)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -87,7 +86,7 @@ def traceable(config: Config):
 
 
 def random_batch(config: Config, seed: int = 0) -> Batch:
-    """A batch of the configured size and shapes, everything real."""
+    """A random batch of the configured size and shapes, with nothing masked."""
     rng, rows = np.random.default_rng(seed), config.train.batch_size
     inputs: dict[str, np.ndarray] = {}
     for spec in config.modalities:

@@ -1,6 +1,6 @@
-"""What a training step will need and take on devices that are not there.
+"""Plans: memory, work and traffic of a training step on devices that are not at hand.
 
-The step itself is compiled by the platform's own compiler, and what came out is read.
+The real step is compiled by the target platform's own compiler, and the result is read.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from sft_jax.training.sharding import BATCH, make_mesh
 from sft_jax.training.state import TrainState, abstract_state, state_initializer
 from sft_jax.training.step import compile_train_step
 
-# A search for the largest batch ends when what fits and what does not are this close.
+# The search for the largest batch ends when a fitting and a failing size are this close.
 CLOSE = 1.07
-# Without a GPU the compiler cannot time kernels against each other, and its untimed first guess for
-# a product may not compile; the library's products always do.
+# Without a GPU the compiler cannot time kernels against each other, and its untimed first choice
+# for a matrix product may not compile. The library's products always do.
 _OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -39,15 +39,15 @@ class Memory:
     """Bytes of a step on one chip.
 
     Attributes:
-        parameters: of the model.
-        optimizer: its state, and the scalars of the train state.
-        batch: rows of this chip.
-        padding: what filled-up tiles add to these, and results beside the new state.
-        temporary: at the step's worst moment, as the compiler laid it out.
-        activations: of the temporary ones, what the traced forward pass keeps for the backward
-            pass, before the compiler fuses and pads.
-        program: code and constants.
-        capacity: what a program may take; 0 where there is no fixed number.
+        parameters: Model parameters.
+        optimizer: Optimizer state and the scalars of the train state.
+        batch: This chip's rows of the batch.
+        padding: Padding of tiles, and results besides the new state.
+        temporary: Peak of the compiler's own buffers.
+        activations: Part of `temporary` that the traced forward pass keeps for the backward pass,
+            before the compiler fuses and pads.
+        program: Code and constants.
+        capacity: Memory that a program may use; 0 if there is no fixed limit.
     """
 
     parameters: int
@@ -61,7 +61,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All at once; the new state takes the place of the old one."""
+        """Sum of all parts; the new state reuses the memory of the old one."""
         state = self.parameters + self.optimizer + self.batch + self.padding
         return state + self.temporary + self.program
 
@@ -71,12 +71,13 @@ class Plan:
     """One model on one topology.
 
     Attributes:
-        topology: planned for.
-        batch_size: samples of a step over all chips.
-        mesh: sizes of its axes by name.
-        memory: of one chip; `temporary` is what the compiler asked for where it gave up.
-        cost: of one chip and step; None where the compiler gave up.
-        dtype: of the model's computation.
+        topology: Devices of the plan.
+        batch_size: Samples per step over all chips.
+        mesh: `{axis: size}` of the device mesh.
+        memory: Memory of one chip; if compilation failed, `temporary` is what the compiler asked
+            for.
+        cost: Cost of one step on one chip; None if compilation failed.
+        dtype: Data type of the model's computation.
     """
 
     topology: Topology
@@ -88,35 +89,35 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the memory suffices; None where there is no fixed capacity."""
+        """Whether the step fits into memory; None without a fixed capacity."""
         if not self.memory.capacity:
             return None
         return self.cost is not None and self.memory.total <= self.memory.capacity
 
     @property
     def rows(self) -> float:
-        """Samples of a step on one chip."""
+        """Samples per step on one chip."""
         return self.batch_size / self.topology.num_chips
 
 
 def default_batch(config: Config, num_chips: int) -> int:
-    """The configured batch if all chips can share it evenly, else as much on every chip."""
+    """The configured batch size if chips can share it evenly, else that many samples per chip."""
     size = config.train.batch_size
     return size if size % (num_chips * config.train.accumulate) == 0 else size * num_chips
 
 
 def with_batch(config: Config, batch_size: int) -> Config:
-    """The configuration at another global batch."""
+    """Returns the configuration with another global batch size."""
     train = dataclasses.replace(config.train, batch_size=batch_size)
     return dataclasses.replace(config, train=train)
 
 
 def plan(config: Config, topology: Topology) -> Plan:
-    """Compiles the training step of a configuration, at its own batch size, and reads it.
+    """Compiles the training step of a configuration and reads the compiled program.
 
     Raises:
-        ConfigError: modalities or classes that are left to the data, a batch that the chips cannot
-            share, or no compiler for the platform.
+        ConfigError: Modalities or classes are left to the data, the chips cannot share the batch,
+            or there is no compiler for the platform.
     """
     check_complete(config)
     platform = topology.chip.platform
@@ -144,7 +145,7 @@ def plan(config: Config, topology: Topology) -> Plan:
         memory = dataclasses.replace(memory, temporary=asked_for(str(error)) - memory.total)
     else:
         stats = compiled.memory_analysis()
-        # The new state takes the place of the old one, which is what is aliased.
+        # Aliased bytes are the old state, whose memory the new state reuses.
         held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
         memory = dataclasses.replace(
             memory,
@@ -180,10 +181,10 @@ def _bytes_on_chip(tree: Any) -> int:
 
 
 def asked_for(message: str) -> int:
-    """Bytes that a compiler says a program would take when it ran out of memory.
+    """Parses the bytes a program needs from a compiler's out-of-memory message.
 
     Raises:
-        ValueError: the message does not say.
+        ValueError: The message does not contain them.
     """
     found = re.search(r"(?:Used |required for .*?\()([\d.]+)([KMGT])", message)
     if not found:
@@ -192,19 +193,19 @@ def asked_for(message: str) -> int:
 
 
 def largest_batch(measure: Callable[[int], Plan], first: Plan, unit: int) -> tuple[int, int | None]:
-    """The largest global batch that fits, by bisection on compiled steps.
+    """Finds the largest global batch that fits, by bisection on compiled steps.
 
-    Guesses follow the straight line through what has been compiled, since memory grows about
-    linearly with the batch, so that few compilations suffice.
+    Memory grows about linearly with the batch, so guesses follow the line through the last two
+    compilations.
 
     Args:
-        measure: plans another batch size.
-        first: plan to begin with.
-        unit: batch sizes are multiples of it.
+        measure: Function from a batch size to its plan.
+        first: Plan to start from.
+        unit: Step between batch sizes.
 
     Returns:
-        The largest batch that was seen to fit (0: none), and the smallest that was seen not to.
-        They are at most `CLOSE` times or one unit apart.
+        The largest batch that fits (0 if none does) and the smallest that does not. They differ by
+        at most a factor of `CLOSE`, or by one unit.
     """
     found = {first.batch_size: first}
     while True:
@@ -213,7 +214,7 @@ def largest_batch(measure: Callable[[int], Plan], first: Plan, unit: int) -> tup
         if high is not None and high <= max(low * CLOSE, low + unit):
             return low, high
         guess = _guess(found, unit)
-        if guess <= low:  # the line has been met: look a little above
+        if guess <= low:  # the guess was right: try slightly above it
             guess = max(low + unit, int(low * CLOSE) // unit * unit)
         if high is not None and guess >= high:
             guess = (low + high) // 2 // unit * unit
@@ -221,7 +222,7 @@ def largest_batch(measure: Callable[[int], Plan], first: Plan, unit: int) -> tup
 
 
 def _guess(found: dict[int, Plan], unit: int) -> int:
-    """The batch at which the line through the two points nearest to the capacity meets it."""
+    """Batch size where the line through the two plans nearest to the capacity reaches it."""
     capacity = next(iter(found.values())).memory.capacity
     points = [(size, entry.memory.total) for size, entry in found.items()]
     points = sorted(points, key=lambda point: abs(point[1] - capacity))[:2]

@@ -1,4 +1,4 @@
-"""Plans of several models and topologies, as rows of tables and as plain data."""
+"""Tables and JSON of plans for several models and topologies."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class Entry(NamedTuple):
-    """A plan, and the largest global batch that fits (None where it was not looked for)."""
+    """A plan, and the largest global batch that fits (None if not searched)."""
 
     plan: Plan
     largest: int | None
@@ -29,10 +29,10 @@ def entry(config: Config, topology: Topology, batch_size: int, largest: bool) ->
     """Plans one model on one topology.
 
     Args:
-        config: of the model.
-        topology: to compile for.
-        batch_size: samples of a step over all chips; 0 takes `default_batch`.
-        largest: search the largest batch as well, where the chip's memory is known.
+        config: Configuration of the model.
+        topology: Devices to compile for.
+        batch_size: Samples per step over all chips; 0 takes `default_batch`.
+        largest: Whether to search for the largest batch, if the chip's memory is known.
     """
     size = batch_size or default_batch(config, topology.num_chips)
     first = plan(with_batch(config, size), topology)
@@ -44,7 +44,7 @@ def entry(config: Config, topology: Topology, batch_size: int, largest: bool) ->
 
 
 def heading(topology: Topology, found: Plan) -> str:
-    """What the tables of one topology are about, in one line."""
+    """One line about the topology, batch and mesh that the tables are for."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     return (
         f"{topology}; batch {found.batch_size} ({found.rows:g} a chip), {found.dtype}, {mesh}, "
@@ -53,7 +53,7 @@ def heading(topology: Topology, found: Plan) -> str:
 
 
 def memory_rows(models: Mapping[str, Entry]) -> list[Row]:
-    """Memory of one chip."""
+    """Rows with the memory of one chip."""
     return [
         {
             "model": name,
@@ -72,7 +72,7 @@ def memory_rows(models: Mapping[str, Entry]) -> list[Row]:
 
 
 def work_rows(models: Mapping[str, Entry]) -> list[Row]:
-    """Operations, bytes and least time of a step."""
+    """Rows with operations, bytes and the lower bound of a step's time."""
     rows = []
     for name, (found, _) in models.items():
         times = seconds(found)
@@ -93,7 +93,7 @@ def work_rows(models: Mapping[str, Entry]) -> list[Row]:
 
 
 def collective_rows(models: Mapping[str, Entry]) -> list[Row]:
-    """What chips send each other in a step."""
+    """Rows with the collectives of a step."""
     rows = []
     for name, (found, _) in models.items():
         if found.cost is None:
@@ -107,7 +107,7 @@ def collective_rows(models: Mapping[str, Entry]) -> list[Row]:
 
 
 def overview_rows(plans: Plans) -> list[Row]:
-    """One row a topology and model."""
+    """One row for each topology and model."""
     rows = []
     for topology, models in plans.items():
         for name, (found, largest) in models.items():
@@ -135,7 +135,7 @@ def overview_rows(plans: Plans) -> list[Row]:
 
 
 def to_json(plans: Plans) -> dict[str, Any]:
-    """Plain data: `models` by name, for several topologies below `topologies` and their names."""
+    """Plain data: `models` by name; with several topologies, below `topologies` by name."""
     found = {
         topology.name: {
             "topology": str(topology),
@@ -176,7 +176,7 @@ def _numbers(found: Plan, largest: int | None) -> dict[str, Any]:
 
 
 def seconds(found: Plan) -> dict[str, float]:
-    """Least seconds of a step by what they are spent on (see `roofline.seconds`)."""
+    """Lower bounds of a step's time (see `roofline.seconds`)."""
     if found.cost is None:
         return {}
     topology = found.topology

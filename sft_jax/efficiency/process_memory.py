@@ -1,6 +1,7 @@
-"""The most memory of a process that runs one model and nothing else."""
+"""Peak memory of a process that runs one model and nothing else."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -13,19 +14,22 @@ from sft_jax.efficiency.throughput import peak_memory
 
 
 def peak_alone(run: Callable[..., Any], *args: Any) -> int:
-    """Most bytes that a process of its own held while it imported, compiled and ran something.
+    """Peak bytes of a new process that imports, compiles and runs a function.
 
     Args:
-        run: a function that a process can import.
-        *args: its arguments, which must be picklable.
+        run: Importable function.
+        *args: Its picklable arguments.
     """
-    # Forked, it would begin with everything that is held here.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    # A forked process would start with all memory of this one.
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C reaches both processes; only this one reports it.
+    quiet = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=quiet) as process:
         return process.submit(_peak_after, run, args).result()
 
 
 def run_once(config: Config):
-    """One training step and one evaluation of a configuration."""
+    """Runs one training step and one evaluation of a configuration."""
     entry = candidate(config)
     jax.block_until_ready([entry.train(), entry.infer()])
 

@@ -1,4 +1,4 @@
-"""The least time that a step can take on a chip, and what decides it."""
+"""Lower bounds of a step's time on a chip, and which resource limits it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from sft_jax.efficiency.hlo.hlo_cost import Collective, ProgramCost
 
 
 def sent_bytes(collective: Collective, num_chips: int) -> float:
-    """Bytes that a chip must send for one run of a collective, at least.
+    """Minimum bytes that a chip sends for one collective.
 
-    Every chip hands on `(n - 1) / n` of the array once to reduce it and once to spread the result
+    Every chip sends `(n - 1) / n` of the array once to reduce it and once to broadcast the result
     (Patarasuk and Yuan, 2009, https://doi.org/10.1016/j.jpdc.2008.09.002).
     """
     group = collective.group or num_chips
@@ -19,16 +19,16 @@ def sent_bytes(collective: Collective, num_chips: int) -> float:
 
 
 def seconds(cost: ProgramCost, chip: Chip, dtype: str, num_chips: int) -> dict[str, float]:
-    """Seconds of one step by what they are spent on, each at the chip's best.
+    """Seconds of a step for each resource at the chip's peak rate.
 
     Args:
-        cost: of a step on one chip.
-        chip: of the table.
-        dtype: of the model's computation.
-        num_chips: of the topology.
+        cost: Cost of a step on one chip.
+        chip: Entry of `chips.CHIPS`.
+        dtype: Data type of the model's computation.
+        num_chips: Number of chips of the topology.
 
     Returns:
-        `products` at the peak of the matrix units, `memory` at the bandwidth of the main memory,
+        `products` at the peak of the matrix units, `memory` at the bandwidth of the main memory and
         `network` at that of all links; empty for a chip without published numbers.
     """
     if not chip.flops:
@@ -52,12 +52,12 @@ def by_kind(collectives: Sequence[Collective]) -> dict[str, dict[str, int]]:
 
 
 def describe(collectives: Sequence[Collective], fsdp: int) -> str:
-    """What a step communicates, in a few words.
+    """Describes the communication of a step in a few words.
 
     Args:
-        collectives: of a step.
-        fsdp: size of the mesh's `fsdp` axis, whose parameters are gathered before use and whose
-            gradients are reduced in parts.
+        collectives: Collectives of a step.
+        fsdp: Size of the mesh's `fsdp` axis, along which parameters are gathered before use and
+            gradients reduced in parts.
     """
     kinds = {entry.kind for entry in collectives}
     if not kinds:

@@ -1,4 +1,4 @@
-"""How cost grows with one setting: the configurations along a sweep, and the exponent of growth."""
+"""Growth of cost with one setting: configurations along a sweep, and the exponent of growth."""
 
 import dataclasses
 import math
@@ -17,19 +17,19 @@ Value = int | str
 
 
 def at(config: Config, axis: str, value: Value) -> Config:
-    """`config` with one setting at another value.
+    """Returns `config` with one setting at another value.
 
     Args:
-        config: with modalities.
-        axis: a key of `AXES`: `length` is that of the longest modality, whose pool hands on as
-            many tokens as before (as far as a window can), while block-sparse attention takes
-            blocks of about `sqrt(expressivity length)` tokens, for which a row has fewest keys
-            (arXiv 1904.10509, section 4); `batch` samples; `k` tokens kept of every modality;
-            `width` of the embedding, heads as many as before; `dtype` of the computation.
-        value: of that setting.
+        config: Configuration with its modalities.
+        axis: Key of `AXES`. `length` changes the longest modality: its pool keeps as many tokens
+            as before (as far as a window can), and block-sparse attention uses blocks of about
+            `sqrt(expressivity * length)` tokens, which minimises the keys of a row (arXiv
+            1904.10509, section 4). `batch` is the batch size, `k` the tokens kept of every
+            modality, `width` the embedding width with as many heads, `dtype` the data type.
+        value: Value of that setting.
 
     Raises:
-        ConfigError: an unknown axis, or a value that does not fit the configuration.
+        ConfigError: The axis is unknown, or the value does not fit the configuration.
     """
     check_choice("sweep", axis, tuple(AXES))
     return AXES[axis][1](config, value)
@@ -75,7 +75,7 @@ def _kept(config: Config, k: Value) -> Config:
 
 
 def _num_pooled(config: Config) -> int:
-    """Tokens that go into the max pool of `concat` or `unimodal`."""
+    """Number of tokens that enter the max pool of `concat` or `unimodal`."""
     if config.model.name == "concat":
         return sum(spec.num_tokens + 1 for spec in config.modalities) - 1
     name = getattr(config.model.options, "modality", "")
@@ -84,7 +84,7 @@ def _num_pooled(config: Config) -> int:
 
 
 def _with_window(config: Config, window: int) -> Config:
-    """`config` with another window if its model has a window of its own."""
+    """Sets the window of a baseline that has one."""
     options = config.model.options
     if not isinstance(options, UnimodalOptions | ConcatOptions) or not options.window:
         return config
@@ -102,7 +102,7 @@ def _dtype(config: Config, dtype: Value) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=str(dtype)))
 
 
-# Values that are tried where none are given, and what sets them.
+# Default values of a sweep, and the function that sets one.
 AXES: dict[str, tuple[tuple[Value, ...], Callable[[Config, Value], Config]]] = {
     "length": ((1024, 2048, 4096, 8192, 16384), _length),
     "batch": ((1, 4, 16, 64), _batch),
@@ -113,14 +113,14 @@ AXES: dict[str, tuple[tuple[Value, ...], Callable[[Config, Value], Config]]] = {
 
 
 def exponent(values: Sequence[int | float], costs: Sequence[int | float]) -> float:
-    """`p` of the power law `cost ~ value^p` that fits best, by least squares of the logarithms.
+    """Exponent `p` of the power law `cost ~ value^p`, by least squares on logarithms.
 
     Raises:
-        ConfigError: fewer than two values, or one that is not positive.
+        ConfigError: There are fewer than two values, or one is not positive.
     """
     if len(values) < 2 or len(values) != len(costs) or min(*values, *costs) <= 0:
         raise ConfigError(
             f"sweep: given values {list(values)} with costs {list(costs)}, expected at least two "
-            "positive ones, each with its cost"
+            "positive values, each with its cost; sweep over more values"
         )
     return float(np.polyfit(np.log(values), np.log(costs), 1)[0])

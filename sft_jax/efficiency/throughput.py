@@ -1,4 +1,4 @@
-"""Measured time of compiled functions, and what the machine could do at best."""
+"""Timing of compiled functions, and peak rates of this machine."""
 
 import os
 import re
@@ -15,12 +15,12 @@ import numpy as np
 
 Name = TypeVar("Name", bound=Hashable)
 _PEAK_SIZE = 1024
-# Numbers of an array that no cache holds.
+# Elements of an array that is larger than any cache.
 _STREAM_SIZE = 2**24
 
 
 class Timing(NamedTuple):
-    """Seconds of a call over several repetitions."""
+    """Seconds per call over several rounds."""
 
     median: float
     low: float
@@ -28,11 +28,11 @@ class Timing(NamedTuple):
 
 
 def one_device_a_core():
-    """Makes every core here a JAX device, unless the environment says how many there are to be.
+    """Makes every CPU core a JAX device, unless the environment sets the number of devices.
 
-    XLA runs the operations of one CPU device one after the other, and waits for all cores after
-    each; shards of a batch on devices of their own meet once a step. To be called before the first
-    use of a device; processes started from here do the same.
+    XLA synchronises the cores of a CPU device after every operation; shards of a batch on separate
+    devices synchronise once per step. Call this before the first use of a device. Child processes
+    inherit the setting.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if forced or "JAX_NUM_CPU_DEVICES" in os.environ:
@@ -46,21 +46,21 @@ def one_device_a_core():
 def time_interleaved(
     calls: Mapping[Name, Callable[[], Any]], repeats: int, window: int = 1
 ) -> dict[Name, Timing]:
-    """Times calls in turn, so that a noisy machine harms all of them alike.
+    """Times calls in turn, so that noise on the machine affects all of them alike.
 
     Args:
-        calls: by name; each returns the arrays to wait for, and has been compiled before.
-        repeats: counted rounds, after one that is not.
-        window: calls of one kind in a row, waited for together behind the last.
+        calls: Compiled calls by name; each returns the arrays to wait for.
+        repeats: Number of timed rounds, after one warm-up round.
+        window: Consecutive calls per round, synchronised only after the last.
 
     Returns:
-        Median, smallest and largest seconds of one call each, over the rounds.
+        Median, smallest and largest seconds per call over the rounds.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
             start = time.perf_counter()
-            # All of them: calls that do not depend on each other may end in any order.
+            # Wait for every result, since independent calls may finish in any order.
             jax.block_until_ready([call() for _ in range(window)])
             if repeat:
                 seconds[name].append((time.perf_counter() - start) / window)
@@ -71,13 +71,13 @@ def time_interleaved(
 
 
 def matmul_peak(dtype: str = "float32", repeats: int = 5) -> float:
-    """Operations a second of a large product on all devices here, the best of a few.
+    """Operations per second of a large matrix product on all local devices, best of a few rounds.
 
     Each device multiplies its own square matrices, as in data-parallel training.
 
     Args:
-        dtype: of the matrices.
-        repeats: timed rounds.
+        dtype: Data type of the matrices.
+        repeats: Number of timed rounds.
     """
     shape = (jax.local_device_count(), _PEAK_SIZE, _PEAK_SIZE)
     mesh = jax.make_mesh(shape[:1], ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -89,13 +89,13 @@ def matmul_peak(dtype: str = "float32", repeats: int = 5) -> float:
 
 
 def memory_bandwidth(repeats: int = 5) -> float:
-    """Bytes a second read and written by a sum of large arrays on all devices, the best of a few.
+    """Bytes per second of an in-place sum of large arrays on all devices, best of a few rounds.
 
-    The sum of STREAM (McCalpin, 1995, https://www.cs.virginia.edu/stream/), in place, so that no
-    memory is asked for while it is timed.
+    This is the sum of STREAM (McCalpin, 1995, https://www.cs.virginia.edu/stream/), in place so
+    that no memory is allocated while it is timed.
 
     Args:
-        repeats: timed rounds.
+        repeats: Number of timed rounds.
     """
     shape = (jax.local_device_count(), _STREAM_SIZE)
     mesh = jax.make_mesh(shape[:1], ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -113,9 +113,9 @@ def memory_bandwidth(repeats: int = 5) -> float:
 
 
 def peak_memory() -> int:
-    """Most bytes of memory that this process has held at once since it began."""
+    """Peak resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # `getrusage` there begins with the peak of the process that started it
+    if status.exists():  # `getrusage` would include the peak of the parent process
         return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

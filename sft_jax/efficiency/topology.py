@@ -1,4 +1,4 @@
-"""Devices to compile for that are not there: TPU slices and GPU nodes, by name."""
+"""Devices to compile for without having them: TPU slices and GPU nodes, by name."""
 
 import contextlib
 import dataclasses
@@ -23,12 +23,12 @@ _NAME = re.compile(r"([a-z]+\d*[a-z]*?)(?:litepod)?([:-])(\d+(?:x\d+)*)")
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips and how they are joined.
+    """Chips and their network.
 
     Attributes:
-        name: such as `v5e:4x4`.
-        chip: of which they are.
-        shape: chips along each axis of the network, for a TPU slice; hosts and GPUs a host.
+        name: Name such as `v5e:4x4`.
+        chip: Kind of the chips.
+        shape: Chips along each axis of a TPU slice's network; hosts and GPUs per host otherwise.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
-        """All of them, each one JAX device."""
+        """Number of chips, each one JAX device."""
         return math.prod(self.shape)
 
     def __str__(self) -> str:
-        """Such as `v4:4x4x4, 64 chips (v4-128, which counts cores)`."""
+        """Text such as `v4:4x4x4, 64 chips (v4-128, which counts cores)`."""
         kind = self.name.split(":")[0]
         unit = {"tpu": "chip", "gpu": "GPU", "cpu": "device"}[self.chip.platform]
         chips = f"{self.num_chips} {unit}"
@@ -52,13 +52,13 @@ class Topology:
 
 
 def parse(name: str) -> Topology:
-    """The topology of a name: a kind of chip with a shape or with a number of chips.
+    """Parses a topology's name: a kind of chip with a shape or a number of chips.
 
-    `v5e:4x4` gives the shape of a slice. `v5e:16` gives chips, whose usual shape is taken. `v5e-16`
-    and `v4-128` are the names that are rented: they count chips, but cores for v4 and v5p.
+    `v5e:4x4` gives the shape of a slice and `v5e:16` a number of chips in their usual shape.
+    `v5e-16` and `v4-128` are rented names, which count chips, or cores for v4 and v5p.
 
     Raises:
-        ConfigError: an unknown name, or a shape that the chip's network does not have.
+        ConfigError: The name is unknown, or the chip's network does not have this shape.
     """
     found = _NAME.fullmatch(name.lower())
     kind = found and {"v5": "v5e"}.get(found.group(1), found.group(1))
@@ -92,17 +92,17 @@ def _shape(name: str, chip: Chip, number: int, counts_cores: bool) -> list[int]:
             f"topology: given {name!r}, expected a power of two of chips; give another shape as "
             f"in {EXAMPLES}"
         )
-    # As even as can be, smaller sizes first; 3D slices grow from the flat 2x2x1 of one host.
+    # As even as possible, smaller sizes first; 3D slices grow from the flat 2x2x1 of one host.
     if chip.axes == 3 and power == 2:
         return [2, 2, 1]
     return [2 ** ((power + axis) // chip.axes) for axis in range(chip.axes)]
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """Devices to build a mesh of and to compile for.
+    """Devices to build a mesh from and to compile for.
 
     Raises:
-        ConfigError: the platform's compiler is not installed or does not fit this jax, or (for
+        ConfigError: The platform's compiler is not installed or does not match this jax, or (for
             `cpu`) there are fewer devices.
     """
     chip = topology.chip
@@ -129,7 +129,7 @@ def _describe(topology: Topology) -> Any:
             topology=shape,
             target_config=target_config(chip),
         )
-    # A host has 2x2 chips where the slice is large enough to be cut so.
+    # A host has 2x2 chips if the slice is large enough.
     host = tuple(2 if axis < 2 and size % 2 == 0 else 1 for axis, size in enumerate(sizes))
     return topologies.get_topology_desc(
         platform="tpu",
@@ -139,12 +139,12 @@ def _describe(topology: Topology) -> Any:
     )
 
 
-# Platform -> packages that hold its compiler, and the extra that installs them.
+# Platform -> packages with its compiler, and the extra that installs them.
 _COMPILERS = {"tpu": (("libtpu",), "tpu"), "gpu": (("jax-cuda12-plugin",), "cuda")}
 
 
 def check_compiler(platform: str):
-    """Raises `ConfigError` unless the platform's compiler is installed in the version jax wants."""
+    """Raises `ConfigError` unless the platform's compiler is installed in the required version."""
     packages, extra = _COMPILERS[platform]
     remedy = f"pip install 'sft_jax[{extra}]' (or 'jax[{_jax_extra(platform)}]')"
     for package in packages:
@@ -168,7 +168,7 @@ def _jax_extra(platform: str) -> str:
 
 
 def _wanted(package: str, extra: str) -> Requirement | None:
-    """What jax itself requires of a package in one of its extras; None where it says nothing."""
+    """The requirement of one of jax's extras on a package; None if there is none."""
     for text in metadata.requires("jax") or []:
         found = Requirement(text)
         if found.name == package and found.marker and found.marker.evaluate({"extra": extra}):
@@ -178,11 +178,11 @@ def _wanted(package: str, extra: str) -> Requirement | None:
 
 @contextlib.contextmanager
 def _no_device_needed() -> Iterator[None]:
-    """Keeps the plugins from looking for their devices, and from reporting that there are none."""
-    # Several processes may compile at once; the cloud's metadata server is not asked for a slice.
+    """Keeps plugins from looking for devices and from reporting that there are none."""
+    # Let several processes compile at once, and do not query the cloud's metadata server.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    # The stubs of jax do not list every setting.
+    # The type stubs of jax do not list every setting.
     if jax.config.jax_platforms is None:  # type: ignore[attr-defined]
         jax.config.update("jax_platforms", "cpu")
     logger = logging.getLogger("jax._src.xla_bridge")

@@ -1,4 +1,4 @@
-"""The models that a configuration is compared with, at its own shapes and widths."""
+"""Models to compare a configuration with, at its own shapes and widths."""
 
 import dataclasses
 from typing import Any
@@ -11,32 +11,34 @@ from sft_jax.models.registry import MODELS
 from sft_jax.types import ConfigError
 
 VARIANTS = {
-    "sft": "the sparse fusion transformer with the configuration's own pools and attention",
-    "dense": "dense fusion: as sft, but every token is kept (pool none)",
-    "fixed": "as sft, with block-sparse attention",
-    "cls_topk": "as sft, keeping as many tokens by their weight in the row of CLS",
+    "sft": "the sparse fusion transformer with the configuration's pools and attention",
+    "dense": "dense fusion: like sft, but every token is kept (pool none)",
+    "fixed": "like sft, with block-sparse attention",
+    "cls_topk": "like sft, keeping as many tokens, ranked by the attention of CLS",
     "fixed_cls_topk": "both",
-    "unimodal": "the modality of most time steps alone",
+    "unimodal": "the modality with the most tokens alone",
     "concat": "all tokens in one sequence",
-    "late": "every modality alone, logits summed",
+    "late": "every modality separately, logits summed",
     "mbt": "bottleneck transformer",
     "mult": "crossmodal transformer",
 }
 
 
 def variant(config: Config, name: str) -> Config:
-    """`config` as another model; without mixup, which is defined for one of them alone.
+    """Returns `config` as another model, without mixup, which only SFT supports.
 
     Args:
-        config: with modalities; of any model.
-        name: a key of `VARIANTS`.
+        config: Configuration of any model, with its modalities.
+        name: Key of `VARIANTS`.
 
     Raises:
-        ConfigError: an unknown name, or modalities without a window where one is needed.
+        ConfigError: The name is unknown, or there are no modalities.
     """
     check_choice("compare", name, tuple(VARIANTS))
     if not config.modalities:
-        raise ConfigError("modalities: given none, expected them set, since no data is read here")
+        raise ConfigError(
+            "modalities: given none, expected the modalities, since no data is read here; set them"
+        )
     modalities, model = config.modalities, config.model
     fixed = model.attention == "fixed"
     family = "sft"
@@ -86,5 +88,5 @@ def _tokens_out(spec: ModalitySpec) -> int:
 
 
 def _window(spec: ModalitySpec) -> int:
-    """A window that hands on about as many tokens as the modality's pool."""
+    """A window that leaves about as many tokens as the modality's pool."""
     return spec.window or spec.num_tokens // _tokens_out(spec)

@@ -6,6 +6,7 @@ when it does not. Shapes are made of shapes: `record({"step": integer(), "loss":
 
 import json
 import math
+import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -243,6 +244,13 @@ def read_json(
         error: what is raised then, with the file and the place in it.
     """
     return parse(read_text(path, remedy, error), str(path), shape, remedy, error)
+
+
+def write_json(path: Path, content: Any):
+    """Writes a value as JSON, atomically: a reader finds the old file or the new one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
 
 
 def read_lines(

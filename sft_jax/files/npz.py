@@ -101,6 +101,13 @@ def read_npz(
         ) from cause
 
 
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]):
+    """Writes arrays as a compressed `.npz`, atomically."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]  # names are not its flags
+    os.replace(partial, path)
+
+
 def load_npz(
     path: str | os.PathLike, check: Callable[[Mapping[str, Layout]], None] | None = None
 ) -> dict[str, np.ndarray]:

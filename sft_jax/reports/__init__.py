@@ -1,1 +1,1 @@
-"""Reports of runs and studies as HTML and Markdown, with their figures."""
+"""HTML and Markdown reports of runs and studies, with their figures."""

@@ -1,54 +1,18 @@
-"""What a report consists of, whatever it is written in: sections of text, tables and figures.
+"""Content of a report, independent of the format it is written in.
 
-`analysis.markdown` and `analysis.page` write a `Document` down. Text is plain; whoever writes it
-escapes it.
+`markdown` and `html_page` render a `Document`. Text is plain; the renderers escape it.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.text import Text as MatplotlibText
 
+from sft_jax.tasks.base import TableBlock, TextBlock
+
 WIDE = 6.5  # inches
-
-
-@dataclasses.dataclass(frozen=True)
-class Mono:
-    """A word in a sentence that is set as code: a file, a metric, a setting."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """A paragraph.
-
-    Attributes:
-        parts: strings, with `Mono` between them.
-    """
-
-    parts: Sequence[str | Mono]
-
-    @classmethod
-    def of(cls, *parts: str | Mono) -> "Text":
-        """A paragraph of these parts."""
-        return cls(parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        rows: see `tables.grid`.
-        caption: what it shows, a few words; empty for none.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    caption: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +20,9 @@ class Picture:
     """One figure.
 
     Attributes:
-        name: of its file, without ending.
-        figure: what is drawn.
-        alt: what can be seen, for who cannot see it.
+        name: Name of its file, without suffix.
+        figure: The figure.
+        alt: Description for readers who cannot see it.
     """
 
     name: str
@@ -66,24 +30,19 @@ class Picture:
     alt: str
 
     def __post_init__(self):
-        # A name with dollars in it is no formula.
+        # Names may contain dollar signs, which matplotlib would parse as formulas.
         for text in self.figure.findobj(MatplotlibText):
             text.set_parse_math(False)
 
     @property
     def wide(self) -> bool:
-        """Whether it needs the whole width of a page."""
+        """Whether the figure needs the full width of a page."""
         return bool(self.figure.get_figwidth() > WIDE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Figures that belong together, side by side where there is room.
-
-    Attributes:
-        pictures: the figures.
-        caption: what they show.
-    """
+    """Figures that belong together, side by side if there is room, with one caption."""
 
     pictures: Sequence[Picture]
     caption: str
@@ -91,17 +50,17 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class Commands:
-    """Command lines, one or several."""
+    """One or several command lines."""
 
     text: str
 
 
-Block = Text | Table | Pictures | Commands
+Block = TextBlock | TableBlock | Pictures | Commands
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the blocks below it."""
 
     title: str
     blocks: Sequence[Block]
@@ -109,7 +68,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """A number to see first: what it is, its value, and what qualifies it."""
+    """A number shown at the top: label, value, and a note such as an interval."""
 
     label: str
     value: str
@@ -121,16 +80,16 @@ class Document:
     """A report.
 
     Attributes:
-        kind: what it reports on: "run", "runs", "study".
-        title: its heading.
-        lead: what it is about, in a sentence or two.
-        headlines: the numbers to see first.
-        sections: in order.
+        kind: Subject of the report, "run", "runs" or "study".
+        title: Heading.
+        lead: Summary in a sentence or two.
+        headlines: Numbers shown at the top.
+        sections: Sections in order.
     """
 
     kind: str
     title: str
-    lead: Text
+    lead: TextBlock
     headlines: Sequence[Headline]
     sections: Sequence[Section]
 
@@ -143,5 +102,5 @@ class Document:
 
 
 def slug(text: str) -> str:
-    """A name for files and anchors: small letters, digits and underscores."""
+    """A name for files and anchors: lower-case letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "unnamed"

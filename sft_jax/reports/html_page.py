@@ -1,10 +1,11 @@
-"""Writes a report as one HTML page without scripts that loads nothing, from disk or network."""
+"""Renders a report as one HTML page that has no scripts and loads no other files."""
 
 import base64
 import io
 import re
 from collections.abc import Sequence
 from html import escape
+from importlib import resources
 from typing import Any
 
 import matplotlib
@@ -14,32 +15,62 @@ from sft_jax.reports.document import (
     Commands,
     Document,
     Headline,
-    Mono,
     Picture,
     Pictures,
     Section,
-    Table,
-    Text,
     slug,
 )
-from sft_jax.reports.html_style import FIGURE_COLORS, FIGURE_FONT, STYLE, figure_style
-from sft_jax.reports.tables import grid
+from sft_jax.reports.text_tables import grid
+from sft_jax.tasks.base import Code, TableBlock, TextBlock
 from sft_jax.version import __version__
 
-LONG = 48  # characters of a cell
+_LONG = 48  # characters of a cell that is wrapped
 _NUMBER = r"[-+\u2212]?[\d.,]+(?:e[-+]?\d+)?%?"
 _NUMERIC = re.compile(rf"-|{_NUMBER}(?: (?:to|of|\u00b1) {_NUMBER})?")
 _KINDS = {"run": "Report of a run", "runs": "Report of several runs", "study": "Report of a study"}
 
+_FIGURE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+# Colors of text, lines and backgrounds in figures, by the name they have in both color schemes.
+# Colors of data are the same in both.
+_FIGURE_COLORS = {
+    "#000000": "ink",
+    "#555555": "frame",
+    "#e5e5e5": "grid",
+    "#e8e8e8": "absent",
+    "#a34700": "rust",
+    "#0072b2": "blue",
+    "#f2dc9b": "kept",
+}
+_FIGURE_LIGHT = {
+    "ink": "#1d2329",
+    "frame": "#5c6670",
+    "grid": "#e5e8eb",
+    "absent": "#e8e8e8",
+    "rust": "#a34700",
+    "blue": "#0072b2",
+    "kept": "#f2dc9b",
+}
+_FIGURE_DARK = {
+    "ink": "#e4e7ea",
+    "frame": "#98a2ac",
+    "grid": "#2b3138",
+    "absent": "#2b3138",
+    "rust": "#f0a06a",
+    "blue": "#3d9fd6",
+    "kept": "#6d5c26",
+}
+
 
 def render(document: Document) -> str:
-    """The report as HTML; light or dark as the reader has it."""
+    """The report as HTML, in light or dark colors as the reader prefers."""
     sections = "\n".join(_section(section) for section in document.sections)
     links = "".join(
         f'<li><a href="#{_anchor(section)}">{escape(section.title)}</a></li>'
         for section in document.sections
     )
     headlines = "".join(map(_headline, document.headlines))
+    style = resources.files(__package__).joinpath("report.css").read_text()
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -47,7 +78,7 @@ def render(document: Document) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(document.title)}</title>
-<style>{STYLE}</style>
+<style>{style}</style>
 </head>
 <body>
 <header>
@@ -87,29 +118,29 @@ def _headline(headline: Headline) -> str:
 
 
 def _block(block: Block) -> str:
-    if isinstance(block, Text):
+    if isinstance(block, TextBlock):
         return f"<p>{_inline(block)}</p>"
-    if isinstance(block, Table):
+    if isinstance(block, TableBlock):
         return _table(block)
     if isinstance(block, Commands):
         return f'<pre tabindex="0"><code>{escape(block.text)}</code></pre>'
     return _pictures(block)
 
 
-def _inline(text: Text) -> str:
+def _inline(text: TextBlock) -> str:
     return "".join(
-        f"<code>{escape(part.text)}</code>" if isinstance(part, Mono) else escape(part)
+        f"<code>{escape(part.text)}</code>" if isinstance(part, Code) else escape(part)
         for part in text.parts
     )
 
 
-def _table(table: Table) -> str:
-    """A table in a box of its own, which scrolls where the screen is narrow."""
+def _table(table: TableBlock) -> str:
+    """A table in a box that scrolls if the screen is narrow."""
     columns, lines, _ = grid(table.rows)
-    look = [_look([line[i] for line in lines]) for i in range(len(columns))]
+    classes = [_column_class([line[i] for line in lines]) for i in range(len(columns))]
     head = "".join(
         f'<th scope="col"{kind}>{escape(name)}</th>'
-        for name, kind in zip(columns, look, strict=True)
+        for name, kind in zip(columns, classes, strict=True)
     )
     body = "\n".join(
         "<tr>"
@@ -117,7 +148,7 @@ def _table(table: Table) -> str:
             f'<th scope="row"{kind}>{escape(text)}</th>'
             if i == 0
             else f"<td{kind}>{_or_dash(text)}</td>"
-            for i, (text, kind) in enumerate(zip(line, look, strict=True))
+            for i, (text, kind) in enumerate(zip(line, classes, strict=True))
         )
         + "</tr>"
         for line in lines
@@ -130,11 +161,11 @@ def _table(table: Table) -> str:
     )
 
 
-def _look(texts: Sequence[str]) -> str:
-    """How a column is set: numbers to the right, long text broken into lines."""
+def _column_class(texts: Sequence[str]) -> str:
+    """CSS class of a column: numbers are aligned right, long text is wrapped."""
     if all(_NUMERIC.fullmatch(text) for text in texts):
         return ' class="number"'
-    return ' class="long"' if max(map(len, texts)) > LONG else ""
+    return ' class="long"' if max(map(len, texts)) > _LONG else ""
 
 
 def _or_dash(text: str) -> str:
@@ -166,16 +197,27 @@ def _image(picture: Picture) -> str:
 
 
 def svg(picture: Picture) -> str:
-    """A figure as SVG with real text, whose inks follow the reader's light or dark."""
+    """A figure as SVG with real text, in light or dark colors as the reader prefers."""
     buffer = io.StringIO()
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": picture.name}
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no metadata: no addresses
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # metadata holds URLs
     with matplotlib.rc_context(settings):
         picture.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    for color, name in FIGURE_COLORS.items():
+    for color, name in _FIGURE_COLORS.items():
         text = re.sub(rf"(fill|stroke): {color}\b", rf"\1: var(--{name})", text, flags=re.I)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", FIGURE_FONT, text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", _FIGURE_FONT, text)
     opened = text.index(">") + 1
-    return f"{text[:opened]}<style>{figure_style()}</style>{text[opened:]}"
+    return f"{text[:opened]}<style>{_figure_style()}</style>{text[opened:]}"
+
+
+def _figure_style() -> str:
+    """Style sheet of a figure; an image on a page does not see the style of the page."""
+    light, dark = (
+        "".join(f"--{name}:{color};" for name, color in colors.items())
+        for colors in (_FIGURE_LIGHT, _FIGURE_DARK)
+    )
+    return (
+        f"svg{{{light}}}text{{fill:var(--ink)}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"
+    )

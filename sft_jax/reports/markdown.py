@@ -1,11 +1,12 @@
-"""Writes a report as Markdown. Figures stand beside it as `<name>.png`."""
+"""Renders a report as Markdown, with figures as `<name>.png` beside it."""
 
 import re
 
-from sft_jax.reports.document import Block, Commands, Document, Mono, Pictures, Table, Text
-from sft_jax.reports.tables import draw, escaped, grid
+from sft_jax.reports.document import Block, Commands, Document, Pictures
+from sft_jax.reports.text_tables import align, escaped, grid
+from sft_jax.tasks.base import Code, TableBlock, TextBlock
 
-# What Markdown or the HTML in it would act on, wherever in a line it stands.
+# Characters with a meaning in Markdown or HTML anywhere in a line.
 _ACTIVE = re.compile(r"([\\`*\[\]|<])")
 
 
@@ -17,23 +18,23 @@ def render(document: Document) -> str:
             {"": headline.label, "value": headline.value, "note": headline.note or None}
             for headline in document.headlines
         ]
-        parts.append(_table(Table(rows)))
+        parts.append(_table(TableBlock(rows)))
     for section in document.sections:
         parts += [f"## {escape(section.title)}", *map(_block, section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
 def escape(text: str) -> str:
-    """Plain text in one line, so that Markdown shows it as it is."""
+    """Escapes plain text, in one line, so that Markdown shows it unchanged."""
     line = _ACTIVE.sub(r"\\\1", " ".join(text.split("\n")))
-    # An underscore inside a word does nothing; at its edge it begins emphasis.
+    # An underscore starts emphasis only at the edge of a word.
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)
 
 
 def _block(block: Block) -> str:
-    if isinstance(block, Text):
+    if isinstance(block, TextBlock):
         return _text(block)
-    if isinstance(block, Table):
+    if isinstance(block, TableBlock):
         return _table(block)
     if isinstance(block, Commands):
         fence = "`" * max(3, _longest_run(block.text) + 1)
@@ -41,14 +42,14 @@ def _block(block: Block) -> str:
     return _pictures(block)
 
 
-def _text(text: Text) -> str:
+def _text(text: TextBlock) -> str:
     return "".join(
-        _code(part.text) if isinstance(part, Mono) else escape(part) for part in text.parts
+        _code(part.text) if isinstance(part, Code) else escape(part) for part in text.parts
     )
 
 
 def _code(text: str) -> str:
-    """Code within a line, which ends at no backtick of its own."""
+    """Inline code; the fence is longer than any run of backticks in it."""
     line = " ".join(text.splitlines())
     if "`" not in line:
         return f"`{line}`"
@@ -60,8 +61,8 @@ def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def _table(table: Table) -> str:
-    drawn = draw(escaped(grid(table.rows), escape))
+def _table(table: TableBlock) -> str:
+    drawn = align(escaped(grid(table.rows), escape))
     return f"**{escape(table.caption)}**\n\n{drawn}" if table.caption else drawn
 
 

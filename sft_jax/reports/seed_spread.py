@@ -1,4 +1,4 @@
-"""Several runs of one setting that differ in the seed alone: mean and spread of their scores."""
+"""Mean and spread of scores over runs that differ only in their seed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.runs.run_folder import read_evaluations
+from sft_jax.runs.evaluation_files import read_evaluations
 from sft_jax.types import DataError
 
 _NAME = re.compile(r"(.+)-(\d+)")
 
 
-def says_seed(workdir: Path) -> bool:
-    """Whether a run folder is named after setting and seed, such as `max-0`."""
+def has_seed(workdir: Path) -> bool:
+    """Whether the name of a run folder ends with a seed, such as `max-0`."""
     return _NAME.fullmatch(workdir.name) is not None
 
 
-def by_setting(workdirs: Sequence[Path]) -> dict[str, list[Path]]:
-    """Run folders by what their names have in front of the seed: `a-0`, `a-1` and `b-0` are two.
+def runs_by_setting(workdirs: Sequence[Path]) -> dict[str, list[Path]]:
+    """Groups run folders by setting: `a-0` and `a-1` belong to `a`.
 
     Raises:
-        DataError: a name that does not end with a number.
+        DataError: A name does not end with a seed.
     """
     settings: dict[str, list[Path]] = {}
     for workdir in workdirs:
@@ -42,15 +42,15 @@ def spread_rows(workdirs: Sequence[Path], split: str, metric: str) -> list[dict[
     The deviation is that of a sample, `ddof=1`; a single run has none.
 
     Args:
-        workdirs: of evaluated runs, named `<setting>-<seed>`.
-        split: that was evaluated.
-        metric: its name in the evaluation.
+        workdirs: Folders of evaluated runs, named `<setting>-<seed>`.
+        split: Evaluated split.
+        metric: Name of the metric.
 
     Raises:
-        DataError: a run without that split or metric, or a name without a seed.
+        DataError: A run lacks the split or the metric, or a name has no seed.
     """
     rows = []
-    for setting, folders in by_setting(workdirs).items():
+    for setting, folders in runs_by_setting(workdirs).items():
         levels = [_values(folder, split, metric) for folder in folders]
         row: dict[str, Any] = {"setting": setting, "runs": len(folders)}
         for level in levels[0]:
@@ -75,12 +75,12 @@ def _values(workdir: Path, split: str, metric: str) -> Mapping[str, float]:
     evaluation = evaluations[split]
     if metric not in evaluation["metrics"]:
         raise DataError(
-            f"{workdir}: found no metric {metric!r} of {split!r}, expected one of "
+            f"{workdir}: found no metric {metric!r} on {split!r}, expected one of "
             f"{sorted(evaluation['metrics'])}"
         )
     found = {"sample": evaluation["metrics"][metric]["value"]}
-    group = evaluation["group"]
-    if group is not None and metric == "top1":  # the one that groups vote on
+    group = evaluation.get("group")
+    if group is not None and metric in group:
         found["group"] = group[metric]["value"]
     if None in found.values():
         raise DataError(

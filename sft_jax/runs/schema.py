@@ -1,13 +1,13 @@
-"""The version of what is stored: of a run's and a study's JSON, and a checkpoint's own.
+"""Version of the stored JSON: files of runs and studies, and the configuration in a checkpoint.
 
-A file from before there were versions is of schema 0.
+Files written before versions existed have schema 0.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft_jax.files.json_files import Shape, anything, fits, read_json
+from sft_jax.files.json_files import Shape, anything, fits, read_json, write_json
 from sft_jax.types import CheckpointError
 from sft_jax.version import __version__
 
@@ -54,44 +54,43 @@ def _with_renamed(setting: Any) -> Any:
     return {**setting, "overrides": overrides}
 
 
-# What makes a file of schema `i`, given its name and content, one of schema `i + 1`; whoever
-# changes what is stored adds a step.
+# `UPGRADES[i]` maps a file's name and content from schema `i` to `i + 1`. Whoever changes what is
+# stored adds an upgrade.
 UPGRADES: tuple[Callable[[str, dict[str, Any]], dict[str, Any]], ...] = (
-    lambda name, content: content,  # 0 to 1: the two entries of `stamped` alone
+    lambda name, content: content,  # 0 to 1: only added the two entries of `stamped`
     _baseline_to_options,
 )
 SCHEMA = len(UPGRADES)
+_RESTORE = "restore the file, or choose a new workdir"
 
 
 def stamped(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with the schema and the version of sft_jax that write it; undone by `accepted`."""
+    """Adds the schema and the version of sft_jax to `content`; `accepted` removes them."""
     return {"schema": SCHEMA, "sft_jax": __version__, **content}
 
 
 def accepted(content: Any, path: Path) -> dict[str, Any]:
-    """What a file of this or an older version says, as this version would have written it.
+    """Upgrades the content of a file of this or an older version to the current schema.
 
     Args:
-        content: parsed JSON.
-        path: of the file; its name says what it holds.
+        content: Parsed JSON.
+        path: Path of the file; upgrades depend on its name.
 
     Returns:
-        The content without what `stamped` added.
+        The content without the entries that `stamped` adds.
 
     Raises:
-        CheckpointError: it is of a newer version, which the message names, or no object.
+        CheckpointError: The file is of a newer version, or is not a JSON object.
     """
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path}: found a {type(content).__name__}, expected an object; bring the file back, "
-            "or begin in a new workdir"
+            f"{path}: found a {type(content).__name__}, expected an object; {_RESTORE}"
         )
     rest = {key: value for key, value in content.items() if key not in ("schema", "sft_jax")}
     schema = content.get("schema", 0)
     if type(schema) is not int or schema < 0:
         raise CheckpointError(
-            f"{path}: found schema {schema!r}, expected a whole number up to {SCHEMA}; bring the "
-            "file back, or begin in a new workdir"
+            f"{path}: found schema {schema!r}, expected a whole number up to {SCHEMA}; {_RESTORE}"
         )
     if schema > SCHEMA:
         writer = content.get("sft_jax", "a newer version")
@@ -105,16 +104,21 @@ def accepted(content: Any, path: Path) -> dict[str, Any]:
 
 
 def read_stored(path: Path, shape: Shape, remedy: str) -> Any:
-    """What a JSON file of this or an older version says.
+    """Reads a JSON file of this or an older version.
 
     Args:
-        path: of the file.
-        shape: that the content must have, as this version writes it.
-        remedy: what to do where it has not.
+        path: Path of the file.
+        shape: Shape of the content after upgrades.
+        remedy: Advice for the error message.
 
     Raises:
-        CheckpointError: it cannot be read, has another shape, or is of a newer version.
+        CheckpointError: The file cannot be read, has another shape, or is of a newer version.
     """
     content = accepted(read_json(path, anything, remedy), path)
     fits(content, shape, str(path), remedy, CheckpointError)
     return content
+
+
+def write_stored(path: Path, content: dict[str, Any]):
+    """Writes a JSON file of this version atomically."""
+    write_json(path, stamped(content))

@@ -1,6 +1,7 @@
 """Runs a study: all folds and seeds of a setting are trained together, setting after setting."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import Plateau, build_optimizer, learning_rate
 from sft_jax.training.session import Session
 from sft_jax.training.state import state_initializer
+from sft_jax.training.unused_settings import unused_settings
 from sft_jax.types import Batch, ConfigError, NonFiniteError
 
 
@@ -81,6 +83,8 @@ def train_setting(
     config = _shared_config(sessions, setting.name)
     runs = [(i, seed) for i in range(len(folds)) for seed in study.seeds]
     trainer = _Trainer(config, sessions[0], data, runs)
+    for text in unused_settings(config, trainer.schedule, None not in trainer.valid):
+        tqdm.write(f"warning: setting {setting.name!r}: {text}", file=sys.stderr)
     curves = trainer.train(progress)
     probabilities = {}
     for split in ("valid", "test"):
@@ -246,7 +250,7 @@ class _Trainer:
             ]
             scale = np.array([plateau.scale for plateau in self.plateaus], np.float32)
             lr_scale = self.population.put(scale, runs=True)
-        self.states = dataclasses.replace(self.states, lr_scale=lr_scale)
+            self.states = dataclasses.replace(self.states, lr_scale=lr_scale)
         return {f"valid {name}": value for name, value in values.items()}
 
     def _sums(self, step: int, pending: list[Any]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ Letters: `b` batch, `n` samples of a split, `o` outputs of the model's head.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -34,8 +34,53 @@ class Metric:
     format: Literal["percent", "number"] = "percent"
     higher_is_better: bool = True
 
+    @property
+    def is_share(self) -> bool:
+        """Whether values are shares between 0 and 1."""
+        return self.format == "percent"
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+    def value(self, value: float | None) -> str | None:
+        """A value as text: a percentage, or four decimals."""
+        if value is None:
+            return None
+        return f"{value:.1%}" if self.is_share else f"{value:.4f}"
+
+    def change(self, value: float | None) -> str | None:
+        """A difference as text, with its sign; of shares in percentage points."""
+        if value is None:
+            return None
+        return f"{100 * value:+.1f}" if self.is_share else f"{value:+.4f}"
+
+    def spread(self, value: float | None) -> str | None:
+        """A standard deviation as text; of shares in percentage points."""
+        if value is None:
+            return None
+        return f"{100 * value:.1f}" if self.is_share else f"{value:.4f}"
+
+    def interval(self, estimate: Mapping[str, Any]) -> str | None:
+        """`low to high` of `{value, low, high}`; None if there is no interval."""
+        low, high = self.value(estimate["low"]), self.value(estimate["high"])
+        return None if low is None or high is None else f"{low} to {high}"
+
+    def change_interval(self, estimate: Mapping[str, Any]) -> str | None:
+        """`low to high` of a difference `{value, low, high}`; None if there is no interval."""
+        low, high = self.change(estimate["low"]), self.change(estimate["high"])
+        return None if low is None or high is None else f"{low} to {high}"
+
+
+def metric_named(metrics: Mapping[str, Metric], name: str) -> Metric:
+    """The metric of a name, as stored files have it; an unknown one is shown as a number."""
+    return metrics.get(name) or Metric(name=name, title=name, format="number")
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Text of a paragraph that is set as code, such as a file or a setting."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class TableBlock:
     """A table of a report; columns are the keys of its rows in order of first appearance."""
 
@@ -43,11 +88,16 @@ class TableBlock:
     caption: str = ""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class TextBlock:
-    """A paragraph of a report. Text between backquotes is set as code."""
+    """A paragraph of a report: plain text, with `Code` in between."""
 
-    text: str
+    parts: Sequence[str | Code]
+
+    @classmethod
+    def of(cls, *parts: str | Code) -> "TextBlock":
+        """A paragraph of these parts."""
+        return cls(parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +106,8 @@ class Heatmap:
 
     Attributes:
         name: Name of the figure's file, without suffix.
-        values: `[rows, columns]` counts.
-        labels: Name of each row and column.
+        values: `[c, c]` counts.
+        labels: Name of each row, and of each column.
         x_label: Meaning of the columns.
         y_label: Meaning of the rows.
         alt: Description for readers who cannot see the figure.
@@ -81,8 +131,9 @@ class Lines:
         x_label: Meaning of the horizontal axis.
         y_label: Meaning of the vertical axis.
         alt: Description for readers who cannot see the figure.
-        diagonal: Whether to draw the line `y = x` for comparison.
-        counts: `{label: [p]}` samples behind each point, drawn as a histogram; empty for none.
+        diagonal: Whether both axes are shares between 0 and 1, to be compared with `y = x`.
+        counts: `{label: [p]}` samples in each of `p` equal bins of the horizontal axis from 0 to 1.
+            A single curve gets a histogram of them; several curves leave out rare bins.
     """
 
     name: str
@@ -95,17 +146,39 @@ class Lines:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Shares with their intervals, one a row.
+
+    Attributes:
+        name: Name of the figure's file, without suffix.
+        rows: `{label: {value, low, high}}`; low and high are None if there is no interval.
+        title: Title of the figure.
+        alt: Description for readers who cannot see the figure.
+        difference: Whether values are differences, drawn in percentage points around 0.
+    """
+
+    name: str
+    rows: Mapping[str, Mapping[str, Any]]
+    title: str
+    alt: str
+    difference: bool = False
+
+
+Plot = Heatmap | Lines | Intervals
+
+
+@dataclasses.dataclass(frozen=True)
 class FigureBlock:
     """Figures that belong together, with one caption."""
 
-    figures: Sequence[Heatmap | Lines]
+    figures: Sequence[Plot]
     caption: str
 
 
 ReportBlock = TableBlock | TextBlock | FigureBlock
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class ReportSection:
     """A part of a report that depends on the task, as data; `reports` draws it."""
 
@@ -123,6 +196,9 @@ class Scored:
         answers: What `Task.answer` returned, `{name: [n, ...]}`; empty if none were stored.
         target: `[n, ...]` true targets, in the same order; None if none were stored.
         groups: Name of each sample's group if a bootstrap draws groups, else None.
+        ids: Name of each sample, to pair the samples of several runs; None if not known.
+        seeds: Seed of the run behind each sample if runs are pooled, else None.
+        highlighted: Whether to draw figures of this entry alone, such as a confusion matrix.
     """
 
     split: str
@@ -130,19 +206,14 @@ class Scored:
     answers: Mapping[str, np.ndarray]
     target: np.ndarray | None
     groups: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    seeds: np.ndarray | None = None
+    highlighted: bool = True
 
 
-class Task(Protocol):
-    """What is predicted.
-
-    Losses and sums are pure functions of arrays, traced into the compiled step. Scores are exact:
-    they run on the host, over a whole split, in float64.
-    """
-
-    @property
-    def output_size(self) -> int:
-        """Number of outputs `o` of the model's head."""
-        ...
+@runtime_checkable
+class TaskReport(Protocol):
+    """The part of a task that reports need."""
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -152,6 +223,29 @@ class Task(Protocol):
     @property
     def main_metric(self) -> str:
         """Name of the metric that tables, studies and headlines show first."""
+        ...
+
+    def report(self, scored: Mapping[str, Scored]) -> Sequence[ReportSection]:
+        """Sections of a report that depend on the task.
+
+        Args:
+            scored: Splits of one run by their names, or one split of several runs or of the
+                settings of a study by name.
+        """
+        ...
+
+
+@runtime_checkable
+class Task(TaskReport, Protocol):
+    """What is predicted.
+
+    Losses and sums are pure functions of arrays, traced into the compiled step. Scores are exact:
+    they run on the host, over a whole split, in float64.
+    """
+
+    @property
+    def output_size(self) -> int:
+        """Number of outputs `o` of the model's head."""
         ...
 
     def loss(
@@ -184,8 +278,4 @@ class Task(Protocol):
         **context: Any,
     ) -> dict[str, Any]:
         """Exact metrics of a split with baseline and intervals: `evaluation_<split>.json`."""
-        ...
-
-    def report(self, scored: Mapping[str, Scored]) -> Sequence[ReportSection]:
-        """Sections of a report that depend on the task, for one run or several by name."""
         ...

@@ -6,13 +6,11 @@ fetch and check the metrics, write the log, validate, save the best, save the la
 
 import dataclasses
 import functools
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import jax
@@ -28,6 +26,7 @@ from sft_jax.training.diagnosis import Diagnosis
 from sft_jax.training.optimizer import Plateau
 from sft_jax.training.progress import Progress
 from sft_jax.training.sharding import put_batch
+from sft_jax.training.signals import stop_requests
 from sft_jax.training.state import TrainState
 from sft_jax.types import NonFiniteError
 
@@ -92,12 +91,14 @@ class Outcome:
         finished: false when a signal stopped it before the end.
         best: best value of the deciding metric, or None.
         best_step: where it was reached.
+        stopped_by: signal that asked this process to stop, or None.
     """
 
     step: int
     finished: bool
     best: float | None
     best_step: int
+    stopped_by: Signals | None = None
 
 
 def train(
@@ -110,7 +111,7 @@ def train(
 ) -> Outcome:
     """Trains to the end of the schedule, from the newest checkpoint if there is one.
 
-    SIGTERM saves and returns early.
+    SIGTERM, Ctrl-C and SIGHUP let the step end, save and return early.
 
     Args:
         config: resolved configuration.
@@ -135,7 +136,7 @@ def train(
     quiet = None if speaks else True
     bar = tqdm(total=schedule.total, initial=first, disable=quiet, unit="step", smoothing=0.05)
     stopped = False
-    with bar, recorder, _termination() as terminated:
+    with bar, recorder, stop_requests() as requested:
         for step in range(first + 1, schedule.total + 1):
             with jax.transfer_guard("disallow"):
                 state, metrics = parts.step(state, put_batch(next(parts.batches), parts.mesh))
@@ -143,7 +144,9 @@ def train(
             bar.update()
             last = step == schedule.total
             logs = step % config.train.log_every == 0
-            stopped = _agreed(terminated(), logs)
+            stopped = _agreed(requested() is not None, logs)
+            if stopped and speaks:
+                tqdm.write(f"stopping after step {step}: saving", file=sys.stderr)
             evaluates = parts.validate and (step % schedule.eval_every == 0 or last)
             saves = step % schedule.checkpoint_every == 0 or last or stopped
             if logs or evaluates or saves:
@@ -163,7 +166,8 @@ def train(
                 break
         parts.checkpoints.wait()
     step = int(jax.device_get(state.step))
-    return Outcome(step, step >= schedule.total, progress.best, progress.best_step)
+    finished = step >= schedule.total
+    return Outcome(step, finished, progress.best, progress.best_step, requested())
 
 
 def _judge(
@@ -323,17 +327,3 @@ class _History:
                 "of a GPU may come in any order), or check its memory and devices"
             )
         return parts.diagnosis.of_step(before, batch, step - 1)
-
-
-@contextmanager
-def _termination() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a flag while training; elsewhere it acts as before."""
-    received = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
-    try:
-        yield lambda: bool(received)
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,13 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from sft_jax.config.modality import COUNTING_POOLS, WINDOW_POOLS, ModalitySpec
 from sft_jax.config.run import Config, TrainConfig
+from sft_jax.data.array_entries import as_array
 from sft_jax.data.arrays import ArrayTable, check_arrays
+from sft_jax.data.modality_choice import find_sequences
 from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record
 from sft_jax.models import registry
+from sft_jax.runs.run_files import read_config, read_data
 from sft_jax.training import run, session
 from sft_jax.training.sharding import make_mesh
 from sft_jax.training.step import eval_outputs
@@ -121,30 +125,58 @@ class Predictor:
         config = dataclasses.replace(self.config, modalities=specs)
         return Predictor(config, self.params, self.normalizer, self.class_names)
 
-    def predict(self, arrays: Mapping[str, np.ndarray]) -> Prediction:
+    def predict(self, arrays: Any) -> Prediction:
         """Classifies samples.
 
         Args:
-            arrays: `{m: [n, t, f]}` (`[n, t]` ids for token modalities) in the units of the
+            arrays: Mapping `{m: [n, t, f]}` (`[n, t]` ids for token modalities) in the units of the
                 training data, at most as long as the model's; optionally `mask/<m> [n, t]` bool or
-                `length/<m> [n]`, and `id [n]`. A modality left out counts as missing.
+                `length/<m> [n]`, and `id [n]`. Values may be NumPy or JAX arrays, columns of
+                pandas, or nested lists. A modality left out counts as missing.
 
         Raises:
             DataError: arrays that do not fit the model or each other.
         """
-        return self.predict_table(check_arrays(arrays, require_label=False))
+        table = self.table(arrays)
+        for remark in table.remarks:
+            logging.warning("%s: %s", table.path, remark)
+        return self.predict_table(table)
+
+    def table(self, arrays: Any, where: str = "arrays") -> ArrayTable:
+        """Checks arrays and takes the modalities of the run.
+
+        Other entries are left out if they do not look like modalities, or if all modalities of the
+        run are there; the table's remarks name them.
+
+        Args:
+            arrays: As for `predict`.
+            where: What errors call them.
+
+        Raises:
+            DataError: arrays that do not fit each other, or whose names are not the run's.
+        """
+        if not isinstance(arrays, Mapping):
+            raise DataError(
+                f"{where}: found {type(arrays).__name__}, expected a dict of arrays by name of "
+                "their modality; give {name: array}"
+            )
+        entries = {key: as_array(values, key, where) for key, values in arrays.items()}
+        expected = [spec.name for spec in self.config.modalities]
+        present = [name for name in expected if name in entries]
+        plausible = find_sequences(entries) - set(expected)
+        if not present or (plausible and len(present) < len(expected)):
+            unknown = sorted(plausible)
+            raise DataError(
+                f"{where}: found {', '.join(entries) or 'none'}, expected at least one of "
+                f"{', '.join(expected)} and no other; name the arrays as the run's modalities"
+                f"{f', and remove {unknown}' if unknown else ''}"
+            )
+        return check_arrays(entries, require_label=False, where=where, modalities=present)
 
     def predict_table(self, table: ArrayTable) -> Prediction:
-        """Classifies the samples of a table, as `data.arrays.read_arrays` reads it."""
+        """Classifies the samples of a table that `table` returned."""
         specs = self.config.modalities
         absent = [spec for spec in specs if spec.name not in table.inputs]
-        unknown = sorted(set(table.inputs) - {spec.name for spec in specs})
-        if unknown or len(absent) == len(specs):
-            raise DataError(
-                f"{table.path}: found {', '.join(table.inputs)}, expected at least one of "
-                f"{', '.join(spec.name for spec in specs)} and no other; name the arrays as the "
-                f"run's modalities{f', and remove {unknown}' if unknown else ''}"
-            )
         parts = []
         for start in range(0, len(table), LARGEST_BATCH):
             indices = range(start, min(start + LARGEST_BATCH, len(table)))
@@ -174,7 +206,7 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
         CheckpointError: there is no run, or no checkpoint.
     """
     workdir = Path(workdir).expanduser().absolute()
-    config, data = run.read_config(workdir), run.read_data(workdir, *_NEEDED)
+    config, data = read_config(workdir), read_data(workdir, *_NEEDED)
     mesh = make_mesh(TrainConfig(), jax.devices()[:1])
     state = session.restore(config, registry.build(config), mesh, workdir, checkpoint)
     normalizer = Normalizer.from_json(data["normalizer"])

@@ -241,8 +241,9 @@ def parting() -> Iterator[None]:
         if usual or not jax.distributed.is_initialized():
             raise
         where = f"process {jax.process_index()} of {jax.process_count()}"
-        said = isinstance(code, str)
-        text = code if said else traceback.format_exc()
+        interrupted = isinstance(error, KeyboardInterrupt)
+        said = isinstance(code, str) or interrupted
+        text = "interrupted" if interrupted else code if said else traceback.format_exc()
         print(f"{where}: {text}", file=sys.stderr, flush=True)
         if not said:
             print(f"If this is about a connection, {_REMEDY}", file=sys.stderr, flush=True)

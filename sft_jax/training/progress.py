@@ -1,10 +1,18 @@
 """What a training run knows beside the state on its devices."""
 
 import dataclasses
+import math
 from typing import Any
 
-from sft_jax.runs.layouts import PROGRESS
+from sft_jax.files.json_files import anything, integer, mapped, nullable, number, record
 from sft_jax.training.optimizer import Plateau
+
+# The lowest loss is infinite before the first validation.
+_PLATEAU = record({"scale": number(least=0), "best": number(most=math.inf), "stale": integer()})
+_PROGRESS = record(
+    {"data": mapped(anything), "plateau": _PLATEAU},
+    {"best": nullable(number()), "best_step": integer()},
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,5 +42,5 @@ class Progress:
         Raises:
             ValueError: entries are missing or of other types.
         """
-        PROGRESS(given, "progress")
+        _PROGRESS(given, "progress")
         return cls(**{**given, "plateau": Plateau(**given["plateau"])})

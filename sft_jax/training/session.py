@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,14 @@ from jax.sharding import Mesh
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, MixupConfig
 from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
-from sft_jax.data.sources import Source, open_source
+from sft_jax.data.sources import Source, open_source, open_source_of_run
 from sft_jax.files.disk import on_disk
 from sft_jax.files.locks import locked
 from sft_jax.metrics.ablation import ablation, without
 from sft_jax.metrics.classification import evaluate as score
 from sft_jax.models import registry
+from sft_jax.runs.evaluation_files import write_evaluation
+from sft_jax.runs.run_files import open_run, read_config, read_data
 from sft_jax.runs.schema import stamped
 from sft_jax.training import loop, run
 from sft_jax.training.checkpoint import Checkpoints
@@ -31,6 +34,7 @@ from sft_jax.training.sharding import make_mesh
 from sft_jax.training.state import TrainState, abstract_state, create_state, state_initializer
 from sft_jax.training.step import StepConfig, compile_eval_step, compile_train_step
 from sft_jax.training.summary import describe
+from sft_jax.training.unused_settings import unused_checkpoints, unused_settings
 from sft_jax.types import Batch, CheckpointError, ConfigError
 
 
@@ -66,12 +70,15 @@ class Session:
             CheckpointError: other data than the run's.
         """
         mesh = make_mesh(config.train)
+        if source is None and fingerprint is not None:
+            source = open_source_of_run(config.data, fingerprint)
         source = open_source(config.data) if source is None else source
         info = source.info
         if fingerprint not in (None, info.fingerprint):
             raise CheckpointError(
                 f"{info.directory}: holds data with fingerprint {info.fingerprint}, expected "
-                f"{fingerprint}, which the run was trained on; bring back the file it began with"
+                f"{fingerprint}, which the run was trained on; bring back the file it began with, "
+                "or the data_dir with what was prepared for it"
             )
         config = run.resolve(config, infer_modalities(info, config.modalities), info.num_classes)
         if normalizer is None:
@@ -111,7 +118,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
             cannot be written to.
         NonFiniteError: training diverged.
     """
-    session = Session.open(config)
+    session = Session.open(config, source=_source_for(config, workdir))
     config, model = session.config, session.model
     if config.optimizer.schedule == "plateau" and not session.source.info.num_records["valid"]:
         raise ConfigError(
@@ -128,11 +135,26 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     step = run.step_config(config, model, optimizer, rate, mixup)
     record = {**_data_record(session, state), "command": command}
     with on_disk(workdir), locked(workdir):
-        run.open_run(workdir, config, record)
+        open_run(workdir, config, record)
         if jax.process_index() == 0:
             parameters = run.count_parameters(state.params)
             print(describe(config, parameters, session.mesh), flush=True)
+            validates = session.source.info.num_records["valid"] > 0
+            warnings = [
+                *session.source.info.warnings,
+                *unused_settings(config, schedule, validates),
+                *unused_checkpoints(config, schedule),
+            ]
+            for text in warnings:
+                print(f"warning: {text}", file=sys.stderr, flush=True)
         return _train_there(session, schedule, step, init, abstract, state, workdir)
+
+
+def _source_for(config: Config, workdir: Path) -> Source:
+    """The data of `config`, as they were prepared for the run in `workdir` if there is one."""
+    if not (workdir / "data.json").exists():
+        return open_source(config.data)
+    return open_source_of_run(config.data, read_data(workdir, "fingerprint")["fingerprint"])
 
 
 def _train_there(
@@ -203,9 +225,9 @@ def evaluate(
     Raises:
         CheckpointError: no run, no checkpoint, or other data than the run's.
     """
-    record = run.read_data(workdir, "normalizer")
+    record = read_data(workdir, "normalizer", "fingerprint")
     normalizer = Normalizer.from_json(record["normalizer"])
-    config = for_these_devices(run.read_config(workdir), data_dir)
+    config = for_these_devices(read_config(workdir), data_dir)
     session = Session.open(config, normalizer, record["fingerprint"])
     state = restore(session.config, session.model, session.mesh, workdir, checkpoint)
     eval_step = compile_eval_step(run.apply_function(session.model), session.mesh)
@@ -235,33 +257,13 @@ def evaluate(
         **{name: value for name, value in outputs.items() if name.startswith("kept/")},
     }
     if jax.process_index() == 0:
-        found = {"evaluation": result}
-        if ablated:
-            found["ablation"] = ablation(
-                outputs, ablated, split=split, step=int(state.step), groups=shared
-            )
-        write_evaluation(workdir, split, found, predictions)
+        without_each = (
+            ablation(outputs, ablated, split=split, step=int(state.step), groups=shared)
+            if ablated
+            else None
+        )
+        write_evaluation(workdir, split, result, predictions, without_each)
     return Evaluation(session, result, predictions)
-
-
-def write_evaluation(
-    workdir: Path, split: str, found: dict[str, Any], predictions: dict[str, np.ndarray]
-):
-    """Writes what an evaluation came to, each file whole or not at all.
-
-    Args:
-        workdir: of the run.
-        split: that was scored.
-        found: contents of `<name>_<split>.json` by name.
-        predictions: of `predictions_<split>.npz`.
-
-    Raises:
-        CheckpointError: the disk is full, or may not be written to.
-    """
-    with on_disk(workdir, then=""):
-        for name, content in found.items():
-            run.write_json(workdir / f"{name}_{split}.json", stamped(content))
-        run.write_npz(workdir / f"predictions_{split}.npz", predictions)
 
 
 def _without_each(

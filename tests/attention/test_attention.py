@@ -94,7 +94,7 @@ def run(implementation, query, key, value, mask, weights, d_values, d_saliency):
 def tiles(forward, backward):
     """Replaces the plan with tiles of so many rows, whatever the shapes."""
     tiling = streamed.Tiling(forward, backward)
-    return mock.patch.object(streamed_attention, "plan", return_value=tiling)
+    return mock.patch.object(streamed, "plan", return_value=tiling)
 
 
 def platform(name):
@@ -282,7 +282,7 @@ def test_unused_saliency_costs_no_gradient():
         cotangents.append(d_saliency)
         return tile_backward(block, key, value, mask, d_saliency)
 
-    with mock.patch.object(streamed_attention, "_backward_tile", spy):
+    with mock.patch.object(streamed, "_backward_tile", spy):
         _, ranked = run("streamed", *case[:6], None)
         assert cotangents
         assert all(x is None for x in cotangents)

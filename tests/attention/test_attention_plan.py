@@ -47,9 +47,9 @@ def largest_of_gradient(implementation, b, t, h, e):
 
 @pytest.mark.parametrize("machine", ["cpu", "gpu"])
 def test_streamed_holds_no_map_and_xla_does(machine, monkeypatch):
-    monkeypatch.setattr(streamed_attention, "_CPU_TILE", 16 * 128)
-    monkeypatch.setattr(streamed_attention, "_CPU_BACKWARD_TILE", 16 * 128)
-    monkeypatch.setattr(streamed_attention, "_ACCELERATOR_ROWS", 16)
+    monkeypatch.setattr(streamed, "_CPU_TILE", 16 * 128)
+    monkeypatch.setattr(streamed, "_CPU_BACKWARD_TILE", 16 * 128)
+    monkeypatch.setattr(streamed, "_ACCELERATOR_ROWS", 16)
     b, t, h, e = 2, 128, 2, 4
     with mock.patch.object(jax, "default_backend", return_value=machine):
         assert largest_of_gradient("xla", b, t, h, e) >= b * h * t * t

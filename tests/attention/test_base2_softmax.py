@@ -98,7 +98,7 @@ def test_a_head_of_small_scores_is_not_shifted():
     def shifts(scale):
         taken.clear()
         x = jnp.full((1, 3, 1, 4), scale)
-        with mock.patch.object(streamed_attention, "_forward_tile", spy):
+        with mock.patch.object(streamed, "_forward_tile", spy):
             jax.block_until_ready(jax.jit(lambda x: streamed.streamed(x, x, x, None, None))(x))
         jax.effects_barrier()
         return [bool(shift) for shift in taken]

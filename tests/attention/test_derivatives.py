@@ -110,7 +110,7 @@ def test_the_gradient_of_an_attention_is_its_slope(name):
             check(ATTENTIONS[name], 3, [*map(jnp.asarray, heads), mask, weights], seed)
 
     tiling = streamed.Tiling(3, 2)
-    with mock.patch.object(streamed_attention, "plan", return_value=tiling):
+    with mock.patch.object(streamed, "plan", return_value=tiling):
         each_shape()
 
 

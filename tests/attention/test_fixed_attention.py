@@ -141,7 +141,7 @@ def test_other_patterns_in_several_tiles_match_the_oracle(stride, expressivity, 
     case = draw_case(stride, 3, t, 2, 3)
     mask = jnp.asarray(draw_masks(stride, 3, t))
     sizes = {"_CPU_TILE": 1000, "_CPU_BACKWARD_TILE": 700, "_ACCELERATOR_ROWS": 32}
-    with mock.patch.multiple(sparse_tiles, **sizes), platform(machine):
+    with mock.patch.multiple(fixed_tiles, **sizes), platform(machine):
         given = run(fixed(mask, **pattern), *case)
     assert_close(given, run(dense(mask, 3, t, **pattern), *case))
 
@@ -182,7 +182,7 @@ def test_unused_saliency_costs_no_gradient():
         cotangents.append(d_saliency)
         return tokens_backward(per_query, log_sum, key, value, d_saliency, slots, pattern)
 
-    with mock.patch.object(sparse_tiles, "_tokens_backward", spy):
+    with mock.patch.object(fixed_tiles, "_tokens_backward", spy):
         _, ranked = run(fixed(), *case[:5], None)
         assert cotangents
         assert all(x is None for x in cotangents)

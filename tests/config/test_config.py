@@ -1,6 +1,7 @@
 import pytest
 
 from sft_jax.config import data as data_config
+from sft_jax.config import model as model_config
 from sft_jax.config import run as settings
 from sft_jax.config.modality import POOLS, TOKENIZERS, ModalitySpec
 from sft_jax.config.run import Config, Duration

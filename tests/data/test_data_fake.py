@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from sft_jax.config.data import OPTIONS, DataConfig
+from sft_jax.data import fake
 from sft_jax.data.fake import FAKES, describe_files, next_command, write_fake
 from sft_jax.data.sources import open_source
 from sft_jax.files.mapped_pickles import map_pickle
@@ -152,6 +153,21 @@ def test_every_class_needs_a_sample(tmp_path):
         ConfigError, match=r"given 99 for vggsound100, expected at least 100, .*; r"
     ):
         write_fake("vggsound100", tmp_path, 99)
+
+
+@pytest.mark.parametrize("kind", FAKES)
+def test_an_interruption_leaves_no_file_that_looks_whole(tmp_path, monkeypatch, kind):
+    calls = iter(range(4))
+
+    def interrupted(rng, shape, offset):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return np.zeros(shape, np.float32)
+
+    monkeypatch.setattr(fake, "_noise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_fake(kind, tmp_path, 0, 0, SHORT[kind])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_are_never_written_over(tmp_path):

@@ -169,7 +169,7 @@ def test_arrays_that_would_not_fit_are_refused_by_their_headers(tmp_path, name, 
 
 
 def test_a_folder_may_hold_archives_and_links_of_that_name(tmp_path):
-    content = {"rgb": np.ones((4, 2, 3)), "label": np.arange(4)}
+    content = {"rgb": np.ones((4, 2, 3)), "label": np.zeros(4, int)}
     for name, values in content.items():
         np.save(tmp_path / f"{name}.npy", values)
     (tmp_path / "lost.npy").symlink_to(tmp_path / "nowhere")
@@ -184,11 +184,10 @@ def test_a_folder_may_hold_archives_and_links_of_that_name(tmp_path):
 
 
 @pytest.mark.parametrize("label", [1_000_000, 1 << 40])
-def test_a_class_far_out_is_no_class(label):
-    # There would be a name for every class below it.
+def test_a_class_far_out_takes_no_memory(label):
     entries = {"rgb": np.ones((2, 2, 3)), "label": np.array([0, label])}
-    with pytest.raises(DataError, match=rf"label: found {label} for sample 1, .*below 1000000"):
-        check_arrays(entries, require_label=True)
+    table = check_arrays(entries, require_label=True)
+    assert table.class_names == ("0", str(label))
 
 
 @pytest.mark.parametrize("names", [np.array([b"\xff", b"b"]), np.array(["\ud800", "b"])])

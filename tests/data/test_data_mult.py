@@ -6,6 +6,7 @@ import pytest
 
 from sft_jax.config.data import DataConfig, MultPickleOptions
 from sft_jax.data.sources import open_source, prepare
+from sft_jax.types import DataError
 
 T = {"vision": 6, "audio": 5, "text": 4}
 F = {"vision": 3, "audio": 2, "text": 5}
@@ -391,3 +392,14 @@ def test_widths_tell_the_sets_apart(tmp_path, widths, given, found):
     with pytest.raises(ValueError, match=f"data.options.dataset: found {found}.*expected {given}"):
         prepare(config(path, tmp_path, dataset=given))
     prepare(config(path, tmp_path, dataset=found if widths else "mosei"))
+
+
+@pytest.mark.parametrize("name", ["dev", "val", "VALID", b"dev"])
+def test_other_names_of_splits_are_taken(tmp_path, name):
+    content = sentiment()
+    content[name] = content.pop("valid")
+    source = opened(tmp_path, content)
+    assert source.info.num_records == SIZES
+    content["validation"] = content[name]
+    with pytest.raises(DataError, match=r"file: found train, test, .*expected one split valid"):
+        opened(tmp_path, content)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import sft_jax.data.sources
 from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.data.builders import base, synthetic
 from sft_jax.data.records import DataInfo
-from sft_jax.data.sources import Source, open_source, prepare
+from sft_jax.data.sources import Source, open_source, open_source_of_run, prepare
 from sft_jax.types import DataError
 
 OPTIONS = SyntheticOptions(
@@ -121,6 +122,20 @@ def test_a_new_version_is_prepared_anew(tmp_path, monkeypatch):
     second = prepare(config(tmp_path))
     assert second.directory != first.directory
     assert second.fingerprint != first.fingerprint
+
+
+def test_a_run_keeps_the_records_of_an_earlier_version(tmp_path, monkeypatch):
+    first = prepare(config(tmp_path))
+    monkeypatch.setattr(synthetic.Synthetic, "VERSION", type(base.SourceBuilder.VERSION)("2.0.0"))
+    assert open_source_of_run(config(tmp_path), first.fingerprint).info == first
+    second = prepare(config(tmp_path))
+    assert open_source_of_run(config(tmp_path), first.fingerprint).info == first
+    assert open_source_of_run(config(tmp_path), second.fingerprint).info == second
+    # Neither another file nor other options are taken for the run's.
+    other = dataclasses.replace(OPTIONS, noise=0.25)
+    assert open_source_of_run(config(tmp_path, other), first.fingerprint).info != first
+    monkeypatch.setattr(synthetic.Synthetic, "source_sha256", lambda _: "another")
+    assert open_source_of_run(config(tmp_path), first.fingerprint).info.source_sha256 == "another"
 
 
 def test_order_is_kept_over_many_shards(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ def test_a_loop_of_unknown_length_is_refused():
     def loop(a):
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, a)
 
-    with pytest.raises(ValueError, match="turns are not in the program"):
+    with pytest.raises(ValueError, match="whose trip count is in the program"):
         matmul_flops(loop, jnp.ones((3, 3)))
 
 

@@ -251,3 +251,5 @@ custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alph
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo_text.parse("HloModule nothing\n")
+    with pytest.raises(ValueError, match="no instruction in computation 'main'"):
+        hlo_text.parse("HloModule nothing\n\nENTRY %main () -> f32[] {\n}\n")

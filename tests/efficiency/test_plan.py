@@ -18,7 +18,7 @@ from sft_jax.efficiency.hlo.hlo_cost import Collective, ProgramCost
 from sft_jax.efficiency.model_costs import num_parameters, train_gflop
 from sft_jax.efficiency.plan import asked_for, default_batch, largest_batch
 from sft_jax.efficiency.topology import Topology, parse
-from sft_jax.reports.tables import format_table
+from sft_jax.reports.text_tables import format_table
 from sft_jax.types import ConfigError
 
 SPEC = ModalitySpec(name="a", length=24, feature_dim=3, pool="max", window=8)

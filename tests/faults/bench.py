@@ -25,7 +25,8 @@ from sft_jax.config.run import (
     TrainConfig,
 )
 from sft_jax.models import registry
-from sft_jax.training import run, session, sharding
+from sft_jax.runs import run_files
+from sft_jax.training import session, sharding
 from tests.faults.lives import Ended, Life, settle_devices
 
 STEPS = 80
@@ -315,7 +316,7 @@ def _digests(workdir: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _state(workdir: Path, kind: str) -> Any:
-    config = run.read_config(workdir)
+    config = run_files.read_config(workdir)
     mesh = sharding.make_mesh(config.train, jax.devices()[:1])
     return jax.device_get(session.restore(config, registry.build(config), mesh, workdir, kind))
 

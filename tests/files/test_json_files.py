@@ -1,6 +1,7 @@
 """JSON of others: what fits its shape is handed on, all else is named with its place."""
 
 import json
+import os
 
 import pytest
 
@@ -19,8 +20,10 @@ from sft_jax.files.json_files import (
     read_lines,
     record,
     text,
+    write_json,
 )
-from sft_jax.runs.layouts import STUDY, data_of_run
+from sft_jax.runs.run_files import data_shape
+from sft_jax.runs.study_files import study_shape
 from sft_jax.types import CheckpointError, DataError
 
 SHAPE = record({"step": integer()}, {"loss": nullable(number()), "names": listed(text(4), 1)})
@@ -152,17 +155,28 @@ def test_stored_names_lead_to_no_other_folder():
         **dict.fromkeys(("title", "protocol", "metric"), "x"),
         **{"name": "toy", "class_names": [], "seeds": [0], "folds": [{"name": "a"}]},
     }
-    fits({**study, "settings": [{"name": "b"}]}, STUDY, "x", "again")
+    fits({**study, "settings": [{"name": "b"}]}, study_shape(), "x", "again")
     with pytest.raises(DataError, match=r"settings\[0\].name: found '../b', expected a part"):
-        fits({**study, "settings": [{"name": "../b"}]}, STUDY, "x", "again")
+        fits({**study, "settings": [{"name": "../b"}]}, study_shape(), "x", "again")
     with pytest.raises(DataError, match=r"split: found '../test'"):
         fits({"split": "../test"}, record({"split": file_name}), "x", "again")
 
 
 def test_data_are_asked_for_what_is_needed():
-    fits({"fingerprint": "f"}, data_of_run("fingerprint"), "x", "again")
+    fits({"fingerprint": "f"}, data_shape("fingerprint"), "x", "again")
     with pytest.raises(DataError, match=r"expected also \['normalizer'\]"):
-        fits({"fingerprint": "f"}, data_of_run("fingerprint", "normalizer"), "x", "again")
+        fits({"fingerprint": "f"}, data_shape("fingerprint", "normalizer"), "x", "again")
     bad = {"kind": "rms", "shift": {"m": [0.0]}, "scale": {"m": [0.0]}}
     with pytest.raises(DataError, match=r"normalizer.scale.m\[0\]: found 0.0"):
-        fits({"normalizer": bad}, data_of_run(), "x", "again")
+        fits({"normalizer": bad}, data_shape(), "x", "again")
+
+
+def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"n": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"n": object()})
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_json(path, {"n": 2})
+    assert json.loads(path.read_text()) == {"n": 1}

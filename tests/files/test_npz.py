@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from sft_jax.files import npz
 from sft_jax.files.npz import read_npz
 from sft_jax.types import CheckpointError, DataError
 
@@ -57,10 +58,10 @@ def test_a_header_that_lies_is_named(tmp_path, data, message):
 
 def test_more_than_there_is_memory_for_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "x.npz", a=np.zeros(1000), b=np.zeros(1000))
-    monkeypatch.setattr(array_files, "memory_limit", lambda: 15_999)
+    monkeypatch.setattr(npz, "memory_limit", lambda: 15_999)
     with pytest.raises(DataError, match="16,000 bytes to hold in memory, at most 15,999"):
         read_npz(tmp_path / "x.npz")
-    monkeypatch.setattr(array_files, "memory_limit", lambda: 16_000)
+    monkeypatch.setattr(npz, "memory_limit", lambda: 16_000)
     assert len(read_npz(tmp_path / "x.npz")) == 2
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch_writer as writer
 
+from sft_jax.files import torch_files
 from sft_jax.files.torch_files import read_torch
 from sft_jax.interop.weights.state_dict import read_state
 from sft_jax.types import DataError
@@ -191,7 +192,7 @@ def test_all_views_of_one_storage_count(tmp_path, monkeypatch):
     path = writer.write(tmp_path / "x.pt", stream, [bytes(1 << 20)])
     assert len(read_torch(path)) == 16
     limit = 16 << 20  # of the numbers themselves, and 16 copies
-    monkeypatch.setattr(torch_archive, "memory_limit", lambda: limit)
+    monkeypatch.setattr(torch_files, "memory_limit", lambda: limit)
     refused(path, "tensors that would take too much memory one by one")
     monkeypatch.undo()
     stream, _ = writer.dumps([tensor(numbers, size=(1 << 18,)) for _ in range(19)])
@@ -246,7 +247,7 @@ def test_members_that_lie_upon_each_other_count_as_many(tmp_path):
 def test_what_would_not_fit_is_refused(tmp_path, monkeypatch):
     stream, raw = writer.dumps({"a": np.zeros(1 << 12)})
     path = writer.write(tmp_path / "x.pt", stream, raw)
-    monkeypatch.setattr(torch_archive, "memory_limit", lambda: 1 << 15)
+    monkeypatch.setattr(torch_files, "memory_limit", lambda: 1 << 15)
     refused(path, "bytes to hold in memory, which is more than there are")
 
 

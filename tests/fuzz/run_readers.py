@@ -14,23 +14,25 @@ from sft_jax.config import io as config_io
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.config.study import Setting, Study
-from sft_jax.data.arrays import read_arrays
+from sft_jax.data.array_entries import load_entries
 from sft_jax.data.pipeline import Normalizer
-from sft_jax.files.json_files import anything, read_json
+from sft_jax.files.json_files import anything, read_json, write_json
 from sft_jax.interop.artefacts.stablehlo import Exportable, to_stablehlo
 from sft_jax.interop.artefacts.untrusted import deserialized
 from sft_jax.interop.vectors import recorded
 from sft_jax.interop.weights import reference_weights as reference_weights
-from sft_jax.reports import html_page, markdown, writer
+from sft_jax.reports import html_page, markdown, report_writer
 from sft_jax.reports.document import Document, Pictures, Section
-from sft_jax.reports.figures import performance, plan_plots
-from sft_jax.reports.sections.study_scores import cost_rows, curve_bands, metric_rows, overview_rows
+from sft_jax.reports.figures import plan_figures, speed_figures
+from sft_jax.reports.sections.study_tables import StudyTables
 from sft_jax.reports.seed_spread import spread_rows
-from sft_jax.runs import metric_log
-from sft_jax.runs.run_folder import read_run, save_example
+from sft_jax.runs import metric_log, run_files
+from sft_jax.runs.example_file import save_example
+from sft_jax.runs.run_folder import read_run
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.results import Results
-from sft_jax.training import checkpoint, optimizer, run
+from sft_jax.tasks.classification_report import METRICS
+from sft_jax.training import checkpoint, optimizer
 from sft_jax.training.predictor import Predictor
 from sft_jax.training.progress import Progress
 from sft_jax.training.state import TrainState
@@ -95,11 +97,11 @@ def _read_run(path: Path) -> None:
     assert found.example is None or found.example.signals
     for split in found.splits:
         spread_rows([path], split, "top1")
-    assert config_io.from_dict(config_io.to_dict(run.read_config(path))) == found.config
-    normalizer = Normalizer.from_json(run.read_data(path, "normalizer")["normalizer"])
+    assert config_io.from_dict(config_io.to_dict(run_files.read_config(path))) == found.config
+    normalizer = Normalizer.from_json(run_files.read_data(path, "normalizer")["normalizer"])
     for name, scale in normalizer.scale.items():
         normalizer(name, np.ones((2, len(scale)), np.float32), np.ones(2, bool))
-    assert all(line["step"] >= 0 for line in metric_log.read_log(path / "metrics.jsonl"))
+    assert all(line["step"] >= 0 for line in metric_log.read_metrics(path / "metrics.jsonl"))
 
 
 # Reports: whatever is read is drawn to the end.
@@ -114,7 +116,7 @@ def _reports(folder: Path) -> list[Path]:
 
 
 def _draw_report(path: Path) -> None:
-    document = writer.read_document([path])
+    document = report_writer.read_document([path])
     for picture in document.pictures():
         assert Path(picture.name).name == picture.name
         picture.figure.draw_without_rendering()
@@ -164,7 +166,8 @@ def _studies(folder: Path) -> list[Path]:
 
 def _read_study(path: Path) -> None:
     study = read_study_folder(path)
-    for rows in (overview_rows(study), metric_rows(study), cost_rows(study), curve_bands(study)):
+    tables = StudyTables(study, METRICS)
+    for rows in (tables.overview(), tables.other_metrics(), tables.costs(), tables.curves()):
         assert rows is not None
     for name in study.names:
         assert all(len(part["label"]) for part in study.predictions(name))
@@ -320,7 +323,8 @@ def _samples(folder: Path) -> list[Path]:
 
 
 def _predict(path: Path) -> None:
-    found = _predictor().predict_table(read_arrays(path, require_label=False))
+    predictor = _predictor()
+    found = predictor.predict_table(predictor.table(load_entries(path), str(path)))
     assert found.probabilities.shape == (len(found.id), 3)
     found.save(path.with_name("out.npz"))
 
@@ -334,12 +338,12 @@ def _configs(folder: Path) -> list[Path]:
     for name, config in (("tiny", _TINY), ("mbt", mult), ("plain", Config())):
         paths.append(folder / name)
         paths[-1].mkdir()
-        run.write_json(paths[-1] / "config.json", config_io.to_dict(config))
+        write_json(paths[-1] / "config.json", config_io.to_dict(config))
     return paths
 
 
 def _read_config(path: Path) -> None:
-    config = run.read_config(path)
+    config = run_files.read_config(path)
     kept = json.loads(json.dumps(config_io.to_dict(config)))
     assert config_io.from_dict(kept) == config
     for spec in config.modalities:
@@ -360,13 +364,13 @@ def _draw_measured(path: Path) -> None:
     if not isinstance(found, dict):
         return
     if "sweep" in found:
-        figure = performance.sweep_lines(found["sweep"], found.get("axis"))
+        figure = speed_figures.sweep_lines(found["sweep"], found.get("axis"))
     elif "topologies" in found:
-        figure = plan_plots.time_points(found["topologies"], "sft")
+        figure = plan_figures.time_points(found["topologies"], "sft")
     elif "topology" in found:
-        figure = plan_plots.memory_bars(found.get("models"))
+        figure = plan_figures.memory_bars(found.get("models"))
     else:
-        figure = performance.throughput_bars(found.get("models"))
+        figure = speed_figures.throughput_bars(found.get("models"))
     figure.draw_without_rendering()
 
 

@@ -17,9 +17,8 @@ from sft_jax.config.modality import POOLS, WINDOW_POOLS, ModalitySpec
 from sft_jax.config.model import ConcatOptions
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.data.pipeline import Normalizer
-from sft_jax.interop.artefacts import artefact_files, artefact_table
 from sft_jax.interop.artefacts import stablehlo as stablehlo_format
-from sft_jax.interop.artefacts.artefact_files import Differences
+from sft_jax.interop.artefacts.artefact_files import Differences, artefact_files, artefact_table
 from sft_jax.training.predictor import Predictor
 from sft_jax.types import ConfigError
 
@@ -254,7 +253,7 @@ def test_missing_libraries_are_named_with_their_remedy(monkeypatch, model, tmp_p
 
 
 def test_measures_every_format_in_a_row_of_its_own(monkeypatch, model):
-    monkeypatch.setattr(artefacts, "FORMATS", ("stablehlo",))
+    monkeypatch.setattr(artefact_files, "FORMATS", ("stablehlo",))
     (row,) = artefact_table.measure({"tiny": model}, rounds=2, calls=3)
     assert (row["model"], row["format"]) == ("tiny", "stablehlo")
     assert row["latency_seconds"]["low"] <= row["latency_seconds"]["median"]

@@ -26,7 +26,7 @@ from sft_jax.training.step import train_step
 from sft_jax.types import ConfigError, DataError
 
 torch = pytest.importorskip("torch", reason="the extra 'torch' is optional and not installed")
-from sft_jax.interop import torch_sft  # noqa: E402 (only where torch is
+from sft_jax.interop.torch import torch_sft  # noqa: E402 (only where torch is
 
 POOLS = {"max": {"window": 3}, "avg": {"window": 4}, "attn_topk": {"k": 5}}
 

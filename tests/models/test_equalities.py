@@ -128,7 +128,7 @@ def test_one_model_by_either_attention_and_in_either_precision(case):
         arrays = draw_arrays(case, seed)
         expected = exact(*arrays)
         with (
-            mock.patch.object(streamed_attention, "plan", return_value=TILING),
+            mock.patch.object(streamed, "plan", return_value=TILING),
             mock.patch.object(jax, "default_backend", return_value="gpu"),  # half the program
         ):
             assert max(differences(streamed(*arrays), expected)) < 1e-5, "streamed"

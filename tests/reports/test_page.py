@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sft_jax.reports import html_page, markdown, tables, writer
+from sft_jax.reports import html_page, markdown, report_writer, text_tables
 from sft_jax.reports.document import (
     Commands,
     Document,
     Headline,
-    Mono,
     Picture,
     Pictures,
     Section,
-    Table,
-    Text,
     slug,
 )
+from sft_jax.tasks.base import Code, TableBlock, TextBlock
 
 HOSTILE = r'$\bad{$ <script>alert("1")</script> & <img src=x onerror=y> | `a` *b* _c_ [d](http://e.example)'
 # Elements that stand alone.
@@ -79,13 +77,13 @@ def hostile():
     """A document in which every name wants to be something else."""
     rows = [{"name": HOSTILE, HOSTILE: 0.5}, {"name": "b", HOSTILE: None}]
     blocks = [
-        Text.of(HOSTILE, Mono("a<b")),
-        Table(rows, HOSTILE),
+        TextBlock.of(HOSTILE, Code("a<b")),
+        TableBlock(rows, HOSTILE),
         Pictures([Picture("one", figure(), HOSTILE)], HOSTILE),
         Commands(f"echo '{HOSTILE}'"),
     ]
     headlines = [Headline(HOSTILE, HOSTILE, HOSTILE)]
-    return Document("run", HOSTILE, Text.of(HOSTILE), headlines, [Section(HOSTILE, blocks)])
+    return Document("run", HOSTILE, TextBlock.of(HOSTILE), headlines, [Section(HOSTILE, blocks)])
 
 
 def check_self_contained(text):
@@ -133,8 +131,8 @@ def test_hostile_names_in_markdown(hostile):
 
 def test_code_in_markdown_does_not_end_at_a_backtick_of_its_own():
     hostile = "a`` <b>\n```\n<script>"
-    blocks = [Text.of(Mono(hostile), Mono("plain")), Commands(hostile)]
-    text = markdown.render(Document("run", "t", Text.of("l"), [], [Section("s", blocks)]))
+    blocks = [TextBlock.of(Code(hostile), Code("plain")), Commands(hostile)]
+    text = markdown.render(Document("run", "t", TextBlock.of("l"), [], [Section("s", blocks)]))
     assert "```` a`` <b> ``` <script> `````plain`\n" in text
     assert f"\n````bash\n{hostile}\n````\n" in text
 
@@ -156,7 +154,7 @@ def test_numbers_stand_to_the_right_and_long_text_breaks():
         },
         {"name": "b", "n": None, "of": "-", "sd": "1.25%", "to": "-", "x": "w" * 60},
     ]
-    document = Document("run", "t", Text.of(""), [], [Section("s", [Table(rows)])])
+    document = Document("run", "t", TextBlock.of(""), [], [Section("s", [TableBlock(rows)])])
     (head,) = re.findall(r"<thead>(.*?)</thead>", html_page.render(document))
     classes = [re.search(r'class="(\w+)"', cell) for cell in re.findall(r"<th[^>]*>", head)]
     found = [match and match[1] for match in classes]
@@ -176,7 +174,7 @@ def test_inks_of_a_figure_follow_light_and_dark():
 def test_wide_figures_scroll_in_a_box_of_their_own():
     wide = Picture("wide", Figure(figsize=(9, 3)), "a wide one")
     block = Pictures([wide], "c")
-    text = html_page.render(Document("run", "t", Text.of(""), [], [Section("s", [block])]))
+    text = html_page.render(Document("run", "t", TextBlock.of(""), [], [Section("s", [block])]))
     assert re.search(r'<div class="scroll wide"[^>]*aria-label="a wide one"><img', text)
 
 
@@ -204,23 +202,23 @@ def same_tables(document):
 
 
 def test_page_and_twin_of_a_run_hold_the_same_tables(workdir):
-    rows = same_tables(writer.read_document([workdir]))
+    rows = same_tables(report_writer.read_document([workdir]))
     assert ["train", "70", "-", "10", "40", "10", "10"] in rows
 
 
 def test_page_and_twin_of_a_study_hold_the_same_tables(study):
     folder = study(lambda setting, fold, seed: 0.5 + 0.1 * (setting == "sft"))
-    rows = same_tables(writer.read_document([folder]))
+    rows = same_tables(report_writer.read_document([folder]))
     # In short, scores and conditions per sample and per group, other metrics, cost, calibration,
     # settings.
     assert sum(row[0] == "sft" for row in rows) == 9
 
 
 def test_the_written_page_loads_nothing(workdir):
-    reader = check_self_contained(writer.write_report(workdir).read_text())
+    reader = check_self_contained(report_writer.write_report(workdir).read_text())
     assert len(reader.alts) == 3
     assert reader.tags.count("section") == 5
 
 
 def test_a_dash_is_what_is_not_there():
-    assert tables.grid([{"a": None}]).lines == [["-"]]
+    assert text_tables.grid([{"a": None}]).lines == [["-"]]

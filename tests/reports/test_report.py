@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from sft_jax.metrics import classification as metrics
-from sft_jax.reports import markdown, writer
-from sft_jax.reports.sections.run_scores import metric_rows
-from sft_jax.reports.tables import format_table
-from sft_jax.runs import run_folder
-from sft_jax.types import CheckpointError
+from sft_jax.reports import markdown, report_writer
+from sft_jax.reports.text_tables import format_table
+from sft_jax.runs import evaluation_files, example_file
+from sft_jax.tasks.classification_report import metric_rows
+from sft_jax.types import CheckpointError, DataError
 
 
 def text_of(*workdirs):
     """The Markdown of a report, its tables without padding."""
-    return re.sub(r" +", " ", markdown.render(writer.read_document(workdirs)))
+    return re.sub(r" +", " ", markdown.render(report_writer.read_document(workdirs)))
 
 
 def test_report_contains_the_numbers_of_the_run(workdir, evaluation):
-    path = writer.write_report(workdir)
+    path = report_writer.write_report(workdir)
     assert path == workdir / "report.html"
     text = re.sub(r" +", " ", (workdir / "report.md").read_text())
     result = evaluation()
@@ -28,8 +28,9 @@ def test_report_contains_the_numbers_of_the_run(workdir, evaluation):
     voted, ranked = result["group"]["top1"], result["metrics"]
     for expected in (
         "# sft on synthetic",
-        "Run `a run`, trained to step 120 and judged on 40 samples in 8 groups of the test split",
-        f"| Top-1 per group | {voted['value']:.1%} | {voted['low']:.1%} to {voted['high']:.1%} |",
+        "Run `a run`, trained to step 120 and evaluated on 40 samples in 8 groups of the test ",
+        f"| Top-1 accuracy per group | {voted['value']:.1%} | {voted['low']:.1%} to "
+        f"{voted['high']:.1%} |",
         "sft, preset modern, float32",
         "| parameters | 12,345 |",
         "20 epochs (to step 120), batch 24, seed 0",
@@ -62,6 +63,39 @@ def test_report_contains_the_numbers_of_the_run(workdir, evaluation):
         assert f"## {absent}" not in text
 
 
+@pytest.mark.parametrize("place", [("metrics",), ("group",)])
+@pytest.mark.parametrize("value", ["missing", None])
+def test_an_evaluation_without_the_main_metric_is_named(workdir, evaluation, place, value):
+    result = evaluation()
+    at = result[place[0]]
+    if value is None:
+        at["top1"]["value"] = None
+    else:
+        del at["top1"]
+    (workdir / "evaluation_test.json").write_text(json.dumps(result))
+    message = rf"evaluation_test.json: {place[0]}.top1.value: found None, .*sft_jax.evaluate"
+    with pytest.raises(DataError, match=message):
+        report_writer.read_document([workdir])
+
+
+def test_blocks_that_an_evaluation_lacks_are_left_out(workdir, evaluation):
+    result = evaluation()
+    for key in ("majority", "per_class", "confusion"):
+        del result[key]
+    (workdir / "evaluation_test.json").write_text(json.dumps(result))
+    text = text_of(workdir)
+    assert "## Confusion" not in text
+    assert "By class" not in text
+    assert "Majority class" not in text
+
+
+def test_curves_of_records_without_a_metric_leave_it_out(workdir):
+    (workdir / "metrics.jsonl").write_text('{"kind": "valid", "step": 3, "loss": 1.0}\n')
+    text = text_of(workdir)
+    assert "curve_loss.png" in text
+    assert "curve_top1.png" not in text
+
+
 def test_report_shows_the_training_command_when_the_run_recorded_it(workdir):
     data = json.loads((workdir / "data.json").read_text())
     command = "python -m sft_jax.train --config=configs/x.py --workdir=runs/x"
@@ -84,7 +118,11 @@ def test_report_with_many_classes_keeps_its_tables_narrow(workdir, evaluation):
 def test_splits_are_ordered_and_the_first_one_is_drawn(workdir, evaluation):
     (workdir / "evaluation_valid.json").write_text(json.dumps(evaluation("valid", group=False)))
     (workdir / "evaluation_other.json").write_text(json.dumps(evaluation("other")))
-    assert [e["split"] for e in run_folder.read_evaluations(workdir)] == ["test", "valid", "other"]
+    assert [e["split"] for e in evaluation_files.read_evaluations(workdir)] == [
+        "test",
+        "valid",
+        "other",
+    ]
     text = text_of(workdir)
     assert "![Confusion matrix on test]" in text
     valid = text[text.index("## Results on valid") : text.index("## Results on other")]
@@ -122,7 +160,7 @@ def test_sentiment_stands_below_with_what_it_leaves_out(workdir, evaluation):
     corr = found["corr"]
     ends = f"{corr['low']:.4f} to {corr['high']:.4f}"
     assert f"| corr | sample | {corr['value']:.4f} | {ends} | 40 | - | 0 |" in text
-    assert "weighted by what was predicted" in text
+    assert "weighted by how often each answer was predicted" in text
 
 
 def test_what_is_undefined_is_a_dash_and_absent_classes_are_named(workdir):
@@ -174,7 +212,9 @@ def test_calibration_by_hand(workdir, evaluation):
 
 def test_ablation_and_kept_tokens(workdir, example):
     estimate = {"value": -0.25, "low": -0.4, "high": -0.125}
-    metrics_of = {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in ("top1", "loss")}
+    metrics_of = {
+        name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in ("top1", "macro_f1", "loss")
+    }
     found = {
         "split": "test",
         "step": 120,
@@ -184,7 +224,7 @@ def test_ablation_and_kept_tokens(workdir, example):
             "m0": {
                 "num_samples": 30,
                 "left_out": 10,
-                "metrics": {**metrics_of, "macro_f1": metrics_of["top1"]},
+                "metrics": metrics_of,
                 "difference": dict.fromkeys(("top1", "macro_f1", "loss"), estimate),
             }
         },
@@ -196,7 +236,7 @@ def test_ablation_and_kept_tokens(workdir, example):
         **{"id": np.arange(4), "group": np.array(list("aabb")), "label": np.array([0, 1, 2, 3])},
         **{"probabilities": np.eye(4, dtype=np.float32), "kept/m0/indices": kept},
     )
-    run_folder.save_example(workdir / "example.npz", example)
+    example_file.save_example(workdir / "example.npz", example)
     text = text_of(workdir)
     row = "| without m0 | 30 | 50.0% | 50.0% | 0.5000 | -25.0 | -40.0 to -12.5 | -0.2500 | 10 |"
     assert row in text
@@ -211,7 +251,9 @@ def test_cost_stands_beside_the_dense_model(workdir):
         {"model": "sft", "parameters": 10, "forward GFLOP": 0.5},
         {"model": "dense", "parameters": 10, "forward GFLOP": 1.75},
     ]
-    document = writer.read_document([workdir], writer.CostModel(lambda config: rows, "A note."))
+    document = report_writer.read_document(
+        [workdir], report_writer.CostModel(lambda config: rows, "A note.")
+    )
     text = re.sub(r" +", " ", markdown.render(document))
     assert "| GFLOP a sample | 0.5 | dense: 3.5 times |" in text
     assert "| dense | 10 | 1.75 |" in text
@@ -226,15 +268,15 @@ def test_without_validation_the_curves_say_so(workdir):
 
 def test_a_folder_that_is_neither_is_named(workdir, tmp_path):
     with pytest.raises(CheckpointError, match=r"neither config.json of a run nor study.json"):
-        writer.read_document([tmp_path / "nowhere"])
+        report_writer.read_document([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty: found neither .* sft_jax.train"):
-        writer.read_document([workdir, tmp_path / "empty"])
+        report_writer.read_document([workdir, tmp_path / "empty"])
 
 
 def test_where_a_report_goes(tmp_path):
-    assert writer.folder_of([tmp_path / "a"]) == tmp_path / "a"
-    assert writer.folder_of([tmp_path / "x" / "a", tmp_path / "y" / "b"]) == tmp_path
+    assert report_writer.default_folder([tmp_path / "a"]) == tmp_path / "a"
+    assert report_writer.default_folder([tmp_path / "x" / "a", tmp_path / "y" / "b"]) == tmp_path
 
 
 def test_verb_prints_the_tables_and_states_the_cost(workdir, evaluation, tmp_path):

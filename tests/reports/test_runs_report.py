@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from sft_jax.reports import markdown, writer
+from sft_jax.reports import markdown, report_writer
 from sft_jax.types import DataError
 
 
@@ -36,8 +36,8 @@ def write_predictions(folder, correct, ids=range(4)):
     )
 
 
-def text_of(folders, cost=writer.NO_COST):
-    return re.sub(r" +", " ", markdown.render(writer.read_document(folders, cost)))
+def text_of(folders, cost=report_writer.NO_COST):
+    return re.sub(r" +", " ", markdown.render(report_writer.read_document(folders, cost)))
 
 
 def test_runs_stand_side_by_side(runs, evaluation):
@@ -74,7 +74,7 @@ def test_runs_without_predictions_still_have_their_scores(runs):
 
 def test_cost_of_each_run(runs):
     rows = iter([{"model": "sft", "forward GFLOP": 0.5}, {"model": "mbt", "forward GFLOP": 2.0}])
-    text = text_of(runs, writer.CostModel(lambda config: [next(rows)], "A note."))
+    text = text_of(runs, report_writer.CostModel(lambda config: [next(rows)], "A note."))
     assert "| a-0 | sft | 0.5 |\n| a-1 | mbt | 2 |" in text
     assert "(pareto.png)" in text
 
@@ -88,7 +88,7 @@ def test_runs_of_one_name_go_by_their_path(runs, workdir):
 
 def test_one_run_twice_is_an_error(runs):
     with pytest.raises(DataError, match="expected each run once"):
-        writer.read_document([runs[0], runs[0]])
+        report_writer.read_document([runs[0], runs[0]])
 
 
 def test_runs_share_a_split(runs, evaluation):
@@ -97,6 +97,6 @@ def test_runs_share_a_split(runs, evaluation):
     content["split"] = "valid"
     (runs[1] / "evaluation_valid.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"a-1: valid\), expected one that all have"):
-        writer.read_document(runs)
+        report_writer.read_document(runs)
     (runs[0] / "evaluation_valid.json").write_text(json.dumps(evaluation("valid")))
-    assert "Judged on the valid split." in text_of(runs)
+    assert "Evaluated on the valid split." in text_of(runs)

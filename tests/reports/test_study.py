@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from sft_jax.reports import markdown, writer
-from sft_jax.reports.sections.study import best_setting
+from sft_jax.reports import markdown, report_writer
+from sft_jax.reports.sections.study_tables import StudyTables
 from sft_jax.runs.study_folder import read_study_folder, summarise
+from sft_jax.tasks.classification_report import METRICS
 from sft_jax.types import CheckpointError, DataError
 
 # Scores of `sft`, [folds, seeds]; `dense` is 0.02 less but for one run, where it is 0.01 more.
@@ -23,7 +24,7 @@ def top1(setting, fold, seed):
 
 
 def text_of(folder):
-    return re.sub(r" +", " ", markdown.render(writer.read_document([folder])))
+    return re.sub(r" +", " ", markdown.render(report_writer.read_document([folder])))
 
 
 def section(text, title):
@@ -100,7 +101,7 @@ def test_tables_by_hand(study):
 
 def test_the_best_setting_stands_beside_the_first(study):
     folder = study(lambda setting, fold, seed: 0.6 if setting == "sft" else 0.7)
-    assert best_setting(read_study_folder(folder)) == "dense"
+    assert StudyTables(read_study_folder(folder), METRICS).best_setting() == "dense"
     text = text_of(folder)
     assert "| sft, top1 per sample | 60.0% \u00b1 0.0 | best: dense, +10.0 |" in text
     assert "(confusion_sft.png)\n![Confusion matrix of dense](confusion_dense.png)" in text
@@ -144,7 +145,7 @@ def test_what_was_not_recorded_is_left_out(study):
 
 def test_a_study_writes_its_report_into_its_folder(study):
     folder = study(top1, levels=("sample",), conditions=("complete",), curves=False)
-    assert writer.write_report(folder) == folder / "report.html"
+    assert report_writer.write_report(folder) == folder / "report.html"
     images = re.findall(r"\]\((\w+\.png)\)", (folder / "report.md").read_text())
     assert all((folder / name).stat().st_size > 3000 for name in images)
 
@@ -203,7 +204,7 @@ def test_broken_folders_are_named(study, name, change, error, message):
 
 def test_a_study_stands_alone(study, workdir):
     with pytest.raises(CheckpointError, match="given with 1 other folders, expected a study alone"):
-        writer.read_document([study(top1), workdir])
+        report_writer.read_document([study(top1), workdir])
 
 
 def test_costs_that_are_not_known_yet(study):

@@ -4,13 +4,13 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax.runs import run_folder
+from sft_jax.runs import example_file, metric_log, run_folder
 from sft_jax.types import CheckpointError, DataError
 
 
 def test_example_round_trip(tmp_path, example):
-    loaded = run_folder.load_example(run_folder.save_example(tmp_path / "example.npz", example))
-    for field in dataclasses.fields(run_folder.Example):
+    loaded = example_file.load_example(example_file.save_example(tmp_path / "example.npz", example))
+    for field in dataclasses.fields(example_file.Example):
         old, new = getattr(example, field.name), getattr(loaded, field.name)
         if isinstance(old, dict):
             assert list(new) == ["m0"]
@@ -22,14 +22,15 @@ def test_example_round_trip(tmp_path, example):
 def test_example_without_saliency(tmp_path, example):
     bare = dataclasses.replace(example, saliency=None)
     assert (
-        run_folder.load_example(run_folder.save_example(tmp_path / "e.npz", bare)).saliency is None
+        example_file.load_example(example_file.save_example(tmp_path / "e.npz", bare)).saliency
+        is None
     )
 
 
 def test_example_with_a_missing_entry_is_named(tmp_path):
     np.savez(tmp_path / "e.npz", **{"signal/m0": np.zeros((3, 1)), "span/m0": np.zeros((3, 2))})
     with pytest.raises(DataError, match=r"expected also \['kept/m0', 'sampling_rate', 'title'\]"):
-        run_folder.load_example(tmp_path / "e.npz")
+        example_file.load_example(tmp_path / "e.npz")
 
 
 @pytest.mark.parametrize(
@@ -70,5 +71,5 @@ def test_the_last_record_of_a_step_holds(tmp_path):
     path = tmp_path / "metrics.jsonl"
     records = [{"kind": kind, "step": step, "loss": loss} for kind, step, loss in lines]
     path.write_text("\n".join(map(json.dumps, records)))
-    found = [(r["kind"], r["step"], r["loss"]) for r in run_folder.read_metrics(path)]
+    found = [(r["kind"], r["step"], r["loss"]) for r in metric_log.read_metrics(path)]
     assert found == [("train", 10, 2.0), ("train", 20, 4.0), ("valid", 20, 3.0)]

@@ -5,12 +5,11 @@ import numpy as np
 import optax
 import pytest
 
-from sft_jax.runs import schema
-from sft_jax.runs.run_folder import read_run
+from sft_jax.config.io import to_dict
 from sft_jax.config.model import ConcatOptions, ModelConfig
 from sft_jax.config.run import Config
-from sft_jax.config.io import to_dict
-from sft_jax.training import run
+from sft_jax.runs import run_files, schema
+from sft_jax.runs.run_folder import read_run
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.progress import Progress
 from sft_jax.types import CheckpointError, ConfigError
@@ -40,24 +39,26 @@ def stamp(path, **entries):
 
 
 def test_the_folder_of_an_older_version_goes_on(workdir):
-    config = run.read_config(workdir)
+    config = run_files.read_config(workdir)
     assert (config.modalities[0].k, config.train.batch_size) == (3, 8)
     before = {path.name: path.read_text() for path in workdir.iterdir()}
-    run.open_run(workdir, config, DATA)
+    run_files.open_run(workdir, config, DATA)
     assert {path.name: path.read_text() for path in workdir.iterdir()} == before
 
 
 def test_a_new_folder_says_what_wrote_it(tmp_path):
-    run.open_run(tmp_path, Config(), DATA)
+    run_files.open_run(tmp_path, Config(), DATA)
     for name, content in (("config.json", to_dict(Config())), ("data.json", DATA)):
         stored = json.loads((tmp_path / name).read_text())
         assert (stored.pop("schema"), stored.pop("sft_jax")) == (schema.SCHEMA, __version__)
         assert stored == json.loads(json.dumps(content))
-    assert (run.read_config(tmp_path), run.read_data(tmp_path)) == (Config(), DATA)
+    assert (run_files.read_config(tmp_path), run_files.read_data(tmp_path)) == (Config(), DATA)
 
 
 @pytest.mark.parametrize("name", ["config.json", "data.json"])
-@pytest.mark.parametrize("read", [lambda d: run.open_run(d, run.read_config(d), DATA), read_run])
+@pytest.mark.parametrize(
+    "read", [lambda d: run_files.open_run(d, run_files.read_config(d), DATA), read_run]
+)
 def test_a_newer_folder_names_the_version_to_install(workdir, name, read):
     # What is unknown of a newer version is not looked at first.
     stamp(workdir / name, schema=schema.SCHEMA + 1, sft_jax="7.8.9", fresh=1)
@@ -71,20 +72,20 @@ def test_a_newer_folder_names_the_version_to_install(workdir, name, read):
 def test_a_schema_that_is_none(workdir, value):
     stamp(workdir / "config.json", schema=value)
     with pytest.raises(CheckpointError, match=r"config.json: found schema .*expected a whole"):
-        run.read_config(workdir)
+        run_files.read_config(workdir)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", "[" * 10**5, "\udc80", ""])
 def test_a_file_that_is_no_object(tmp_path, content):
     (tmp_path / "data.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"data.json: found"):
-        run.read_data(tmp_path)
+        run_files.read_data(tmp_path)
 
 
 def test_data_without_a_fingerprint(tmp_path):
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"data.json: found \[\], expected also \['finger"):
-        run.read_data(tmp_path)
+        run_files.read_data(tmp_path, "fingerprint")
 
 
 BASELINE = {
@@ -101,7 +102,7 @@ BASELINE = {
 def test_the_baseline_of_an_older_version_becomes_options(workdir, schema_of_file):
     model = {"name": "concat", "baseline": BASELINE}
     stamp(workdir / "config.json", model=model, schema=schema_of_file)
-    assert run.read_config(workdir).model == ModelConfig(
+    assert run_files.read_config(workdir).model == ModelConfig(
         name="concat", options=ConcatOptions(window=3)
     )
     kept = schema.accepted({"schema": schema_of_file, "model": model}, workdir / "config")
@@ -112,7 +113,7 @@ def test_the_baseline_of_an_older_version_becomes_options(workdir, schema_of_fil
 def test_a_broken_model_of_an_older_version_is_refused(workdir, model):
     stamp(workdir / "config.json", model=model)
     with pytest.raises(ConfigError, match="model"):
-        run.read_config(workdir)
+        run_files.read_config(workdir)
 
 
 def test_the_settings_of_an_older_study_name_options(tmp_path):

@@ -21,6 +21,7 @@ from sft_jax.config.run import (
     TrainConfig,
 )
 from sft_jax.config.study import COMPLETE, Condition, Setting, Study
+from sft_jax.runs.run_folder import read_metrics
 from sft_jax.studies import results, setting_runs
 from sft_jax.studies.folds import FoldReader, under
 from sft_jax.training import session
@@ -127,21 +128,64 @@ def test_runs_differ_by_seed_and_by_fold(together):
     assert len(set(losses.tolist())) == 4
 
 
-def test_without_validation_the_last_parameters_are_judged(data_dir):
-    made = study(data_dir, base=base(data_dir, duration=steps(4)), seeds=(3,))
-    none, constant = {"data.options.num_valid": 0}, {"optimizer.schedule": "constant"}
-    trained = setting_runs.train_setting(made, Setting("plain", none | constant), made.folds[:1])
-    assert trained.chosen_step.tolist() == [4]
-    assert ("valid", "complete") not in trained.probabilities
-    with pytest.raises(ConfigError, match="given 'plateau' for folds without a validation split"):
-        setting_runs.train_setting(made, Setting("watched", none), made.folds[:1])
+@pytest.mark.parametrize("num_valid", [0, 5], ids=["no validation", "validation"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
+def test_every_schedule_with_and_without_validation(
+    data_dir, schedule, num_valid, tmp_path, monkeypatch, capsys
+):
+    """A sweep and a single run take every schedule alike, or refuse it alike."""
+    mesh = session.make_mesh
+    monkeypatch.setattr(session, "make_mesh", lambda train: mesh(train, jax.devices()[:1]))
+    setting = Setting(
+        "toy",
+        {
+            # The model that compiles fastest.
+            "model.name": "unimodal",
+            "model.options.modality": "m1",
+            "model.options.window": 4,
+            "model.num_post_layers": 0,
+            "modalities.*.pool": "none",
+            "modalities.*.k": 0,
+            "mixup.mode": "none",
+            "mixup.warmup": steps(0),
+            "optimizer.schedule": schedule,
+            "optimizer.warmup": steps(0),
+            "optimizer.learning_rate": 0.1,  # high, so that a wrong scale is seen
+            "data.options.num_valid": num_valid,
+        },
+    )
+    often = {"duration": steps(4), "eval_every": steps(1), "log_every": 1}
+    often["checkpoint_every"] = steps(9)
+    made = study(data_dir, base=base(data_dir, **often), seeds=(3,))
+    config = made.config(setting, made.folds[0], 3)
+    if schedule == "plateau" and not num_valid:
+        with pytest.raises(ConfigError, match="given 'plateau' for data without a validation"):
+            session.train(config, tmp_path)
+        with pytest.raises(ConfigError, match="given 'plateau' for folds without a validation"):
+            setting_runs.train_setting(made, setting, made.folds[:1])
+        return
+    trained = setting_runs.train_setting(made, setting, made.folds[:1])
+    assert "checkpoint_every" not in capsys.readouterr().err
+    outcome = session.train(config, tmp_path)
+    said = "warning: train.checkpoint_every: given 9 steps (9 steps) for 4 steps"
+    assert said in capsys.readouterr().err
+    # Without validation the last parameters are judged.
+    assert trained.chosen_step.tolist() == [outcome.best_step or 4]
+    assert (("valid", "complete") in trained.probabilities) == bool(num_valid)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    for kind in ("train", "valid") if num_valid else ("train",):
+        alone = [record["loss"] for record in records if record["kind"] == kind]
+        together = [curve.values[f"{kind} loss"][0] for curve in trained.curves]
+        np.testing.assert_allclose(together, alone, rtol=2e-5)
 
 
-def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_dir, together):
+def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_dir, capsys):
     """As for `train`, whose best checkpoint is then missing, so that the last one is taken."""
     made = study(data_dir, base=base(data_dir, duration=steps(4), best_after=steps(9)), seeds=(3,))
     trained = setting_runs.train_setting(made, made.settings[0], made.folds[:1])
     assert trained.chosen_step.tolist() == [4]
+    said = "warning: setting 'sft': train.best_after: given 9 steps (9 steps) for 4 steps"
+    assert said in capsys.readouterr().err
     # The last parameters have learned something: the first ones would have given other rows.
     last = trained.probabilities["valid", "complete"][0]
     label = trained.folds[0].splits["valid"]["label"]

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from slow import corners
+from small_files import digits, utterances
 
 from sft_jax.config.io import from_dict
 from sft_jax.data.fake import FAKES, write_fake
@@ -57,37 +58,6 @@ def own_arrays(folder):
     path = folder / "mine.npz"
     np.savez(path, label=np.arange(60) % 3, audio=rng.normal(size=(60, 20, 4)))
     return str(path)
-
-
-def digits(folder):
-    """UCI Multiple Features with six digits of each class."""
-    rng, sizes = np.random.default_rng(0), {"fac": 216, "fou": 76, "kar": 64, "mor": 6}
-    for view, size in (sizes | {"pix": 240, "zer": 47}).items():
-        rows = [[*range(size + 1)]] + [[*rng.normal(size=size), i // 6] for i in range(60)]
-        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        (folder / f"mfeat-{view}.csv").write_text(text)
-    return str(folder)
-
-
-def utterances(folder):
-    """Japanese Vowels of nine speakers."""
-    rng = np.random.default_rng(0)
-    head = [
-        "@problemName JapaneseVowels",
-        "@dimensions 12",
-        "@equalLength false",
-        "@classLabel true 1 2 3 4 5 6 7 8 9",
-        "@data",
-    ]
-    for role in ("TRAIN", "TEST"):
-        lines = [
-            ":".join([",".join(map(str, rng.normal(size=7 + i % 9))) for _ in range(12)])
-            + f":{i % 9 + 1}"
-            for i in range(54)
-        ]
-        path = folder / f"JapaneseVowels_{role}.ts"
-        path.write_text("\n".join([*head, *lines]) + "\n")
-    return str(folder)
 
 
 OWN = {"arrays": own_arrays, "multiple_features": digits, "japanese_vowels": utterances}

@@ -18,7 +18,8 @@ from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, T
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.data.records import ModalityStatistics
 from sft_jax.models import registry
-from sft_jax.training import run, session
+from sft_jax.runs import run_files
+from sft_jax.training import session
 from sft_jax.training.predictor import Predictor
 from sft_jax.types import CheckpointError, ConfigError, DataError
 
@@ -54,7 +55,7 @@ def trained(tmp_path_factory):
             data_dir=str(folder / "prepared"),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2),
-        train=TrainConfig(duration=Duration(6.0, "epochs"), batch_size=16),
+        train=TrainConfig(duration=Duration(9.0, "epochs"), batch_size=16),
     )
     session.train(config, folder / "run")
     return folder / "run"
@@ -186,6 +187,52 @@ def test_arrays_that_do_not_fit_are_refused(predictor, arrays, message):
         predictor.predict(arrays)
 
 
+class Column:
+    """A column as pandas has it: not an array, but NumPy makes an array of Python objects of it."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype=object)
+
+
+def test_lists_columns_and_jax_arrays_are_taken_as_numpy_arrays_are(predictor):
+    arrays, _ = make_arrays(3, seed=11)
+    given = {**arrays, "length/audio": np.array([20, 3, 7]), "id": np.array(["x", "y", "z"])}
+    expected = predictor.predict(given)
+    lists = {key: values.tolist() for key, values in given.items()}
+    columns = lists | {key: Column(lists[key]) for key in ("length/audio", "id")}
+    on_device = {key: v if key == "id" else jax.numpy.asarray(v) for key, v in given.items()}
+    for same in (lists, columns, on_device):
+        found = predictor.predict(same)
+        np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+        assert found.id.tolist() == ["x", "y", "z"]
+
+
+def test_what_is_no_array_is_refused_by_name(predictor):
+    arrays, _ = make_arrays(2, seed=11)
+    with pytest.raises(DataError, match=r"audio: found list .*pad sequences to one length"):
+        predictor.predict({**arrays, "audio": [[[0.0] * 5] * 20, [[0.0] * 5] * 19]})
+    with pytest.raises(DataError, match=r"id: found Column of object, expected an array"):
+        predictor.predict({**arrays, "id": Column(["x", float("nan")])})
+    with pytest.raises(DataError, match=r"found ndarray, expected a dict of arrays by name"):
+        predictor.predict(arrays["audio"])
+
+
+def test_entries_beside_the_data_are_left_out_as_in_training(predictor):
+    arrays, label = make_arrays(5, seed=12)
+    expected = predictor.predict(arrays).probabilities
+    beside = {"onehot": np.eye(3, dtype=int)[label], "age": np.arange(5.0)}
+    other = {"radar": np.ones((5, 4, 2)), "length/radar": np.ones(5, int)}
+    labels = {"label": np.full(5, np.nan), "split": ["?"] * 5}  # not looked at
+    for more in (beside, other, labels):
+        table = predictor.table({**arrays, **more})
+        np.testing.assert_array_equal(predictor.predict_table(table).probabilities, expected)
+        names = [name for name in more if "/" not in name and name not in labels]
+        assert [text.split()[1] for text in table.remarks] == names
+
+
 def test_evaluation_refuses_other_data_than_the_run_was_trained_on(trained, tmp_path):
     for entry in ("config.json", "data.json"):
         (tmp_path / entry).write_text((trained / entry).read_text())
@@ -215,7 +262,7 @@ def test_checkpoint_says_what_it_is(trained):
 
 
 def test_plateau_needs_a_validation_split(trained, tmp_path):
-    config = run.read_config(trained)
+    config = run_files.read_config(trained)
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(
@@ -233,10 +280,10 @@ def test_needs_a_run_folder(tmp_path):
 
 
 def test_a_run_does_not_go_on_with_its_modalities_in_another_order(trained):
-    config = run.read_config(trained)
+    config = run_files.read_config(trained)
     turned = dataclasses.replace(config, modalities=config.modalities[::-1])
     with pytest.raises(CheckpointError, match=r"order of modalities .*audio.* -> .*words"):
-        run.open_run(trained, turned, run.read_data(trained))
+        run_files.open_run(trained, turned, run_files.read_data(trained))
 
 
 def test_needs_a_checkpoint(trained, tmp_path):

@@ -9,7 +9,9 @@ import pytest
 
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, TrainConfig
-from sft_jax.training import processes, run
+from sft_jax.files.json_files import write_json
+from sft_jax.runs import run_files
+from sft_jax.training import processes
 from sft_jax.training.processes import Processes
 from sft_jax.types import CheckpointError, ConfigError
 
@@ -114,27 +116,35 @@ def second(monkeypatch):
     """Makes this the second of two processes, for what needs no other one."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(run.multihost_utils, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(run_files.multihost_utils, "sync_global_devices", lambda name: None)
 
 
 def test_a_folder_that_hosts_do_not_share_is_refused(second, tmp_path):
     with pytest.raises(CheckpointError, match=r"process 1 does not find what process 0 wrote"):
-        run.open_run(tmp_path / "run", Config(), {"fingerprint": "f"})
+        run_files.open_run(tmp_path / "run", Config(), {"fingerprint": "f"})
     assert not (tmp_path / "run").exists()
 
 
 def test_a_process_with_other_settings_is_refused(second, tmp_path):
-    run.write_json(tmp_path / "data.json", {"fingerprint": "f"})
-    run.write_json(tmp_path / "config.json", to_dict(Config()))
-    run.open_run(tmp_path, Config(), {"fingerprint": "f"})
+    write_json(tmp_path / "data.json", {"fingerprint": "f"})
+    write_json(tmp_path / "config.json", to_dict(Config()))
+    run_files.open_run(tmp_path, Config(), {"fingerprint": "f"})
     other = Config(train=TrainConfig(seed=1))
     with pytest.raises(CheckpointError, match=r"train.seed 0 -> 1"):
-        run.open_run(tmp_path, other, {"fingerprint": "f"})
+        run_files.open_run(tmp_path, other, {"fingerprint": "f"})
 
 
 def test_errors_of_one_process_are_raised_as_they_are():
     with pytest.raises(ZeroDivisionError), processes.parting():
         _ = 1 / 0
+
+
+def test_ctrl_c_in_one_of_several_processes_is_one_line(second, monkeypatch, capsys):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="1"), processes.parting():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "process 1 of 2: interrupted\n"
 
 
 # A verb that sums over all processes until it is ended.

@@ -13,7 +13,9 @@ import pytest
 from sft_jax.config.io import from_dict, to_dict
 from sft_jax.config.run import Config
 from sft_jax.files.disk import on_disk
-from sft_jax.training import run, session, sharding
+from sft_jax.files.json_files import write_json
+from sft_jax.runs import run_files
+from sft_jax.training import session, sharding
 from sft_jax.types import CheckpointError
 
 TOTAL = 24
@@ -81,6 +83,25 @@ def stopped_run(trainer, tmp_path_factory):
     return workdir, output
 
 
+def test_ctrl_c_saves_and_ends_by_the_signal(trainer, tmp_path):
+    process = trainer.start(tmp_path / "run")
+    wait_for_step(process, tmp_path / "run", 7)
+    process.send_signal(signal.SIGINT)
+    output, errors = trainer.finish(process, code=-signal.SIGINT)
+    saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints" / "last").iterdir())
+    assert f"stopped at step {saved}, saved; the same command goes on from there" in output
+    assert f"stopping after step {saved}: saving" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_run_goes_on_where_nobody_reads_its_output(trainer, straight_run, read_run, tmp_path):
+    process = trainer.start(tmp_path / "run")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=500) == 0
+    assert read_run(tmp_path / "run").records == read_run(straight_run.workdir).records
+
+
 def test_a_terminated_run_says_so_and_goes_on(
     stopped_run, straight_run, trainer, read_run, tmp_path
 ):
@@ -127,7 +148,7 @@ def test_a_run_goes_on_with_another_number_of_devices(
 
 def changed(workdir, **changes):
     """A run's stored configuration with other values, by dotted name."""
-    given = to_dict(run.read_config(workdir))
+    given = to_dict(run_files.read_config(workdir))
     for name, value in changes.items():
         *folders, last = name.split("__")
         entry = given
@@ -164,17 +185,17 @@ def test_other_settings_are_refused_by_name(straight_run, monkeypatch):
 
 def test_other_data_is_refused(straight_run, tmp_path):
     workdir = shutil.copytree(straight_run.workdir, tmp_path / "run")
-    record = run.read_data(workdir)
-    run.write_json(workdir / "data.json", {**record, "fingerprint": "another"})
-    config = run.read_config(workdir)
+    record = run_files.read_data(workdir)
+    write_json(workdir / "data.json", {**record, "fingerprint": "another"})
+    config = run_files.read_config(workdir)
     with pytest.raises(CheckpointError, match=r"other settings; .* differs:\n  the data itself"):
-        run.open_run(workdir, config, record)
+        run_files.open_run(workdir, config, record)
 
 
 def test_data_that_are_normalized_by_other_numbers_are_refused(straight_run, tmp_path):
     """Prepared elsewhere, sums may be rounded differently; a wrong digit is another training."""
     workdir = shutil.copytree(straight_run.workdir, tmp_path / "run")
-    config, record = run.read_config(workdir), run.read_data(workdir)
+    config, record = run_files.read_config(workdir), run_files.read_data(workdir)
     kind, shift, scale = (record["normalizer"][name] for name in ("kind", "shift", "scale"))
     for factor, refused in ((1 + 1e-7, False), (1.01, True)):
         moved = {
@@ -188,16 +209,16 @@ def test_data_that_are_normalized_by_other_numbers_are_refused(straight_run, tmp
             if refused
             else nullcontext()
         ):
-            run.open_run(workdir, config, given)
+            run_files.open_run(workdir, config, given)
 
 
 def test_checkpoints_without_their_configuration_are_nobody_s(straight_run, tmp_path):
     workdir = shutil.copytree(straight_run.workdir, tmp_path / "run")
-    config, record = run.read_config(workdir), run.read_data(workdir)
+    config, record = run_files.read_config(workdir), run_files.read_data(workdir)
     (workdir / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds checkpoints, but no config\.json.*restore"):
-        run.open_run(workdir, config, {**record, "fingerprint": "another"})
-    assert run.read_data(workdir) == record
+        run_files.open_run(workdir, config, {**record, "fingerprint": "another"})
+    assert run_files.read_data(workdir) == record
 
 
 def test_what_may_change_between_resumes(straight_run, tmp_path):
@@ -211,24 +232,24 @@ def test_what_may_change_between_resumes(straight_run, tmp_path):
         train__data_parallel=2,
         train__fsdp_parallel=2,
     )
-    run.open_run(workdir, config, run.read_data(workdir))
-    assert run.read_config(workdir) != config  # what it began with stays on record
+    run_files.open_run(workdir, config, run_files.read_data(workdir))
+    assert run_files.read_config(workdir) != config  # what it began with stays on record
 
 
 def test_a_folder_without_a_run_or_with_a_broken_one(tmp_path):
     with pytest.raises(CheckpointError, match=r"config.json: not found, expected the folder of"):
-        run.read_config(tmp_path)
+        run_files.read_config(tmp_path)
     (tmp_path / "data.json").write_text('{"half": ')
     with pytest.raises(CheckpointError, match=r"data.json: found no JSON"):
-        run.read_data(tmp_path)
+        run_files.read_data(tmp_path)
 
 
 def test_a_run_folder_is_begun_with_what_it_needs(tmp_path):
     workdir = tmp_path / "deep" / "run"
     config, data = Config(), {"fingerprint": "f", "class_names": ["a"]}
-    run.open_run(workdir, config, data)
-    run.open_run(workdir, config, data)
-    assert (run.read_config(workdir), run.read_data(workdir)) == (config, data)
+    run_files.open_run(workdir, config, data)
+    run_files.open_run(workdir, config, data)
+    assert (run_files.read_config(workdir), run_files.read_data(workdir)) == (config, data)
     assert sorted(p.name for p in workdir.iterdir()) == ["config.json", "data.json"]
 
 

@@ -1,5 +1,6 @@
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,31 @@ def test_a_setting_in_a_file_of_flags_is_named_too(tmp_path):
     assert done.returncode == 1
     assert "ConfigError: --config.train.sed: given" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+VERB = """
+import signal
+from sft_jax import cli
+
+def main():
+    print("nobody reads this", flush=True)
+    signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
+cli.run(main)
+"""
+
+
+def test_a_verb_outlives_its_readers_and_ends_by_ctrl_c_with_one_line():
+    process = subprocess.Popen(
+        [sys.executable, "-c", VERB],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    process.stdout.close()
+    with process.stderr:
+        errors = process.stderr.read()
+    assert (process.wait(timeout=100), errors) == (-signal.SIGINT, "\ninterrupted\n")

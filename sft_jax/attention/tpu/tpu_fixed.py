@@ -129,7 +129,7 @@ def kernel_fixed_attention(
     far_real = layout.far_of(layout.slots[:, None].astype(x.dtype), jnp.ones_like(x[:, :1, :1]))
     far_keys = _keys(far, far_real[:, 0] > 0)
     near_keys = _keys(near, layout.slots & ~layout.summaries)
-    weights = None
+    weights = of_cls_weights = None
     if query_weights is not None:
         weights = jax.lax.stop_gradient(query_weights)[:, None] / h
         weights, of_cls_weights = layout.forth(weights), weights[..., :1]
@@ -145,7 +145,7 @@ def kernel_fixed_attention(
     own = far_keys.key[..., last], far_keys.value[..., last]
     cls_values, *cls_maps = _cls_row(cls_query, own, near_keys, layout.slots)
     tokens = layout.back(finish(values[:, :, :e]), finish(cls_values[:, :, :e])).transpose(0, 2, 1)
-    if weights is None:
+    if weights is None or of_cls_weights is None:
         return tokens, None
     by_far, by_near = saliency
     own_map, cls_map = (x.sum(axis=1, keepdims=True) * of_cls_weights for x in cls_maps)

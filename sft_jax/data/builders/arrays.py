@@ -2,21 +2,25 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+import tensorflow_datasets as tfds
 
 from sft_jax.config.data import ArraysOptions
 from sft_jax.data.array_entries import source_files
 from sft_jax.data.arrays import ArrayTable, read_arrays
 from sft_jax.data.builders.base import SourceBuilder, file_sha256
-from sft_jax.data.records import Contents, LazyRecords, Record, Records
+from sft_jax.data.records import SPLITS, Contents, LazyRecords, Record
+from sft_jax.data.splits import hold_out
 from sft_jax.types import DataError
 
 
 class Arrays(SourceBuilder, skip_registration=True):
     """Samples of `.npz` files or directories of `.npy`; see `sft_jax.config.data.ArraysOptions`."""
 
+    # 1.2.0: splits are drawn by class, and classes are the labels that occur.
+    VERSION = tfds.core.Version("1.2.0")
     options: ArraysOptions
 
     def source_sha256(self) -> str:
@@ -35,20 +39,25 @@ class Arrays(SourceBuilder, skip_registration=True):
 
     def contents(self) -> Contents:
         """Reads, checks and splits the arrays."""
-        table = read_arrays(self.options.path, require_label=True)
-        groups = split_groups(sorted(set(table.group)), self.options)
-        assert table.label is not None  # as asked for
-        splits: dict[str, Records] = {}
-        for name, members in groups.items():
-            chosen = set(members)
-            rows = [row for row, group in enumerate(table.group) if group in chosen]
-            splits[name] = LazyRecords(len(rows), functools.partial(_row, table, rows))
+        o = self.options
+        table = read_arrays(
+            o.path, require_label=True, modalities=o.modalities, class_names=o.class_names
+        )
+        split, remarks = assign_splits(table, o)
+        group = np.asarray(table.group)
+        rows = {name: np.flatnonzero(split == name).tolist() for name in SPLITS}
         return Contents(
             modalities=table.modalities,
-            class_names=name_classes(table.label, self.options),
-            splits=splits,
+            class_names=table.class_names,
+            splits={
+                name: LazyRecords(len(own), functools.partial(_row, table, own))
+                for name, own in rows.items()
+            },
             repairs=table.repairs,
-            split_units=groups,
+            remarks=table.remarks + remarks,
+            split_units={
+                name: tuple(sorted(set(group[own].tolist()))) for name, own in rows.items()
+            },
         )
 
 
@@ -56,51 +65,67 @@ def _row(table: ArrayTable, rows: list[int], index: int) -> Record:
     return table[rows[index]]
 
 
-def name_classes(label: Int[np.ndarray, "n"], options: ArraysOptions) -> tuple[str, ...]:
-    """The names given, or numbers from 0 to the largest label.
+def assign_splits(table: ArrayTable, options: ArraysOptions) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The split of every sample `[n]`, and remarks on it.
 
-    Raises:
-        DataError: labels reach beyond the names given.
-    """
-    num_classes = int(label.max()) + 1
-    if not options.class_names:
-        return tuple(str(c) for c in range(num_classes))
-    if num_classes > len(options.class_names):
-        raise DataError(
-            f"{options.path}: label: found class {num_classes - 1}, expected at most "
-            f"{len(options.class_names) - 1} for the {len(options.class_names)} names in "
-            "data.options.class_names; name every class"
-        )
-    return options.class_names
-
-
-def split_groups(groups: list[str], options: ArraysOptions) -> dict[str, tuple[str, ...]]:
-    """Holds groups out, drawn by `options.split_seed`; each split is sorted.
-
-    A fraction above zero holds out at least one group.
+    The file's own splits are used as they are; where it has none for validation, that is held out
+    of training. Otherwise test and validation are drawn, class by class where groups allow it.
 
     Raises:
         DataError: nothing is left to train on.
     """
-    order = np.random.default_rng(options.split_seed).permutation(len(groups)).tolist()
-    sizes = [
-        max(1, round(fraction * len(groups))) if fraction else 0
-        for fraction in (options.test_fraction, options.valid_fraction)
-    ]
-    if sum(sizes) >= len(groups):
-        raise DataError(
-            f"{options.path}: group: found {len(groups)} groups (or samples), expected more than "
-            f"the {sizes[1]} validation and {sizes[0]} test groups that valid_fraction "
-            f"{options.valid_fraction} and test_fraction {options.test_fraction} hold out; hold "
-            "out less, or give more data"
+    assert table.label is not None  # as asked for
+    if table.split is None:
+        split = np.full(len(table), "train")
+        _draw(split, "test", options.test_fraction, table, options)
+        _draw(split, "valid", options.valid_fraction / (1 - options.test_fraction), table, options)
+        remarks = tuple(
+            f"split {name} is empty: no class has enough samples to hold one out"
+            for name in ("valid", "test")
+            if getattr(options, f"{name}_fraction") and name not in split
         )
-    bounds = np.cumsum(sizes)
-    parts = {
-        "train": order[bounds[1] :],
-        "valid": order[bounds[0] : bounds[1]],
-        "test": order[: bounds[0]],
-    }
-    return {name: tuple(sorted(groups[i] for i in part)) for name, part in parts.items()}
+        return split, remarks
+    split = np.asarray(table.split)
+    given = set(table.split)
+    remarks = ("splits are those of the entry 'split'; test_fraction is not used",)
+    if "test" not in given:
+        remarks += ("the entry 'split' has no test samples, so split test is empty",)
+    parted = _parted_groups(table.group, table.split)
+    if parted:
+        shown = ", ".join(parted[:3]) + (", ..." if len(parted) > 3 else "")
+        remarks += (f"{len(parted)} groups have samples in more than one split: {shown}",)
+    if "valid" not in given and options.valid_fraction:
+        _draw(split, "valid", options.valid_fraction, table, options)
+        count = np.count_nonzero(split == "valid")
+        remarks += (
+            f"the entry 'split' has no validation samples; {count} training samples were held out "
+            f"for it (valid_fraction {options.valid_fraction:g})",
+        )
+    return split, remarks
+
+
+def _draw(
+    split: np.ndarray, name: str, fraction: float, table: ArrayTable, options: ArraysOptions
+) -> None:
+    """Moves a share of the training samples to split `name`, in place."""
+    rows = np.flatnonzero(split == "train")
+    group = [table.group[row] for row in rows]
+    assert table.label is not None  # as asked for
+    held_out = hold_out(table.label[rows], group, fraction, options.split_seed)
+    if held_out.all():
+        raise DataError(
+            f"{options.path}: group: found {len(set(table.group))} groups, expected more than the "
+            f"validation and test groups that valid_fraction {options.valid_fraction} and "
+            f"test_fraction {options.test_fraction} hold out; hold out less, or give more data"
+        )
+    split[rows[held_out]] = name
+
+
+def _parted_groups(group: Sequence[str], split: Sequence[str]) -> list[str]:
+    splits: dict[str, set[str]] = {}
+    for name, where in zip(group, split, strict=True):
+        splits.setdefault(name, set()).add(where)
+    return [name for name, found in splits.items() if len(found) > 1]
 
 
 def arrays_sha256(path: str) -> str:

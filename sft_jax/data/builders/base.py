@@ -190,6 +190,7 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             class_counts={name: tuple(tally.classes.tolist()) for name, tally in tallies.items()},
             groups={name: tuple(sorted(tally.groups)) for name, tally in tallies.items()},
             split_units=contents.split_units,
+            remarks=contents.remarks,
             options=dataclasses.asdict(self.options),
             source_sha256=self.sha256,
             fingerprint=self.fingerprint,

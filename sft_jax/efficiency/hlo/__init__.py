@@ -1,1 +1,1 @@
-"""Cost of a compiled program, read off its text."""
+"""Parser of compiled programs (HLO text) and their cost."""

@@ -1,10 +1,10 @@
-"""What a compiled program does in one call: products, bytes moved, and collectives.
+"""Cost of one call of a compiled program: products, bytes moved, and collectives.
 
 Bytes follow XLA's own model (`cost_analysis`): an instruction reads its operands and writes its
-result, tiles filled up, whatever memory they lie in; a fusion counts as one instruction; what only
-renames a buffer moves nothing; of a buffer that is sliced or updated in place, the slice counts.
-Three things differ: a loop's body counts as often as it turns, an asynchronous copy counts once,
-and the bytes of the device's main memory are also given apart from those kept on the chip.
+result, tiles padded, in any memory; a fusion counts as one instruction; renaming a buffer moves
+nothing; slices and in-place updates count the slice. Three things differ: loop bodies count as
+often as they run, an asynchronous copy counts once, and bytes of the main memory are also given
+apart from those kept on the chip.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from sft_jax.efficiency.hlo import loops
 from sft_jax.efficiency.hlo.hlo_text import ArrayShape, Computation, Instruction, Program, parse
 from sft_jax.efficiency.hlo.products import flops, kernel_estimate, library_product
 
-# They name, group or split buffers, or say when something may happen.
+# Instructions that name, group or split buffers, or order others, and move nothing.
 _FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "domain"),
     *("opt-barrier", "partition-id", "replica-id", "add-dependency", "get-dimension-size"),
@@ -29,13 +29,13 @@ _RENAMES = ("bitcast", "get-tuple-element", "reshape")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a program.
+    """A collective of a program.
 
     Attributes:
-        kind: such as `all-reduce`.
-        nbytes: of its operands, or of its result where that is larger, without padding.
-        group: devices that take part together; 0 means all of them.
-        count: times it runs in a call.
+        kind: Name such as `all-reduce`.
+        nbytes: Bytes of its operands or of its result, whichever is larger, without padding.
+        group: Number of devices that take part together; 0 means all.
+        count: Number of times it runs per call.
     """
 
     kind: str
@@ -46,14 +46,14 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """One call of a program, on one device.
+    """Cost of one call of a program on one device.
 
     Attributes:
-        flops: operations of matrix products and convolutions, two a multiply-add.
-        nbytes: read and written.
-        main_bytes: of these, in the device's main memory.
-        collectives: all that run.
-        unknown_loops: loops whose turns data decide; their bodies count once.
+        flops: Operations of matrix products and convolutions, two per multiply-add.
+        nbytes: Bytes read and written.
+        main_bytes: Part of `nbytes` in the device's main memory.
+        collectives: Collectives that run.
+        unknown_loops: Number of loops whose trip count depends on data; their bodies count once.
     """
 
     flops: int
@@ -64,13 +64,13 @@ class ProgramCost:
 
 
 def program_cost(text: str) -> ProgramCost:
-    """Counts a compiled program.
+    """Computes the cost of a compiled program.
 
     Args:
-        text: what `compiled.as_text()` printed.
+        text: Result of `compiled.as_text()`.
 
     Raises:
-        ValueError: a text that is not understood.
+        ValueError: The text cannot be parsed.
     """
     program = parse(text)
     counter = _Counter(program)
@@ -85,7 +85,7 @@ def program_cost(text: str) -> ProgramCost:
 
 
 class _Counter:
-    """Totals of what has been added."""
+    """Running totals."""
 
     def __init__(self, program: Program):
         self.program = program
@@ -94,7 +94,7 @@ class _Counter:
         self.collectives: list[Collective] = []
 
     def add(self, computation: Computation, times: int):
-        """Adds a computation that runs so often."""
+        """Adds a computation that runs `times` times."""
         for instruction in computation.instructions.values():
             self._instruction(computation, instruction, times)
 
@@ -106,7 +106,7 @@ class _Counter:
             for name in instruction.called("body", "condition"):
                 self.add(self.program.computations[name], times * (1 if turns is None else turns))
         elif opcode == "conditional":
-            self._dearest(instruction, times)
+            self._add_most_expensive_branch(instruction, times)
         elif opcode in ("call", "async-start"):
             for name in instruction.called("to_apply", "calls", "called_computations"):
                 self.add(self.program.computations[name], times)
@@ -116,22 +116,22 @@ class _Counter:
                 self.spaces[space] += times * count
             self._collective(computation, instruction, times)
 
-    def _dearest(self, instruction: Instruction, times: int):
+    def _add_most_expensive_branch(self, instruction: Instruction, times: int):
         keys = ("branch_computations", "true_computation", "false_computation")
         branches = []
         for name in instruction.called(*keys):
             branch = _Counter(self.program)
             branch.add(self.program.computations[name], times)
             branches.append(branch)
-        dearest = max(branches, key=lambda branch: sum(branch.spaces.values()))
-        self.flops += dearest.flops
-        self.unknown_loops += dearest.unknown_loops
-        self.spaces.update(dearest.spaces)
-        self.collectives += dearest.collectives
+        most_expensive = max(branches, key=lambda branch: sum(branch.spaces.values()))
+        self.flops += most_expensive.flops
+        self.unknown_loops += most_expensive.unknown_loops
+        self.spaces.update(most_expensive.spaces)
+        self.collectives += most_expensive.collectives
 
     def _collective(self, computation: Computation, instruction: Instruction, times: int):
         kind = instruction.opcode.removesuffix("-done")
-        if kind == "fusion":  # a TPU reduces and slices, or gathers and multiplies, in one
+        if kind == "fusion":  # a TPU fuses a reduction with a slice, or a gather with a product
             inner = self.program.computations[instruction.called("calls")[0]]
             for part in inner.instructions.values():
                 self._collective(inner, part, times)
@@ -145,14 +145,14 @@ class _Counter:
 
 def _group(instruction: Instruction) -> int:
     groups = instruction.attribute("replica_groups")
-    if groups.startswith("["):  # such as [2,8]<=[16], two groups of eight
+    if groups.startswith("["):  # for example [2,8]<=[16]: two groups of eight
         return int(groups[1:].split("]")[0].split(",")[-1])
     first = groups.split("}")[0].strip("{")
     return len(first.split(",")) if first else 0
 
 
 def _started(computation: Computation, instruction: Instruction) -> Instruction:
-    """The instruction that holds the operands: itself, or the start of what it ends."""
+    """The instruction with the operands: itself, or the matching start."""
     if instruction.opcode.endswith("-done"):
         return computation.operand(instruction, 0)
     return instruction
@@ -163,7 +163,7 @@ def _operands(computation: Computation, instruction: Instruction) -> list[Instru
 
 
 def _moved(program: Program, computation: Computation, instruction: Instruction) -> Counter[int]:
-    """Bytes read and written by memory space."""
+    """Bytes read and written, by memory space."""
     opcode = instruction.opcode.removesuffix("-done")
     operands = _operands(computation, _started(computation, instruction))
     total: Counter[int] = Counter()
@@ -172,25 +172,25 @@ def _moved(program: Program, computation: Computation, instruction: Instruction)
     if opcode == "custom-call" and instruction.attribute("custom_call_target") in _FREE_CALLS:
         return total
     if opcode in ("dynamic-slice", "slice", "gather"):
-        # As much as is written is read of the first operand; indices are read whole.
+        # Reads as much of the first operand as it writes, and all of the indices.
         written = sum(shape.padded_bytes for shape in instruction.shapes)
         total[_space(operands[0])] += written
         operands = operands[1:]
     elif opcode in ("dynamic-update-slice", "scatter"):
         update = operands[2 if opcode == "scatter" else 1]
         space = instruction.shapes[0].space
-        # The buffer is changed where it lies; a scatter reads what it adds to.
+        # The buffer is updated in place; a scatter also reads what it adds to.
         total[space] += _bytes(update) * (2 if opcode == "scatter" else 1)
         for operand in operands[1:]:
             _count(total, operand.shapes)
         return total
-    # Behind the result of a library's product stands scratch space, lent and not moved.
+    # The result of a library product is followed by scratch space, which is not moved.
     results = instruction.shapes[:1] if library_product(instruction) else instruction.shapes
     _count(total, results)
     for operand in operands:
         _count(total, operand.shapes)
     if opcode == "custom-call":
-        # A kernel may read an array several times, and says so.
+        # A kernel may read an array several times, as its own estimate states.
         again = kernel_estimate(instruction).get("bytes_accessed", 0) - sum(total.values())
         total[0] += max(0, again)
     return total
@@ -213,7 +213,7 @@ def _fusion(program: Program, outer: Computation, instruction: Instruction) -> C
     inner = program.computations[instruction.called("calls")[0]]
     total: Counter[int] = Counter()
     for parameter, operand in zip(inner.parameters, _operands(outer, instruction), strict=True):
-        # Where a fusion takes a tuple, its elements are counted by what reads them.
+        # A tuple operand counts in full.
         if len(operand.shapes) > 1:
             _count(total, operand.shapes)
         elif operand.shapes:
@@ -229,7 +229,7 @@ def _fusion(program: Program, outer: Computation, instruction: Instruction) -> C
 
 
 def _read(program: Program, computation: Computation, source: Instruction) -> int:
-    """Bytes of one array that a fused computation touches, at most all of them."""
+    """Bytes that a fused computation reads of one array."""
     whole, found = _bytes(source), 0
     if source.name == computation.root:
         return whole
@@ -238,7 +238,7 @@ def _read(program: Program, computation: Computation, source: Instruction) -> in
         if user.opcode in ("dynamic-slice", "slice", "gather") and first:
             found += _bytes(user)
         elif user.opcode in ("dynamic-update-slice", "scatter") and first:
-            # In place: a scatter reads what it adds to.
+            # In place; a scatter reads what it adds to.
             found += _bytes(computation.operand(user, 2)) if user.opcode == "scatter" else 0
         elif user.opcode in _RENAMES:
             found += _read(program, computation, user)
@@ -255,7 +255,7 @@ def _read(program: Program, computation: Computation, source: Instruction) -> in
 def _written(
     program: Program, computation: Computation, leaf: Instruction, shape: ArrayShape
 ) -> int:
-    """Bytes that a fused computation writes into one array of its result."""
+    """Bytes that a fused computation writes to one array of its result."""
     while leaf.opcode in _RENAMES and len(computation.operand(leaf, 0).shapes) == 1:
         leaf = computation.operand(leaf, 0)
     if leaf.opcode == "dynamic-update-slice":

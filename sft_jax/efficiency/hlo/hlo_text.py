@@ -1,6 +1,6 @@
-"""Reads the text of a compiled program: computations, instructions, shapes, and turns of loops.
+"""Parser for the text of compiled programs: computations, instructions and shapes.
 
-The text is what `compiled.as_text()` prints (XLA's HLO, scheduled and fused), on any platform.
+The text is XLA's optimised HLO, as `compiled.as_text()` prints it on any platform.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 
 @dataclasses.dataclass(frozen=True)
 class ArrayShape:
-    """One array of a program.
+    """Shape and layout of an array.
 
     Attributes:
-        dtype: as XLA writes it, such as `bf16`.
-        dims: sizes.
-        minor_to_major: axes, the one whose neighbours lie side by side first.
-        tile: sizes that the last physical axes are padded to multiples of; empty without tiles.
-        space: memory space; 0 is the device's main memory, others lie on the chip (TPU).
+        dtype: XLA's name of the data type, such as `bf16`.
+        dims: Sizes of the axes.
+        minor_to_major: Axes in the order of their strides, smallest first.
+        tile: Sizes that the minor physical axes are padded to multiples of; empty without tiles.
+        space: Memory space; 0 is the device's main memory, others are on the chip (TPU).
     """
 
     dtype: str
@@ -40,26 +40,26 @@ class ArrayShape:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
     def bits(self) -> int:
-        """Of one element."""
+        """Bits of an element."""
         if self.dtype in _BITS:
             return _BITS[self.dtype]
         return int(re.findall(r"\d+", self.dtype)[0])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements, without padding."""
+        """Bytes without padding."""
         return self.size * self.bits // 8
 
     @property
     def padded_bytes(self) -> int:
-        """Bytes that it takes in memory, its tiles filled up."""
+        """Bytes in memory, tiles padded."""
         physical = [self.dims[axis] for axis in self.minor_to_major]
-        # One tile's sizes are written major to minor.
+        # The sizes of a tile are written major to minor.
         tile = self.tile[::-1]
         physical += [1] * (len(tile) - len(physical))
         for i, step in enumerate(tile):
@@ -72,12 +72,12 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-        name: unique in its computation.
-        opcode: such as `fusion`.
-        shapes: arrays of the result; several for a tuple, nested ones flattened.
-        operands: names.
-        body: what stands between the parentheses of the opcode.
-        attributes: what follows behind them.
+        name: Name, unique in its computation.
+        opcode: Operation such as `fusion`.
+        shapes: Arrays of the result; several for a tuple, with nested tuples flattened.
+        operands: Names of the operands.
+        body: Text between the parentheses of the opcode.
+        attributes: Text after them.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Instruction:
     attributes: str
 
     def called(self, *keys: str) -> list[str]:
-        """Computations named by attributes such as `calls` or `to_apply`."""
+        """Names of computations in attributes such as `calls` or `to_apply`."""
         found = []
         for key in keys:
             for text in re.findall(rf"\b{key}=(%[\w.\-]+|\{{[^}}]*\}})", self.attributes):
@@ -96,7 +96,7 @@ class Instruction:
         return found
 
     def attribute(self, key: str) -> str:
-        """What an attribute is set to, its outer braces removed; empty where there is none."""
+        """Value of an attribute without its outer braces; empty if there is none."""
         start = re.search(rf"(?:^|[ ,]){key}=", self.attributes)
         if not start:
             return ""
@@ -119,7 +119,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in the order of the text, and which one is the result."""
+    """Instructions by name, in the order of the text, and the name of the result."""
 
     name: str
     instructions: dict[str, Instruction]
@@ -127,7 +127,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Instructions that take an instruction as an operand, each once."""
+        """Users of each instruction, each listed once."""
         found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
@@ -135,29 +135,29 @@ class Computation:
         return found
 
     def operand(self, instruction: Instruction, index: int) -> Instruction:
-        """An operand as an instruction."""
+        """The instruction that computes an operand."""
         return self.instructions[instruction.operands[index]]
 
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
-        """In order."""
+        """Parameters in order."""
         found = [i for i in self.instructions.values() if i.opcode == "parameter"]
         return sorted(found, key=lambda instruction: int(instruction.body))
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name, and where execution begins."""
+    """Computations by name, and the name of the entry."""
 
     computations: dict[str, Computation]
     entry: str
 
 
 def parse(text: str) -> Program:
-    """The program that `compiled.as_text()` printed.
+    """Parses the text of `compiled.as_text()`.
 
     Raises:
-        ValueError: a text without an entry computation, or a line that is not understood.
+        ValueError: There is no entry computation, or a line cannot be parsed.
     """
     computations, entry = {}, None
     lines = iter(text.splitlines())
@@ -173,7 +173,8 @@ def parse(text: str) -> Program:
 
 
 def _computation(name: str, lines: Iterator[str]) -> Computation:
-    instructions, root = {}, ""
+    instructions: dict[str, Instruction] = {}
+    root = ""
     for line in lines:
         if line.startswith("}"):
             break
@@ -182,7 +183,9 @@ def _computation(name: str, lines: Iterator[str]) -> Computation:
             instruction = _instruction(start.group(2), line[start.end() :])
             instructions[instruction.name] = instruction
             root = instruction.name if start.group(1) else root
-    return Computation(name, instructions, root or instruction.name)
+    if not instructions:
+        raise ValueError(f"a program's text: found no instruction in computation {name!r}")
+    return Computation(name, instructions, root or next(reversed(instructions)))
 
 
 def _instruction(name: str, text: str) -> Instruction:
@@ -198,7 +201,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket opened at `start` closes; brackets in quotes do not count."""
+    """Index of the bracket that closes the one at `start`, ignoring quoted text."""
     depth, quoted, i = 0, False, start
     while i < len(text):
         c = text[i]
@@ -219,7 +222,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def shapes_of(text: str) -> tuple[ArrayShape, ...]:
-    """Arrays named in a shape such as `(f32[2,3]{1,0:T(8,128)S(1)}, s32[])`."""
+    """Parses the arrays of a shape such as `(f32[2,3]{1,0:T(8,128)S(1)}, s32[])`."""
     found = []
     for dtype, dims, layout in _ARRAY.findall(_COMMENT.sub("", text)):
         sizes = tuple(int(d.strip("<=")) for d in dims.split(",") if d)

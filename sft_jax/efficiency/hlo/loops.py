@@ -1,4 +1,4 @@
-"""How often the loops of a compiled program turn."""
+"""Trip counts of loops in a compiled program."""
 
 from sft_jax.efficiency.hlo.hlo_text import Computation, Instruction, Program
 
@@ -6,9 +6,9 @@ _SAME = ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start")
 
 
 def turns(program: Program, computation: Computation, loop: Instruction) -> int | None:
-    """Turns of a `while` of `computation`; None where data decide.
+    """Trip count of a `while` in `computation`; None if it depends on data.
 
-    They are what the compiler noted, or else follow from a counter that starts at a constant, grows
+    It is the one the compiler recorded, or follows from a counter that starts at a constant, grows
     by one, and is compared with a constant.
     """
     noted = loop.backend_config.get("known_trip_count")
@@ -30,7 +30,7 @@ def turns(program: Program, computation: Computation, loop: Instruction) -> int 
 
 
 def _kept(condition: Computation, body: Computation, compare: Instruction) -> int | None:
-    """The element of the carry that the counter is compared with, if the body hands it on."""
+    """Index of the carried element the counter is compared with, if the body passes it on."""
     index = _element(condition, condition.operand(compare, 1))
     root = body.instructions[body.root]
     if index is None or root.opcode != "tuple":
@@ -62,7 +62,7 @@ def _constant(computation: Computation, instruction: Instruction, index: int) ->
 
 
 def _element(computation: Computation, instruction: Instruction) -> int | None:
-    """Which element of the computation's one parameter an instruction is."""
+    """Index of the element of the computation's parameter that an instruction reads."""
     found = _origin(computation, instruction)
     if found.opcode != "get-tuple-element":
         return None

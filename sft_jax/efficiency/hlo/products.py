@@ -1,4 +1,4 @@
-"""Operations of the matrix products and convolutions in a compiled program."""
+"""Operations of matrix products and convolutions in a compiled program."""
 
 import math
 import re
@@ -10,9 +10,9 @@ from sft_jax.efficiency.hlo.hlo_text import Computation, Instruction, Program
 
 
 def flops(program: Program, computation: Computation, instruction: Instruction) -> int:
-    """Operations of one instruction and of what is fused into it, two a multiply-add.
+    """Operations of an instruction and of what is fused into it, two per multiply-add.
 
-    Element-wise work is left out. A kernel that the compiler calls counts by what it says itself.
+    Element-wise work is left out. A kernel counts by its own estimate.
     """
     opcode = instruction.opcode
     if opcode == "fusion":
@@ -38,14 +38,14 @@ def _dot(computation: Computation, instruction: Instruction, contracted: list[in
 
 
 def kernel_estimate(instruction: Instruction) -> dict[str, int]:
-    """What a kernel of Pallas says of itself: `flops`, `bytes_accessed`; empty where nothing."""
+    """A Pallas kernel's own estimate (`flops`, `bytes_accessed`); empty if it has none."""
     config = instruction.backend_config
     found = config.get("custom_call_config", config).get("cost_estimate", {})
     return {key: int(value) for key, value in found.items()}
 
 
 def library_product(instruction: Instruction) -> dict[str, Any]:
-    """Axes of a product that is handed to a GPU library; empty for any other call."""
+    """Axes of a product that a GPU library computes; empty for any other call."""
     config = instruction.backend_config
     return config.get("gemm_backend_config", config).get("dot_dimension_numbers", {})
 
@@ -59,13 +59,13 @@ def _call(computation: Computation, instruction: Instruction) -> int:
 
 
 def _convolution(computation: Computation, instruction: Instruction) -> int:
-    """Multiply-adds with a real element of the input; padding and holes are left out."""
+    """Operations on real elements of the input; padding and dilation holes are left out."""
     left, kernel = (computation.operand(instruction, i).shapes[0].dims for i in (0, 1))
     output = instruction.shapes[0].dims
     names, _, out_names = instruction.attribute("dim_labels").partition("->")
     left_names, kernel_names = names.split("_")
     window = _window(instruction.attribute("window"))
-    # The kernel has the input features of one group, the output the batch of one group.
+    # The kernel has the input features of one group, and the output the batch of one group.
     total = 2 * output[out_names.index("b")] * output[out_names.index("f")]
     total *= kernel[kernel_names.index("i")]
     for axis in range(len(output) - 2):
@@ -90,7 +90,7 @@ def _window(text: str) -> dict[str, list[Any]]:
 
 
 def _pairs(size: int, kernel: int, output: int, window: dict[str, Any]) -> int:
-    """Positions of output and kernel, along one axis, that meet an element of the input."""
+    """Number of (output, kernel) positions along one axis that meet an element of the input."""
     stride, step = window.get("stride", 1), window.get("rhs_dilate", 1)
     low, holes = window.get("pad", (0, 0))[0], window.get("lhs_dilate", 1)
     place = np.arange(output)[:, None] * stride + np.arange(kernel) * step - low

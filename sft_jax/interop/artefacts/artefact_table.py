@@ -11,7 +11,7 @@ import numpy as np
 
 from sft_jax.interop.artefacts import artefact_files
 from sft_jax.interop.artefacts.stablehlo import Exportable
-from sft_jax.training import run as runs
+from sft_jax.runs.run_files import read_data
 from sft_jax.training.session import Session, for_these_devices
 
 _ROWS = 3  # samples that every artefact is compared with its model on
@@ -108,7 +108,7 @@ def score(
         CheckpointError: other data than the run's.
     """
     config = for_these_devices(model.config, data_dir)
-    opened = Session.open(config, fingerprint=runs.read_data(workdir)["fingerprint"])
+    opened = Session.open(config, fingerprint=read_data(workdir, "fingerprint")["fingerprint"])
     arrays, label = _raw(opened, split)
     expected = artefact_files.reference(model, arrays)
     rows = [{"artefact": "the model itself", **_top1(expected, label)}]

@@ -10,6 +10,7 @@ took; at the end of its input it says how much memory it ever held. One thread.
 import json
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,7 @@ def memory(entry):
 
 def main(kind, artefact, inputs, outputs, rows):
     """See the module."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # who started it says what was interrupted
     forbidden = FORBIDDEN if kind == "stablehlo" else (*FORBIDDEN, "jax", "jaxlib")
     for name in forbidden:  # importing one of them fails from here on
         sys.modules[name] = None  # type: ignore[assignment]  # as documented for this use

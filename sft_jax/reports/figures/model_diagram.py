@@ -1,4 +1,4 @@
-"""A drawing of the sparse fusion model that a configuration asks for, with its token counts."""
+"""A diagram of the sparse fusion model of a configuration, with its token counts."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config
-from sft_jax.reports.figures.plots import CHANNEL_COLORS, FRAME
+from sft_jax.reports.figures.style import COLORS, FRAME
 from sft_jax.types import ConfigError
 
 Edges = tuple[float, float]
@@ -20,19 +20,19 @@ _INPUT, _TOKENS, _ENCODER, _POOL = (0.1, 1.2), (1.5, 3.1), (3.4, 4.3), (4.6, 5.9
 _KEPT, _FUSED, _FUSION, _HEAD = (6.2, 7.25), (7.65, 7.9), (8.25, 9.15), (9.45, 10.3)
 _WIDTH, _ROW, _TOP, _BOTTOM = 10.4, 1.15, 0.4, 0.1
 _SQUARE = 0.14
-# More tokens than these are drawn as the first ones, dots and the last one.
+# Longer rows of tokens are drawn as the first ones, dots and the last one.
 _MOST_TOKENS, _MOST_KEPT = 8, 4
 _GREY, _PALE = "#444444", "#F4F4F4"
 
 
 def model_diagram(config: Config) -> Figure:
-    """Tokens of every modality through its own blocks and its pool into the fused blocks.
+    """Draws the tokens of every modality through its own blocks and its pool into the fused blocks.
 
     Args:
-        config: of a model `sft` whose modalities and classes are known.
+        config: Configuration of an `sft` model with modalities and number of classes.
 
     Raises:
-        ConfigError: another model, or modalities or classes that are left to the data.
+        ConfigError: It is of another model, or leaves modalities or classes to the data.
     """
     _check(config)
     specs, model = config.modalities, config.model
@@ -45,7 +45,7 @@ def model_diagram(config: Config) -> Figure:
     middle = _BOTTOM + max(len(specs), 2) * _ROW / 2
     rows = [middle + ((len(specs) - 1) / 2 - i) * _ROW for i in range(len(specs))]
     tops = _fused(axes, specs, middle)
-    for spec, color, y, top in zip(specs, CHANNEL_COLORS * 2, rows, tops, strict=False):
+    for spec, color, y, top in zip(specs, COLORS * 2, rows, tops, strict=False):
         _modality(axes, spec, color, y, model.num_pre_layers)
         _arrow(axes, (_KEPT[1], y), (_FUSED[0] - 0.03, top))
     _stack(axes, _FUSION, middle, f"{model.num_post_layers} x\nencoder\nblock", _PALE, _GREY, 1.0)
@@ -56,7 +56,7 @@ def model_diagram(config: Config) -> Figure:
 
 
 def save_diagram(figure: Figure, path: Path):
-    """Writes the drawing, in the format of the path's suffix, alike for alike configurations."""
+    """Writes the diagram in the format of the path's suffix; equal diagrams give equal files."""
     with matplotlib.rc_context({"svg.hashsalt": "sft_jax"}):
         svg: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
         figure.savefig(path, dpi=150, facecolor="white", **svg)
@@ -76,7 +76,7 @@ def _check(config: Config):
 
 
 def pool_words(spec: ModalitySpec) -> str:
-    """What the pool of a modality does, in a few words."""
+    """A few words on the pool of a modality."""
     if spec.k is not None:
         return f"{spec.pool}, k = {spec.k}"
     if spec.window is not None:
@@ -121,7 +121,7 @@ def _fused(axes: Axes, specs: tuple[ModalitySpec, ...], middle: float) -> list[f
     _square(axes, left, y, _GREY)
     axes.text(left, y + _SQUARE + 0.07, "CLS, summed", size=9, color=_GREY)
     heights = []
-    for count, color in zip(drawn, CHANNEL_COLORS * 2, strict=False):
+    for count, color in zip(drawn, COLORS * 2, strict=False):
         y -= gap
         top = y
         for _ in range(count):

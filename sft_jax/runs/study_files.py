@@ -1,0 +1,187 @@
+"""Files of a study's folder.
+
+- `study.json`: `name`, `title`, `protocol`, `metric`, `class_names`; `settings`, a list of `{name,
+  overrides}` and, once trained, `{model, num_parameters, forward_gflop, tokens_in, tokens_kept}`;
+  `folds`, a list of `{name, overrides}` and, once trained on, `{test, source_sha256}`, the held-out
+  units and the hash of the source file; `seeds`.
+- `results.csv`: `setting,fold,seed,split,condition,level,metric,value`, one score a row.
+- `curves.csv`: `setting,fold,seed,metric,value` and `step` or `epoch`.
+- `predictions/<setting>-<fold>.npz`: `seed [s]`, `label [n]`, `group [n]`, `id [n]` and
+  `probabilities [s, n, c]` on the complete test split.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_jax.files.json_files import (
+    Shape,
+    anything,
+    file_name,
+    integer,
+    listed,
+    mapped,
+    nullable,
+    number,
+    read_text,
+    record,
+    text,
+)
+from sft_jax.files.npz import read_npz, write_npz
+from sft_jax.runs.array_checks import check_distributions
+from sft_jax.runs.schema import read_stored, write_stored
+from sft_jax.types import CheckpointError, DataError
+
+SCORES, CURVES = "results.csv", "curves.csv"
+SCORE_COLUMNS = ("setting", "fold", "seed", "split", "condition", "level", "metric", "value")
+CURVE_COLUMNS = ("setting", "fold", "seed", "step", "metric", "value")
+REMEDY = "write it again with `python -m sft_jax.sweep`"
+_OVERRIDES = {"overrides": mapped(anything)}
+_SETTING = {
+    "model": text(),
+    "num_parameters": integer(),
+    "forward_gflop": nullable(number(least=0)),
+    "tokens_in": nullable(integer()),
+    "tokens_kept": nullable(integer()),
+}
+_FOLD = {"test": listed(anything), "source_sha256": nullable(text())}
+
+
+def study_shape(resumable: bool = False) -> Shape:
+    """Shape of `study.json`.
+
+    Args:
+        resumable: Whether to require everything that decides whether a sweep may add to it.
+    """
+
+    def entry(optional: Mapping[str, Shape]) -> Shape:
+        if resumable:
+            return record({"name": file_name, **_OVERRIDES}, optional)
+        return record({"name": file_name}, {**_OVERRIDES, **optional})
+
+    required = {
+        "name": file_name,
+        "title": text(10_000),
+        "protocol": text(100_000),
+        "metric": text(),
+        "class_names": listed(text()),
+        "settings": listed(entry(_SETTING), least=1),
+        "folds": listed(entry(_FOLD), least=1),
+        "seeds": listed(integer(), least=1),
+    }
+    origin = {"base": mapped(anything), "conditions": listed(record({"name": text()}))}
+    return record({**required, **origin}) if resumable else record(required, origin)
+
+
+def write_study(workdir: Path, content: dict[str, Any]):
+    """Writes `study.json`."""
+    write_stored(workdir / "study.json", content)
+
+
+def read_study(workdir: Path, resumable: bool = False) -> dict[str, Any]:
+    """Reads `study.json`.
+
+    Args:
+        workdir: Folder of the study.
+        resumable: See `study_shape`.
+
+    Raises:
+        CheckpointError: It is missing or damaged, or a name or seed appears twice.
+    """
+    path = workdir / "study.json"
+    content = read_stored(path, study_shape(resumable), REMEDY)
+    names = {what: [entry["name"] for entry in content[what]] for what in ("settings", "folds")}
+    for what, values in {**names, "seeds": content["seeds"]}.items():
+        if len(set(values)) < len(values):
+            raise CheckpointError(f"{path}: {what}: found {values}, expected each once; {REMEDY}")
+    return content
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]):
+    """Writes a table as CSV, atomically; floats get six significant digits."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            value = row["value"]
+            writer.writerow({**row, "value": f"{value:.6g}" if isinstance(value, float) else value})
+    os.replace(partial, path)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Reads the line number and the cells of each row of a table.
+
+    Args:
+        path: Path of the file.
+        columns: Columns that it must have.
+
+    Raises:
+        DataError: The file is no table, lacks a column, or has a row of another length.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path, REMEDY, DataError), newline=""))
+    try:
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(
+                f"{path}: found columns {reader.fieldnames}, expected also {missing}; {REMEDY}"
+            )
+        for line, row in enumerate(reader, start=2):
+            if None in row or None in row.values():
+                raise DataError(
+                    f"{path}, line {line}: found another number of fields than columns, expected "
+                    f"{len(reader.fieldnames or ())}; remove the line, or {REMEDY}"
+                )
+            yield line, row
+    except csv.Error as error:
+        raise DataError(f"{path}: found no table ({error}), expected CSV; {REMEDY}") from error
+
+
+def curve_axis(path: Path) -> str:
+    """The horizontal axis of `curves.csv`: `epoch` if it has such a column, else `step`."""
+    header = read_text(path, REMEDY, DataError).partition("\n")[0]
+    return "epoch" if "epoch" in header.strip().split(",") else "step"
+
+
+def predictions_path(workdir: Path, setting: str, fold: str) -> Path:
+    """File with the predictions of a setting on a fold."""
+    return workdir / "predictions" / f"{setting}-{fold}.npz"
+
+
+def write_fold_predictions(path: Path, arrays: Mapping[str, np.ndarray]):
+    """Writes the predictions of a setting on a fold."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_npz(path, arrays)
+
+
+def read_fold_predictions(path: Path, num_classes: int) -> dict[str, np.ndarray]:
+    """Reads the predictions of a setting on a fold.
+
+    Raises:
+        DataError: Entries are missing, have other shapes, or are no distributions.
+    """
+    entries = read_npz(path, REMEDY)
+    seed, label, probabilities = (
+        entries.get(name, np.zeros(())) for name in ("seed", "label", "probabilities")
+    )
+    expected = (seed.size, label.size, num_classes)
+    if (
+        (seed.ndim, label.ndim, probabilities.shape) != (1, 1, expected)
+        or seed.dtype.kind not in "iu"
+        or label.dtype.kind not in "iu"
+        or probabilities.dtype.kind != "f"
+        or 0 in expected
+    ):
+        found = {name: f"{array.dtype}{list(array.shape)}" for name, array in entries.items()}
+        raise DataError(
+            f"{path}: found {found}, expected integers seed [s] and label [n], and probabilities "
+            f"[s, n, {num_classes}]; {REMEDY}"
+        )
+    for rows in probabilities:
+        check_distributions(path, rows, label, REMEDY)
+    return entries

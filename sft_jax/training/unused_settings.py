@@ -1,0 +1,126 @@
+"""Settings that have no effect in the run they are given for."""
+
+from collections.abc import Iterator
+
+from sft_jax.config.io import to_dict
+from sft_jax.config.run import Config, MixupConfig, OptimizerConfig, TrainConfig
+from sft_jax.training.loop import Schedule
+
+
+def unused_settings(config: Config, schedule: Schedule, validates: bool) -> list[str]:
+    """Says of each setting that has no effect what it is and what to change, a line each.
+
+    Only the data say how many steps an epoch has, so these are warnings and no errors.
+
+    Args:
+        config: Resolved configuration.
+        schedule: Its durations in optimizer steps.
+        validates: Whether there is a validation split.
+    """
+    return [
+        *_about_optimizer(config, schedule, validates),
+        *_about_mixup(config, schedule),
+        *_about_validation(config, schedule, validates),
+        *_about_augmentation(config),
+    ]
+
+
+def unused_checkpoints(config: Config, schedule: Schedule) -> list[str]:
+    """The same of `train.checkpoint_every`, which a sweep does not use."""
+    every = config.train.checkpoint_every
+    if every == TrainConfig.checkpoint_every or schedule.checkpoint_every <= schedule.total:
+        return []
+    return [
+        f"train.checkpoint_every: given {to_dict(every)} ({schedule.checkpoint_every} steps) for "
+        f"{schedule.total} steps of training, which saves only at the end, so that a run that is "
+        "killed begins again; lower it"
+    ]
+
+
+def _about_optimizer(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
+    optimizer, total = config.optimizer, schedule.total
+    warmup = optimizer.warmup.to_steps(schedule.steps_per_epoch)
+    if warmup > total:
+        yield (
+            f"optimizer.warmup: given {to_dict(optimizer.warmup)} ({warmup} steps) for {total} "
+            "steps of training, so that the learning rate never reaches optimizer.learning_rate; "
+            "shorten it or train longer"
+        )
+    if optimizer.schedule == "cosine" and warmup >= total:
+        yield (
+            f"optimizer.schedule: given 'cosine' with a warm-up of {warmup} of {total} steps, so "
+            "that the learning rate never falls; shorten optimizer.warmup or train longer"
+        )
+    if optimizer.schedule != "plateau":
+        given = [
+            name
+            for name in ("plateau_factor", "plateau_patience")
+            if getattr(optimizer, name) != getattr(OptimizerConfig, name)
+        ]
+        if given:
+            yield (
+                f"optimizer.{', optimizer.'.join(given)}: given with schedule "
+                f"{optimizer.schedule!r}, which does not use it; leave it out or set "
+                "schedule='plateau'"
+            )
+    elif validates:
+        # The first validation sets the best, and one at the end comes too late.
+        validations, needed = (total - 1) // schedule.eval_every, optimizer.plateau_patience + 2
+        if validations < needed:
+            yield (
+                f"optimizer.plateau_patience: given {optimizer.plateau_patience} for {validations} "
+                f"validations before the end, of which a reduction needs {needed}, so that the "
+                "learning rate is never reduced; lower it, validate more often or train longer"
+            )
+
+
+def _about_mixup(config: Config, schedule: Schedule) -> Iterator[str]:
+    mixup = config.mixup
+    warmup = mixup.warmup.to_steps(schedule.steps_per_epoch)
+    if mixup.mode == "none":
+        given = [
+            name
+            for name in ("alpha", "warmup", "groups")
+            if getattr(mixup, name) != getattr(MixupConfig, name)
+        ]
+        if given:
+            yield (
+                f"mixup.{', mixup.'.join(given)}: given with mode 'none', which blends nothing; "
+                "leave it out or choose another mode"
+            )
+    elif warmup >= schedule.total:
+        yield (
+            f"mixup.warmup: given {to_dict(mixup.warmup)} ({warmup} steps) for {schedule.total} "
+            "steps of training, so that nothing is ever blended; shorten it or train longer"
+        )
+
+
+def _about_validation(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
+    train, total = config.train, schedule.total
+    after = f"train.best_after: given {to_dict(train.best_after)}"
+    if not validates:
+        if schedule.best_after:
+            yield (
+                f"{after} for data without a validation split, so that the last parameters are "
+                "taken all the same; leave it out or hold samples out in data.options"
+            )
+        return
+    if schedule.best_after > total:
+        yield (
+            f"{after} ({schedule.best_after} steps) for {total} steps of training, so that no best "
+            "parameters are chosen and the last ones are taken; lower it or train longer"
+        )
+    if train.eval_every != TrainConfig.eval_every and schedule.eval_every > total:
+        yield (
+            f"train.eval_every: given {to_dict(train.eval_every)} ({schedule.eval_every} steps) "
+            f"for {total} steps of training, so that only the end is validated; lower it or train "
+            "longer"
+        )
+
+
+def _about_augmentation(config: Config) -> Iterator[str]:
+    if config.augment.hide and len(config.modalities) == 1:
+        yield (
+            f"augment.hide: given {config.augment.hide} for a single modality, which is never "
+            "hidden; leave it out"
+        )
