@@ -31,6 +31,7 @@ class PoolKind:
 POOLS = {
     "attn_topk": PoolKind("k", saliency=True),
     "cls_topk": PoolKind("k", selects_queries=True),
+    "norm_topk": PoolKind("k", selects_queries=True),
     "attn_kmedoids": PoolKind("k", saliency=True),
     "attn_random": PoolKind("k", saliency=True),
     "random": PoolKind("k"),

@@ -202,6 +202,14 @@ def cls_topk(
     return choose_top(cls_attention, mask, spec.count), cls_attention
 
 
+def norm_topk(
+    tokens: Tokens, mask: Mask, cls_attention: Score, spec: ModalitySpec
+) -> tuple[Chosen, Score | None]:
+    """Keeps the `k` tokens of largest norm before the block's layer norm, in descending order."""
+    score = jnp.square(tokens.astype(jnp.float32)).sum(axis=-1)  # [b, t]
+    return choose_top(score, mask, spec.count), None
+
+
 # --- pools that mix
 
 
@@ -274,6 +282,7 @@ def _windowed(pooled, real):
 # The pools of `config.modality.POOLS` that select queries, and all others.
 QUERY_SELECTIONS: dict[str, Callable[..., tuple[Chosen, Score | None]]] = {
     "cls_topk": cls_topk,
+    "norm_topk": norm_topk,
 }
 POOL_FUNCTIONS: dict[str, Callable[..., Pooled]] = {
     "attn_topk": attn_topk,

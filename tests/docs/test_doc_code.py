@@ -85,9 +85,9 @@ def test_masks_of_the_page_are_read(tmp_path, monkeypatch):
 def test_a_new_pool_works_once_it_stands_in_the_tables(monkeypatch):
     names = {}
     exec(python_of(ROOT / "docs" / "add_pool.md")[0], names)
-    monkeypatch.setitem(pools.POOL_FUNCTIONS, "norm_topk", names["norm_topk"])
-    monkeypatch.setitem(POOLS, "norm_topk", PoolKind("k"))
-    spec = ModalitySpec(name="m", length=5, feature_dim=2, pool="norm_topk", k=3)
+    monkeypatch.setitem(pools.POOL_FUNCTIONS, "peak_topk", names["peak_topk"])
+    monkeypatch.setitem(POOLS, "peak_topk", PoolKind("k"))
+    spec = ModalitySpec(name="m", length=5, feature_dim=2, pool="peak_topk", k=3)
     config = ModelConfig(num_classes=2, embed_dim=4, num_heads=2, num_post_layers=1)
     model = registry.build(Config(modalities=(spec,), model=config))
     inputs, mask = {"m": jnp.ones((2, 5, 2))}, {"m": jnp.ones((2, 5), bool)}

@@ -231,7 +231,11 @@ def assert_padding_changes_nothing(name, short, long, side, **changes):
 
 def test_the_table_of_models_is_the_configuration_s():
     assert set(registry.MODELS) == set(OPTIONS)
-    assert {pool for pools in POOLS_OF.values() for pool in pools} | {"max", "none"} == set(POOLS)
+    assert {pool for pools in POOLS_OF.values() for pool in pools} | {
+        "max",
+        "none",
+        "norm_topk",
+    } == set(POOLS)
 
 
 # --- baselines, by what their definitions say --------------------------------------------------
