@@ -172,7 +172,7 @@ def run(main: Callable[..., None], argument: str = "", devices: Devices | None =
         if not flags.FLAGS["verbosity"].present:
             # Checkpointing narrates at absl's default level; --verbosity=0 brings it back.
             logging.set_verbosity(logging.WARNING)
-        with processes.parting():
+        with processes.shutdown_on_exit():
             try:
                 if devices is not None:
                     devices.open()

@@ -7,7 +7,7 @@ from sft_jax import cli
 from sft_jax.reports import example_recording
 from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.example_file import save_example
-from sft_jax.tasks.classification_report import metric_rows
+from sft_jax.tasks.base import Scored, TableBlock
 from sft_jax.training import session
 
 _WORKDIR = cli.define_workdir()
@@ -29,8 +29,10 @@ def main():
     if jax.process_index():
         return  # one process speaks and writes for all
     print(f"{split} split, {result['num_samples']} samples, step {result['step']}\n")
-    print(format_table(metric_rows(result)), end="\n\n")
-    print(format_table(result["per_class"]), end="\n\n")
+    scored = Scored(split=split, evaluation=result, answers={}, target=None)
+    for block in opened.task.report({split: scored})[0].blocks:
+        if isinstance(block, TableBlock):
+            print(format_table(block.rows), end="\n\n")
     shown = example_recording.of_split(opened.source, split, predictions, opened.config.modalities)
     if shown is not None:
         save_example(workdir / "example.npz", shown)

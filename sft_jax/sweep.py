@@ -14,7 +14,7 @@ from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.folds import FoldReader
 from sft_jax.studies.results import Results
 from sft_jax.studies.setting_runs import progress_bar, train_setting
-from sft_jax.tasks.classification_report import METRICS
+from sft_jax.tasks import from_study
 from sft_jax.types import ConfigError
 
 _CONFIG = flags.DEFINE_string(
@@ -49,7 +49,7 @@ def main():
             results.add(setting, trained, study_cost)
     found = read_study_folder(workdir)
     for level in found.levels:
-        rows = StudyTables(found, METRICS).settings(level)
+        rows = StudyTables(found, from_study(found.record).metrics).settings(level)
         print(f"{found.metric} per {level}:\n\n{format_table(rows)}\n")
 
 

@@ -42,13 +42,13 @@ class Batch(TypedDict):
     Attributes:
         inputs: `{m: [b, t, f]}` float32 features, or `{m: [b, t]}` int32 ids for a token modality.
         mask: `{m: [b, t]}` bool, true for real time steps and false for padding.
-        label: `[b]` int32 class index.
+        target: `[b, ...]` value to predict, such as an int32 class index `[b]`.
         weight: `[b]` float32, 0 for rows that fill up the last batch.
         id: `[b]` int32 position of the record in its split, -1 for rows that fill up the batch.
     """
 
     inputs: dict[str, Leaf]
     mask: dict[str, Leaf]
-    label: Leaf
+    target: Leaf
     weight: Leaf
     id: Leaf

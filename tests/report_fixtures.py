@@ -8,8 +8,8 @@ from sft_jax.config import io as config_io
 from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
-from sft_jax.metrics import classification as metrics
 from sft_jax.runs.example_file import Example
+from sft_jax.tasks import classification_scores
 
 NAMES = ["up", "down", "still", "turn"]
 LEVELS = {"sample": 0.0, "group": 0.05}
@@ -126,7 +126,7 @@ def make_evaluation(split="test", group=True, n=40, **more):
     rng = np.random.default_rng(3)
     label = np.arange(n) % 4
     probabilities = rng.dirichlet(np.ones(4), n) * 0.5 + 0.5 * np.eye(4)[(label + (label == 3)) % 4]
-    return metrics.evaluate(
+    return classification_scores.evaluate(
         probabilities,
         label,
         split=split,

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, and a tiny two-modality model with everything around it."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -20,7 +21,9 @@ from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import AugmentConfig, Config, MixupConfig, ModelConfig, TrainConfig
 from sft_jax.models import registry
 from sft_jax.runs import run_files
-from sft_jax.training import run, session, sharding, state, step
+from sft_jax.tasks import from_config, from_run
+from sft_jax.training import session, sharding, state, step
+from sft_jax.training.trainer import Trainer, apply_function
 
 DEVICES = 8
 # Only before the first use of a device; whoever initialises jax earlier must ask for them as well.
@@ -88,7 +91,7 @@ def make_batch(seed=0, rows=8, real=6):
     return {
         "inputs": inputs,
         "mask": mask,
-        "label": np.where(present, rng.integers(CLASSES, size=rows), 0).astype(np.int32),
+        "target": np.where(present, rng.integers(CLASSES, size=rows), 0).astype(np.int32),
         "weight": present.astype(np.float32),
         "id": np.where(present, np.arange(rows), -1).astype(np.int32),
     }
@@ -105,13 +108,16 @@ def make_optimizer():
     return optax.chain(watch, optax.clip_by_global_norm(0.8), optax.adamw(1e-2, eps=1e-3))
 
 
-def make_step_config(config, **changes):
+def make_step_config(config, label_smoothing=None, **changes):
+    task = from_config(config)
+    if label_smoothing is not None:
+        task = dataclasses.replace(task, label_smoothing=label_smoothing)
     values = {
-        "apply": run.apply_function(registry.build(config)),
+        "apply": apply_function(registry.build(config)),
         "optimizer": make_optimizer(),
         "schedule": lambda count: 1e-2 / (1.0 + count),
         "augmentation": config.augment,
-        "label_smoothing": config.train.label_smoothing,
+        "task": task,
         "accumulate": config.train.accumulate,
         "seed": config.train.seed,
     }
@@ -285,9 +291,9 @@ def read_run():
     def read(workdir):
         config = run_files.read_config(workdir)
         mesh = sharding.make_mesh(config.train, jax.devices()[:1])
-        model = registry.build(config)
+        trainer = Trainer.of(config, from_run(config, run_files.read_data(workdir)), 1, mesh)
         states = {
-            kind: jax.device_get(session.restore(config, model, mesh, workdir, kind))
+            kind: jax.device_get(session.restore(trainer, workdir, kind))
             for kind in ("last", "best")
         }
         return SimpleNamespace(records=read_records(workdir), **states)

@@ -5,6 +5,7 @@ import dataclasses
 from sft_jax.config.data import DataConfig
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.model import ModelConfig
+from sft_jax.config.task import TaskConfig
 from sft_jax.config.training import AugmentConfig, MixupConfig, OptimizerConfig, TrainConfig
 from sft_jax.config.training import Duration as Duration
 from sft_jax.types import ConfigError
@@ -17,6 +18,7 @@ class Config:
     Attributes:
         modalities: Modalities in the order of the fused sequence. If empty, they are taken from the
             data and each is pooled to an eighth of its tokens.
+        task: What is predicted.
         model: The network.
         data: Source of the samples.
         augment: Augmentation of the inputs during training.
@@ -26,6 +28,7 @@ class Config:
     """
 
     modalities: tuple[ModalitySpec, ...] = ()
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

@@ -143,7 +143,7 @@ class TrainConfig:
         seed: of parameters, order, augmentation and dropout.
         eval_every, checkpoint_every: how often to validate and to save.
         best_after: the best checkpoint is not chosen before this.
-        best_metric: validation metric that decides; losses are minimised, the others maximised.
+        best_metric: Validation metric that chooses the best checkpoint, one that the task logs.
         log_every: steps between two records of training metrics.
         keep: newest checkpoints kept beside the best.
         data_parallel, fsdp_parallel: the device mesh; -1 takes what is left.
@@ -167,7 +167,6 @@ class TrainConfig:
         check_at_least("train", self, 1, "batch_size", "accumulate", "log_every", "keep")
         check_at_least("train", self, 0, "seed")
         check_fraction("train", self, "label_smoothing")
-        check_choice("train.best_metric", self.best_metric, ("loss", "top1"))
         for name in ("data_parallel", "fsdp_parallel"):
             if getattr(self, name) == 0 or getattr(self, name) < -1:
                 raise ConfigError(

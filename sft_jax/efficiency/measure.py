@@ -18,13 +18,9 @@ from sft_jax.efficiency.model_costs import (
     train_gflop,
 )
 from sft_jax.efficiency.throughput import Timing, time_interleaved
-from sft_jax.models import registry
-from sft_jax.training.mixing import MixupPlan
-from sft_jax.training.optimizer import build_optimizer, learning_rate
-from sft_jax.training.run import step_config
+from sft_jax.tasks import from_config
 from sft_jax.training.sharding import make_mesh, put_batch
-from sft_jax.training.state import create_state, state_initializer
-from sft_jax.training.step import compile_eval_step, compile_train_step
+from sft_jax.training.trainer import Trainer
 
 Name = TypeVar("Name", bound=Hashable)
 KINDS = ("train", "infer")
@@ -62,16 +58,14 @@ def candidate(config: Config) -> Candidate:
         ConfigError: Modalities or classes are left to the data.
     """
     check_complete(config)
-    model, mesh = registry.build(config), make_mesh(config.train, jax.devices()[: _shards(config)])
-    rate = learning_rate(config.optimizer, 1000, 0)
-    optimizer = build_optimizer(config.optimizer, rate)
-    state, abstract = create_state(state_initializer(model, optimizer, 0), mesh)
-    step = step_config(config, model, optimizer, rate, MixupPlan.of(config, 1000, mesh.size))
+    mesh = make_mesh(config.train, jax.devices()[: _shards(config)])
+    trainer = Trainer.of(config, from_config(config), 1000, mesh)
+    state, abstract = trainer.create_state()
     batch = put_batch(random_batch(config), mesh)
     start = time.perf_counter()
-    evaluate = compile_eval_step(step.apply, mesh).lower(state.params, batch).compile()
+    evaluate = trainer.compile_eval_step().lower(state.params, batch).compile()
     middle = time.perf_counter()
-    train = compile_train_step(step, mesh, abstract).lower(state, batch).compile()
+    train = trainer.compile_train_step(abstract).lower(state, batch).compile()
     seconds = {"train": time.perf_counter() - middle, "infer": middle - start}
     holder = [state]
 

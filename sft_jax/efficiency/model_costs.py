@@ -9,8 +9,9 @@ import numpy as np
 from sft_jax.config.run import Config
 from sft_jax.efficiency.flops import matmul_flops
 from sft_jax.models import registry
-from sft_jax.training.run import count_parameters
+from sft_jax.tasks import from_config
 from sft_jax.training.state import example_inputs
+from sft_jax.training.trainer import count_parameters
 from sft_jax.types import Batch, ConfigError
 
 
@@ -99,7 +100,7 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
     return Batch(
         inputs=inputs,
         mask={name: np.ones(x.shape[:2], bool) for name, x in inputs.items()},
-        label=rng.integers(0, config.model.num_classes, rows).astype(np.int32),
+        target=from_config(config).random_target(rng, rows),
         weight=np.ones(rows, np.float32),
         id=np.arange(rows, dtype=np.int32),
     )

@@ -18,13 +18,10 @@ from sft_jax.efficiency.hlo.hlo_cost import ProgramCost, program_cost
 from sft_jax.efficiency.layer_costs import layer_costs
 from sft_jax.efficiency.model_costs import check_complete, random_batch
 from sft_jax.efficiency.topology import Topology, devices
-from sft_jax.models import registry
-from sft_jax.training.mixing import MixupPlan
-from sft_jax.training.optimizer import build_optimizer, learning_rate
-from sft_jax.training.run import step_config
+from sft_jax.tasks import from_config
 from sft_jax.training.sharding import BATCH, make_mesh
-from sft_jax.training.state import TrainState, abstract_state, state_initializer
-from sft_jax.training.step import compile_train_step
+from sft_jax.training.state import TrainState
+from sft_jax.training.trainer import Trainer
 
 # The search for the largest batch ends when a fitting and a failing size are this close.
 CLOSE = 1.07
@@ -159,18 +156,15 @@ def plan(config: Config, topology: Topology) -> Plan:
 
 
 def _lower(config: Config, mesh: Mesh) -> tuple[TrainState, Any, Any]:
-    model = registry.build(config)
-    rate = learning_rate(config.optimizer, 1000, 0)
-    optimizer = build_optimizer(config.optimizer, rate)
-    state = abstract_state(state_initializer(model, optimizer, 0), mesh)
-    step = step_config(config, model, optimizer, rate, MixupPlan.of(config, 1000, mesh.size))
+    trainer = Trainer.of(config, from_config(config), 1000, mesh)
+    state = trainer.abstract_state()
     sharding, rows = NamedSharding(mesh, BATCH), config.train.batch_size
     train = dataclasses.replace(config.train, batch_size=1, accumulate=1)
     sample = random_batch(dataclasses.replace(config, train=train))
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding), sample
     )
-    return state, batch, compile_train_step(step, mesh, state).lower(state, batch)
+    return state, batch, trainer.compile_train_step(state).lower(state, batch)
 
 
 def _bytes_on_chip(tree: Any) -> int:

@@ -1,16 +1,16 @@
 """How much a trained model leans on each modality: its scores with one of them taken away."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from sft_jax.metrics.bootstrap import estimates
-from sft_jax.metrics.classification import confusion_matrix, macro_f1
 from sft_jax.types import Batch
 
-METRICS = ("top1", "macro_f1", "loss")
+# From outputs and how often each sample counts to `{metric: value}`.
+Score = Callable[[Mapping[str, np.ndarray], np.ndarray], Mapping[str, float]]
 
 
 def without(batches: Iterable[Batch], modality: str) -> Iterator[Batch]:
@@ -25,7 +25,7 @@ def without(batches: Iterable[Batch], modality: str) -> Iterator[Batch]:
         yield Batch(
             inputs=inputs,
             mask=masks,
-            label=batch["label"],
+            target=batch["target"],
             weight=np.where(left, batch["weight"], 0).astype(batch["weight"].dtype),
             id=np.where(left, batch["id"], -1).astype(batch["id"].dtype),
         )
@@ -35,6 +35,7 @@ def ablation(
     complete: Mapping[str, np.ndarray],
     ablated: Mapping[str, Mapping[str, np.ndarray]],
     *,
+    score: Score,
     split: str,
     step: int,
     groups: Shaped[np.ndarray, " n"] | None = None,
@@ -47,6 +48,7 @@ def ablation(
         complete: outputs of `evaluation.collect` on the split.
         ablated: the same by the modality that was taken away; samples that had no other one are
             not there.
+        score: Metrics of some outputs, whose samples may count several times.
         split: its name.
         step: of the optimizer.
         groups: name of each sample's group, for the bootstrap to draw.
@@ -60,6 +62,7 @@ def ablation(
         `{metric: {value, low, high}}`, from the same draws.
     """
     rows = {}
+    metrics = tuple(score(complete, np.ones(len(complete["id"]), np.int64)))
     for modality, outputs in ablated.items():
         chosen = np.isin(complete["id"], outputs["id"])
         rows[modality] = {
@@ -67,7 +70,9 @@ def ablation(
             "left_out": int((~chosen).sum()),
             **_compared(
                 outputs,
-                {name: complete[name][chosen] for name in ("probabilities", "label", "loss")},
+                {name: values[chosen] for name, values in complete.items()},
+                score,
+                metrics,
                 None if groups is None else groups[chosen],
                 {"seed": seed, "replicates": replicates},
             ),
@@ -75,7 +80,7 @@ def ablation(
     return {
         "split": split,
         "step": step,
-        "num_samples": len(complete["label"]),
+        "num_samples": len(complete["id"]),
         "resampled": "sample" if groups is None else "group",
         "without": rows,
     }
@@ -84,28 +89,24 @@ def ablation(
 def _compared(
     outputs: Mapping[str, np.ndarray],
     complete: Mapping[str, np.ndarray],
+    score: Score,
+    metrics: tuple[str, ...],
     groups: np.ndarray | None,
     bootstrap: dict[str, int],
 ) -> dict[str, dict[str, Any]]:
-    count = len(outputs["label"])
+    count = len(outputs["id"])
     if not count:
         nothing = {"value": None, "low": None, "high": None}
-        return {part: dict.fromkeys(METRICS, nothing) for part in ("metrics", "difference")}
+        return {part: dict.fromkeys(metrics, nothing) for part in ("metrics", "difference")}
 
     def both(times: np.ndarray) -> np.ndarray:
-        own, reference = _scores(outputs, times), _scores(complete, times)
+        own, reference = (
+            np.array(list(score(rows, times).values())) for rows in (outputs, complete)
+        )
         return np.concatenate([own, own - reference])
 
     found = estimates(both, count, groups=groups, **bootstrap)
     return {
-        "metrics": dict(zip(METRICS, found, strict=False)),
-        "difference": dict(zip(METRICS, found[len(METRICS) :], strict=True)),
+        "metrics": dict(zip(metrics, found, strict=False)),
+        "difference": dict(zip(metrics, found[len(metrics) :], strict=True)),
     }
-
-
-def _scores(outputs: Mapping[str, np.ndarray], times: np.ndarray) -> np.ndarray:
-    """The `METRICS` of samples that count `times` each."""
-    probabilities, label = outputs["probabilities"], outputs["label"]
-    confusion = confusion_matrix(label, probabilities.argmax(axis=1), probabilities.shape[1], times)
-    loss = times @ outputs["loss"].astype(np.float64) / times.sum()
-    return np.array([np.trace(confusion) / times.sum(), macro_f1(confusion), loss])

@@ -15,8 +15,8 @@ from sft_jax.reports.sections.study_report import study_document
 from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.run_folder import Run, is_run, read_run
 from sft_jax.runs.study_folder import is_study, read_study_folder
-from sft_jax.tasks.base import TableBlock, TaskReport
-from sft_jax.tasks.classification_report import ClassificationReport
+from sft_jax.tasks import Task, from_run, from_study
+from sft_jax.tasks.base import TableBlock
 from sft_jax.types import CheckpointError, DataError
 
 
@@ -68,9 +68,9 @@ def read_document(workdirs: Sequence[Path], cost: CostModel = NO_COST) -> Docume
         )
     if studies:
         study = read_study_folder(studies[0])
-        return study_document(study, ClassificationReport(study.record["class_names"]))
+        return study_document(study, from_study(study.record))
     runs = [read_run(folder) for folder in workdirs]
-    task = ClassificationReport(runs[0].data["class_names"])
+    task = from_run(runs[0].config, runs[0].data)
     for run in runs:
         _check_main_metric(run, task)
     if len(runs) == 1:
@@ -78,7 +78,7 @@ def read_document(workdirs: Sequence[Path], cost: CostModel = NO_COST) -> Docume
     return runs_document(runs, task, [cost.rows(run.config) for run in runs], cost.note)
 
 
-def _check_main_metric(run: Run, task: TaskReport):
+def _check_main_metric(run: Run, task: Task):
     """Raises `DataError` unless every evaluation has a value of the task's main metric."""
     for evaluation in run.evaluations:
         scores = {"metrics": evaluation["metrics"], "group": evaluation.get("group")}

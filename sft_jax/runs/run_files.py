@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from sft_jax.config.io import from_dict, to_dict
 from sft_jax.config.run import Config
-from sft_jax.files.json_files import Shape, anything, integer, listed, mapped, number, record, text
+from sft_jax.files.json_files import Shape, anything, integer, list_of, map_of, number, record, text
 from sft_jax.runs.schema import read_stored, write_stored
 from sft_jax.types import CheckpointError
 
@@ -26,20 +26,20 @@ _MAY_CHANGE = (
     *("train.data_parallel", "train.fsdp_parallel"),
 )
 _RESTORE = "restore the file, or train into a new workdir"
-_NUMBERS = listed(number())
+_NUMBERS = list_of(number())
 _DATA = {
-    "class_names": listed(text(), least=1),
-    "modalities": listed(record({"name": text(), "length": integer(), "feature_dim": integer()})),
-    "counts": mapped(listed(integer())),
-    "groups": mapped(integer()),
+    "class_names": list_of(text(), least=1),
+    "modalities": list_of(record({"name": text(), "length": integer(), "feature_dim": integer()})),
+    "counts": map_of(list_of(integer())),
+    "groups": map_of(integer()),
     "num_parameters": integer(),
     "command": text(100_000),
     "fingerprint": text(),
     "normalizer": record(
         {
             "kind": text(),
-            "shift": mapped(_NUMBERS),
-            "scale": mapped(listed(number(least=1e-300))),
+            "shift": map_of(_NUMBERS),
+            "scale": map_of(list_of(number(least=1e-300))),
         }
     ),
 }
@@ -57,7 +57,7 @@ def read_config(workdir: Path) -> Config:
         CheckpointError: The folder holds no run, or one of a newer version.
         ConfigError: The configuration has settings that this version does not know.
     """
-    return from_dict(_read(Path(workdir) / "config.json", mapped(anything)))
+    return from_dict(_read(Path(workdir) / "config.json", map_of(anything)))
 
 
 def read_data(workdir: Path, *required: str) -> dict[str, Any]:

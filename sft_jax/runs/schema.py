@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft_jax.files.json_files import Shape, anything, fits, read_json, write_json
+from sft_jax.files.json_files import Shape, anything, check_value, read_json, write_json
 from sft_jax.types import CheckpointError
 from sft_jax.version import __version__
 
@@ -115,7 +115,7 @@ def read_stored(path: Path, shape: Shape, remedy: str) -> Any:
         CheckpointError: The file cannot be read, has another shape, or is of a newer version.
     """
     content = accepted(read_json(path, anything, remedy), path)
-    fits(content, shape, str(path), remedy, CheckpointError)
+    check_value(content, shape, str(path), remedy, CheckpointError)
     return content
 
 

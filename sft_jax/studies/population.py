@@ -42,7 +42,7 @@ class Members:
 
 def stack_folds(folds: Sequence[Batch]) -> Batch:
     """One split of every fold as one batch `[g, n, ...]`; short ones are padded with weight 0."""
-    size = max(len(fold["label"]) for fold in folds)
+    size = max(len(fold["weight"]) for fold in folds)
 
     def stack(*leaves):
         padded = [np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in leaves]

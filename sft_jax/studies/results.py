@@ -11,7 +11,7 @@ import numpy as np
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config
 from sft_jax.config.study import COMPLETE, Setting, Study
-from sft_jax.files.disk import on_disk
+from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.locks import locked
 from sft_jax.runs.study_files import (
     CURVE_COLUMNS,
@@ -28,7 +28,7 @@ from sft_jax.runs.study_files import (
 )
 from sft_jax.studies.folds import Fold
 from sft_jax.studies.setting_runs import Trained, scores
-from sft_jax.tasks.classification_report import MAIN_METRIC
+from sft_jax.tasks import from_config
 from sft_jax.types import CheckpointError
 
 
@@ -80,7 +80,10 @@ class Results:
             CheckpointError: Earlier runs saw other data, or the disk is full or read-only.
         """
         # Another sweep may have added other settings since this one read the folder.
-        with on_disk(self.workdir, ", which runs what is missing"), locked(self.workdir, wait=True):
+        with (
+            convert_disk_errors(self.workdir, ", which runs what is missing"),
+            locked(self.workdir, wait=True),
+        ):
             self._read()
             self._add(setting, trained, cost)
 
@@ -124,13 +127,13 @@ class Results:
         fold = trained.folds[position]
         path = predictions_path(self.workdir, setting.name, fold.name)
         by_seed = self._stored_predictions(path, fold)
-        complete = trained.probabilities["test", COMPLETE.name]
-        for (run_fold, seed), probabilities in zip(trained.runs, complete, strict=True):
+        complete = trained.answers["test", COMPLETE.name]
+        for (run_fold, seed), answers in zip(trained.runs, complete, strict=True):
             if run_fold == position:
-                by_seed[seed] = probabilities.astype(np.float32)
+                by_seed[seed] = answers["probabilities"].astype(np.float32)
         arrays = {
             "seed": np.array(sorted(by_seed)),
-            "label": fold.splits["test"]["label"],
+            trained.task.target_name: fold.splits["test"]["target"],
             "group": fold.group,
             "id": fold.ids,
             "probabilities": np.stack([by_seed[seed] for seed in sorted(by_seed)]),
@@ -177,7 +180,7 @@ def _description(study: Study) -> dict[str, Any]:
         "name": study.name,
         "title": study.title,
         "protocol": study.protocol,
-        "metric": MAIN_METRIC,
+        "metric": from_config(study.base).main_metric,
         "class_names": [],
         "base": to_dict(study.base),
         "settings": list(map(dataclasses.asdict, study.settings)),

@@ -12,15 +12,13 @@ from tqdm import tqdm
 from sft_jax.config.run import Config
 from sft_jax.config.study import COMPLETE, Setting, Study
 from sft_jax.data.pipeline import batch_order
-from sft_jax.metrics.classification import confusion_matrix, cross_entropy, macro_f1, top_k, vote
 from sft_jax.studies.folds import Fold, FoldReader, rows_of, under
 from sft_jax.studies.population import Members, Population, stack_folds
-from sft_jax.training import run
-from sft_jax.training.loop import Schedule
-from sft_jax.training.mixing import MixupPlan
-from sft_jax.training.optimizer import Plateau, build_optimizer, learning_rate
+from sft_jax.tasks import Task
+from sft_jax.training.optimizer import Plateau
+from sft_jax.training.recorder import means
 from sft_jax.training.session import Session
-from sft_jax.training.state import state_initializer
+from sft_jax.training.trainer import Trainer
 from sft_jax.training.unused_settings import unused_settings
 from sft_jax.types import Batch, ConfigError, NonFiniteError
 
@@ -38,18 +36,20 @@ class Trained:
 
     Attributes:
         config: of all of them but for fold and seed, resolved against the data.
+        task: What they predict.
         folds: their data, in order.
         runs: `(position of the fold, seed)` of each.
         curves: over training.
-        probabilities: `{(split, condition): [n, c] of each run}`.
+        answers: `{(split, condition): answers of each run}`, see `Task.answer`.
         chosen_step: step of the parameters that were judged, `[r]`.
     """
 
     config: Config
+    task: Task
     folds: Sequence[Fold]
     runs: Sequence[tuple[int, int]]
     curves: list[Curve]
-    probabilities: dict[tuple[str, str], list[np.ndarray]]
+    answers: dict[tuple[str, str], list[dict[str, np.ndarray]]]
     chosen_step: np.ndarray
 
 
@@ -82,50 +82,47 @@ def train_setting(
     sessions, data = zip(*opened, strict=True)
     config = _shared_config(sessions, setting.name)
     runs = [(i, seed) for i in range(len(folds)) for seed in study.seeds]
-    trainer = _Trainer(config, sessions[0], data, runs)
+    trainer = _SettingTrainer(config, sessions[0].task, data, runs)
     for text in unused_settings(config, trainer.schedule, None not in trainer.valid):
         tqdm.write(f"warning: setting {setting.name!r}: {text}", file=sys.stderr)
     curves = trainer.train(progress)
-    probabilities = {}
+    answers = {}
     for split in ("valid", "test"):
         for condition in (COMPLETE, *study.conditions) if split == "test" else (COMPLETE,):
             if all(split in fold.splits for fold in data):
                 batches = [under(condition, fold.splits[split]) for fold in data]
-                probabilities[split, condition.name] = trainer.probabilities(trainer.kept, batches)
-    return Trained(config, data, runs, curves, probabilities, trainer.chosen_step[: len(runs)])
+                answers[split, condition.name] = trainer.answers(trainer.kept, batches)
+    return Trained(
+        config=config,
+        task=sessions[0].task,
+        folds=data,
+        runs=runs,
+        curves=curves,
+        answers=answers,
+        chosen_step=trainer.chosen_step[: len(runs)],
+    )
 
 
 def scores(trained: Trained) -> Iterator[dict[str, Any]]:
     """One number a row: `fold, seed, split, condition, level, metric, value`."""
-    for (split, condition), runs in trained.probabilities.items():
-        for (fold, seed), probabilities in zip(trained.runs, runs, strict=True):
+    for (split, condition), runs in trained.answers.items():
+        for (fold, seed), answers in zip(trained.runs, runs, strict=True):
             data = trained.folds[fold]
-            label = data.splits[split]["label"]
+            target = data.splits[split]["target"]
             group = data.group if split == "test" else None
             where = {"fold": data.name, "seed": seed, "split": split, "condition": condition}
-            for level, metrics in judge(probabilities, label, group).items():
+            for level, metrics in judge(trained.task, answers, target, group).items():
                 for metric, value in metrics.items():
                     yield {**where, "level": level, "metric": metric, "value": value}
 
 
 def judge(
-    probabilities: np.ndarray, label: np.ndarray, group: np.ndarray | None
+    task: Task, answers: dict[str, np.ndarray], target: np.ndarray, group: np.ndarray | None
 ) -> dict[str, dict[str, float]]:
-    """`{level: {metric: value}}` of one run: every sample, and every group by its samples' vote."""
-    num_classes = probabilities.shape[1]
-
-    def both(probabilities: np.ndarray, label: np.ndarray) -> dict[str, float]:
-        confusion = confusion_matrix(label, probabilities.argmax(axis=1), num_classes)
-        return {
-            "top1": top_k(probabilities, label, 1),
-            "macro_f1": macro_f1(confusion),
-            "loss": cross_entropy(probabilities, label),
-        }
-
-    found = {"sample": both(probabilities, label)}
+    """`{level: {metric: value}}` of one run: of its samples, and of groups of samples if any."""
+    found = {"sample": task.values(answers, target)}
     if group is not None and len(np.unique(group)) < len(group):
-        votes = vote(probabilities, label, group)
-        found["group"] = both(votes.probabilities, votes.label)
+        found["group"] = task.values(*task.group(answers, target, group))
     return found
 
 
@@ -142,28 +139,22 @@ def _shared_config(sessions: Sequence[Session], name: str) -> Config:
     return first
 
 
-class _Trainer:
+class _SettingTrainer:
     """The runs of one setting while they train; arrays of runs are padded to the devices."""
 
     def __init__(
         self,
         config: Config,
-        session: Session,
+        task: Task,
         folds: Sequence[Fold],
         runs: Sequence[tuple[int, int]],
     ):
-        sizes = [len(fold.splits["train"]["label"]) for fold in folds]
-        self.config, self.num_runs = config, len(runs)
+        sizes = [len(fold.splits["train"]["weight"]) for fold in folds]
+        self.config, self.task, self.num_runs = config, task, len(runs)
         per_epoch = -(-min(sizes) // config.train.batch_size)
-        self.schedule = Schedule.of(config, per_epoch)
-        warmup = config.optimizer.warmup.to_steps(per_epoch)
-        rate = learning_rate(config.optimizer, self.schedule.total, warmup)
-        optimizer = build_optimizer(config.optimizer, rate)
-        mixup = MixupPlan.of(config, per_epoch, 1)
-        step = run.step_config(config, session.model, optimizer, rate, mixup)
-        self.population = Population.of(
-            step, lambda seed: state_initializer(session.model, optimizer, seed)()
-        )
+        trainer = Trainer.of(config, task, per_epoch)
+        self.schedule = trainer.schedule
+        self.population = Population.of(trainer.step, trainer.init)
         # Devices take equal shares of the runs: the last run is repeated to fill up.
         padded = [*runs, *[runs[-1]] * (-len(runs) % self.population.mesh.size)]
         fold, seed = (np.array(column, np.int32) for column in zip(*padded, strict=True))
@@ -207,13 +198,13 @@ class _Trainer:
         self.chosen_step[self.chosen_step == 0] = self.schedule.total
         return curves
 
-    def probabilities(self, params: Any, batches: Sequence[Batch]) -> list[np.ndarray]:
-        """`[n, c]` of each run, on its fold's batch."""
-        return [_softmax(logits) for logits in self._logits(params, batches)[: self.num_runs]]
+    def answers(self, params: Any, batches: Sequence[Batch]) -> list[dict[str, np.ndarray]]:
+        """Answers of each run, on its fold's batch."""
+        return [self.task.answer(x) for x in self._logits(params, batches)[: self.num_runs]]
 
     def _logits(self, params: Any, batches: Sequence[Batch]) -> list[np.ndarray]:
         size = self.config.train.batch_size
-        counts = [len(batch["label"]) for batch in batches]
+        counts = [len(batch["weight"]) for batch in batches]
         num_steps = -(-max(counts) // size)
         rows = np.full((len(batches), num_steps * size), -1, np.int32)
         for row, count in zip(rows, counts, strict=True):
@@ -228,16 +219,15 @@ class _Trainer:
 
     def _validate(self, step: int) -> dict[str, np.ndarray]:
         """Metrics of every run; keeps the parameters of those that are better than before."""
-        found = self._logits(self.states.params, self.valid)
-        labels = [self.valid[fold]["label"] for fold in self.fold]
-        probabilities = [_softmax(logits) for logits in found]
-        values = {
-            "loss": np.array(list(map(cross_entropy, probabilities, labels))),
-            "top1": np.array([top_k(p, y, 1) for p, y in zip(probabilities, labels, strict=True)]),
-        }
+        outputs = self._logits(self.states.params, self.valid)
+        found = [
+            self.task.values(self.task.answer(x), self.valid[fold]["target"])
+            for x, fold in zip(outputs, self.fold, strict=True)
+        ]
+        values = {name: np.array([run[name] for run in found]) for name in self.task.logged}
         _check_finite(step, {"validation loss": values["loss"]}, self.names)
-        train = self.config.train
-        score = values[train.best_metric] * (-1.0 if train.best_metric == "loss" else 1.0)
+        best = self.task.metrics[self.config.train.best_metric]
+        score = values[best.name] * (1.0 if best.higher_is_better else -1.0)
         better = (score > self.best) & (step >= self.schedule.best_after)
         self.best = np.where(better, score, self.best)
         self.chosen_step[better] = step
@@ -255,9 +245,8 @@ class _Trainer:
 
     def _sums(self, step: int, pending: list[Any]) -> dict[str, np.ndarray]:
         """Training metrics since the last time, as the log of a single run has them."""
-        fetched = jax.device_get(pending)
-        total = {k: np.sum([m[k] for m in fetched], axis=0) for k in ("loss", "top1", "count")}
-        values = {f"train {k}": total[k] / np.maximum(total["count"], 1) for k in ("loss", "top1")}
+        found = means(jax.device_get(pending))
+        values = {f"train {name}": found[name] for name in self.task.logged}
         _check_finite(step, values, self.names)
         return values
 
@@ -267,12 +256,6 @@ class _Trainer:
 
     def _put_split(self, batches: Sequence[Batch]) -> Batch:
         return self.population.put(stack_folds(batches), runs=False)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _check_finite(step: int, values: dict[str, np.ndarray], names: Sequence[str]):

@@ -1,1 +1,68 @@
-"""Tasks: what is predicted, with its loss, its answers, its scores and its part of a report."""
+"""Tasks: what is predicted, with its loss, its answers, its scores and its part of a report.
+
+`TASKS` is the only place that names the tasks there are; everything else makes one with
+`from_source`, `from_run`, `from_study` or `from_config` and calls it through `base.Task`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sft_jax.config.run import Config
+from sft_jax.config.task import TaskConfig
+from sft_jax.tasks.base import Metric, Task
+from sft_jax.tasks.classification import Classification
+from sft_jax.types import ConfigError
+
+__all__ = ["TASKS", "Metric", "Task", "from_config", "from_run", "from_source", "from_study"]
+
+# By `config.task.name`; each has the constructors below as class methods.
+TASKS: dict[str, Any] = {"classification": Classification}
+
+
+def from_source(config: Config, info: Any) -> Task:
+    """The task of a configuration on prepared data.
+
+    Args:
+        config: Configuration of the run; what the data decide may be left open.
+        info: `data.records.DataInfo` of the source.
+
+    Raises:
+        ConfigError: There is no task of that name.
+    """
+    return _entry(config.task.name).from_source(config, info)
+
+
+def from_run(config: Config, data: Mapping[str, Any]) -> Task:
+    """The task of a run, from its configuration and the content of its `data.json`.
+
+    Raises:
+        ConfigError: There is no task of that name.
+    """
+    return _entry(config.task.name).from_run(config, data)
+
+
+def from_config(config: Config) -> Task:
+    """The task of a configuration alone, to train on made-up data; it cannot score.
+
+    Raises:
+        ConfigError: There is no task of that name.
+    """
+    return _entry(config.task.name).from_config(config)
+
+
+def from_study(record: Mapping[str, Any]) -> Task:
+    """The task of a study, from the content of its `study.json`; it reports, and cannot score.
+
+    Raises:
+        ConfigError: There is no task of that name.
+    """
+    name = record.get("base", {}).get("task", {}).get("name", TaskConfig.name)
+    return _entry(name).from_study(record)
+
+
+def _entry(name: str) -> Any:
+    if name not in TASKS:
+        raise ConfigError(
+            f"task.name: given {name!r}, expected one of {', '.join(TASKS)}; change it"
+        )
+    return TASKS[name]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-# A metric as it is summed up: divide the first by the second.
+# A metric as it is summed up, over samples or not yet: divide the first by the second.
 Sum = tuple[jax.Array, jax.Array]
 
 
@@ -212,31 +212,7 @@ class Scored:
 
 
 @runtime_checkable
-class TaskReport(Protocol):
-    """The part of a task that reports need."""
-
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        """Every metric the task logs or scores, by name."""
-        ...
-
-    @property
-    def main_metric(self) -> str:
-        """Name of the metric that tables, studies and headlines show first."""
-        ...
-
-    def report(self, scored: Mapping[str, Scored]) -> Sequence[ReportSection]:
-        """Sections of a report that depend on the task.
-
-        Args:
-            scored: Splits of one run by their names, or one split of several runs or of the
-                settings of a study by name.
-        """
-        ...
-
-
-@runtime_checkable
-class Task(TaskReport, Protocol):
+class Task(Protocol):
     """What is predicted.
 
     Losses and sums are pure functions of arrays, traced into the compiled step. Scores are exact:
@@ -248,6 +224,26 @@ class Task(TaskReport, Protocol):
         """Number of outputs `o` of the model's head."""
         ...
 
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Every metric the task logs or scores, by name."""
+        ...
+
+    @property
+    def main_metric(self) -> str:
+        """Name of the metric that tables, studies and headlines show first."""
+        ...
+
+    @property
+    def logged(self) -> Sequence[str]:
+        """Names of what `sums` returns, which training logs and validates by; has `loss`."""
+        ...
+
+    @property
+    def target_name(self) -> str:
+        """Name of the entry that holds the true targets in files of predictions."""
+        ...
+
     def loss(
         self, outputs: Float[Array, "b o"], target: Array
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
@@ -257,14 +253,40 @@ class Task(TaskReport, Protocol):
         """
         ...
 
-    def sums(
-        self, outputs: Float[Array, "b o"], target: Array, weight: Float[Array, " b"]
-    ) -> dict[str, Sum]:
-        """Metrics of a batch as `{name: (sum, count)}`; cheap, since they run inside the step."""
+    def sums(self, outputs: Float[Array, "b o"], target: Array) -> dict[str, Sum]:
+        """Metrics of each sample as `{name: (sum [b], count [b])}`; cheap, they run in the step.
+
+        The metric of a batch or a split is `sum(weight * sum) / sum(weight * count)`.
+        """
         ...
 
-    def answer(self, outputs: Float[Array, "b o"]) -> dict[str, Array]:
-        """What the model says of each sample, `{name: [b, ...]}`, from its outputs."""
+    def answer(self, outputs: Any) -> dict[str, Any]:
+        """What the model says of each sample, `{name: [b, ...]}`, from its outputs `[b, o]`.
+
+        Traced for arrays of JAX; computed on the host in float64 for arrays of NumPy.
+        """
+        ...
+
+    def values(
+        self,
+        answers: Mapping[str, np.ndarray],
+        target: np.ndarray,
+        times: np.ndarray | None = None,
+    ) -> dict[str, float]:
+        """The few exact metrics of studies and comparisons, `logged` among them, by name.
+
+        Args:
+            answers: What `answer` returned, and possibly `loss`, the loss of each sample that
+                `sums` returned.
+            target: `[n, ...]` true targets.
+            times: `[n]` how often each sample counts; once where left out.
+        """
+        ...
+
+    def group(
+        self, answers: Mapping[str, np.ndarray], target: np.ndarray, groups: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Answers and targets of groups of samples `[g, ...]`, in order of the groups' names."""
         ...
 
     def score(
@@ -277,5 +299,28 @@ class Task(TaskReport, Protocol):
         groups: np.ndarray | None = None,
         **context: Any,
     ) -> dict[str, Any]:
-        """Exact metrics of a split with baseline and intervals: `evaluation_<split>.json`."""
+        """Exact metrics of a split with baseline and intervals: `evaluation_<split>.json`.
+
+        Args:
+            answers: What `answer` returned.
+            target: `[n, ...]` true targets.
+            split: Name of the split.
+            step: Optimizer steps that the model has taken.
+            groups: Name of each sample's group, for the bootstrap to draw; None draws samples.
+            context: What else is known of the samples: `outputs` of the model `[n, o]`, `values`
+                of the source's records `[n]`.
+        """
+        ...
+
+    def random_target(self, rng: np.random.Generator, rows: int) -> np.ndarray:
+        """Random targets `[b, ...]` of the right shape and dtype, to measure and plan with."""
+        ...
+
+    def report(self, scored: Mapping[str, Scored]) -> Sequence[ReportSection]:
+        """Sections of a report that depend on the task.
+
+        Args:
+            scored: Splits of one run by their names, or one split of several runs or of the
+                settings of a study by name.
+        """
         ...

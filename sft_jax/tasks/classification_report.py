@@ -1,6 +1,5 @@
 """Report of a classifier: scores, confusion and calibration."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,30 +50,13 @@ _TOP1 = METRICS[MAIN_METRIC]
 _MOST_CURVES = 12
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassificationReport:
-    """The part of a classification task that reports need.
-
-    Attributes:
-        class_names: Name of each class.
-    """
-
-    class_names: Sequence[str]
-    metrics: Mapping[str, Metric] = dataclasses.field(default_factory=lambda: METRICS)
-    main_metric: str = MAIN_METRIC
-
-    def report(self, scored: Mapping[str, Scored]) -> Sequence[ReportSection]:
-        """See `tasks.base.TaskReport`."""
-        return classification_report(scored, self.class_names)
-
-
 def classification_report(
     scored: Mapping[str, Scored], class_names: Sequence[str]
 ) -> Sequence[ReportSection]:
     """Results, confusion and calibration.
 
     Args:
-        scored: See `tasks.base.TaskReport.report`.
+        scored: See `tasks.base.Task.report`.
         class_names: Name of each class.
     """
     evaluated = {name: entry for name, entry in scored.items() if entry.evaluation is not None}

@@ -10,10 +10,11 @@ import optax
 
 from sft_jax.config.run import OptimizerConfig
 
-Schedule = Callable[[jax.Array | int], jax.Array]
+# Learning rate by optimizer step.
+LearningRate = Callable[[jax.Array | int], jax.Array]
 
 
-def learning_rate(config: OptimizerConfig, total_steps: int, warmup_steps: int) -> Schedule:
+def learning_rate(config: OptimizerConfig, total_steps: int, warmup_steps: int) -> LearningRate:
     """Learning rate by optimizer step: linear warm-up, then constant or cosine to zero.
 
     `plateau` is constant here; the loop multiplies by `Plateau.scale`.
@@ -30,7 +31,9 @@ def learning_rate(config: OptimizerConfig, total_steps: int, warmup_steps: int) 
     return schedule
 
 
-def build_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
+def build_optimizer(
+    config: OptimizerConfig, schedule: LearningRate
+) -> optax.GradientTransformation:
     """Global-norm clipping, then AdamW with decay on kernels and embeddings only."""
 
     def decayed(params):

@@ -13,16 +13,17 @@ from absl import logging
 
 from sft_jax.config.modality import COUNTING_POOLS, WINDOW_POOLS, ModalitySpec
 from sft_jax.config.run import Config, TrainConfig
-from sft_jax.data.array_entries import as_array
+from sft_jax.data.array_entries import as_array, find_sequences
 from sft_jax.data.arrays import ArrayTable, check_arrays
-from sft_jax.data.modality_choice import find_sequences
 from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record
 from sft_jax.models import registry
 from sft_jax.runs.run_files import read_config, read_data
-from sft_jax.training import run, session
+from sft_jax.tasks import from_run
+from sft_jax.training import session
 from sft_jax.training.sharding import make_mesh
 from sft_jax.training.step import eval_outputs
+from sft_jax.training.trainer import Trainer, apply_function
 from sft_jax.types import ConfigError, DataError
 
 LARGEST_BATCH = 256
@@ -102,8 +103,9 @@ class Predictor:
         """Takes what `load` finds in a run folder."""
         self.config, self.class_names = config, tuple(class_names)
         self.params, self.normalizer = params, normalizer
-        apply = run.apply_function(registry.build(config))
-        self._outputs = jax.jit(functools.partial(eval_outputs, apply=apply))
+        task = from_run(config, {"class_names": self.class_names})
+        apply = apply_function(registry.build(config))
+        self._outputs = jax.jit(functools.partial(eval_outputs, apply=apply, task=task))
 
     def with_pools(self, pool: str, k: int | None = None) -> "Predictor":
         """The same parameters with another pool in every modality; no pool has any of its own.
@@ -188,8 +190,8 @@ class Predictor:
         joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
         return Prediction(
             id=np.asarray(table.id),
-            probabilities=joined["probabilities"],
-            predicted=joined["probabilities"].argmax(axis=-1),
+            probabilities=joined["answers"]["probabilities"],
+            predicted=joined["answers"]["predicted"],
             class_names=self.class_names,
             kept={name: Kept(**kept) for name, kept in joined["kept"].items()},
         )
@@ -208,7 +210,9 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
     workdir = Path(workdir).expanduser().absolute()
     config, data = read_config(workdir), read_data(workdir, *_NEEDED)
     mesh = make_mesh(TrainConfig(), jax.devices()[:1])
-    state = session.restore(config, registry.build(config), mesh, workdir, checkpoint)
+    state = session.restore(
+        Trainer.of(config, from_run(config, data), 1, mesh), workdir, checkpoint
+    )
     normalizer = Normalizer.from_json(data["normalizer"])
     return Predictor(config, state.params, normalizer, data["class_names"])
 

@@ -1,4 +1,4 @@
-"""Several processes as one run: who they are, how they meet, and how they part.
+"""Several processes as one run: joining, synchronising and leaving them.
 
 One process runs on every host (or for every GPU). `jax.distributed` connects them at the address
 of the first one, the coordinator, which also watches their heartbeats.
@@ -15,8 +15,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from sft_jax.types import ConfigError
+
+# A process that dies is noticed before; one that prepares large data may take long.
+_PATIENCE_MS = 12 * 3600 * 1000
 
 # Named as JAX names its own; a flag comes before its variable.
 VARIABLES = {
@@ -224,8 +229,21 @@ def _dismiss():
             _watchers.pop().communicate(b"ends\n")
 
 
+def sync_processes(name: str):
+    """Waits until all processes have reached this call; returns at once for a single one.
+
+    Processes prepare data at different speeds, and Gloo gives up connecting after half a minute. So
+    they wait for each other before their first collective operation.
+
+    Args:
+        name: Name of the place in the program, different for each.
+    """
+    ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=_PATIENCE_MS)
+    multihost_utils.sync_global_devices(name)
+
+
 @contextlib.contextmanager
-def parting() -> Iterator[None]:
+def shutdown_on_exit() -> Iterator[None]:
     """Ends a joined process at once when something goes wrong inside.
 
     At a usual exit processes wait for each other, which those that still compute would not hear of;

@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -16,24 +14,22 @@ from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, MixupConfig
 from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source, open_source_of_run
-from sft_jax.files.disk import on_disk
+from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.locks import locked
 from sft_jax.metrics.ablation import ablation, without
-from sft_jax.metrics.classification import evaluate as score
-from sft_jax.models import registry
 from sft_jax.runs.evaluation_files import write_evaluation
 from sft_jax.runs.run_files import open_run, read_config, read_data
 from sft_jax.runs.schema import stamped
-from sft_jax.training import loop, run
+from sft_jax.tasks import Task, from_source
+from sft_jax.training import loop
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import MOST_NAMED, Diagnosis, explain_rows, explain_step
-from sft_jax.training.evaluation import collect, mean_metrics
-from sft_jax.training.mixing import MixupPlan
-from sft_jax.training.optimizer import build_optimizer, learning_rate
+from sft_jax.training.evaluation import Collected, collect
+from sft_jax.training.processes import sync_processes
 from sft_jax.training.sharding import make_mesh
-from sft_jax.training.state import TrainState, abstract_state, create_state, state_initializer
-from sft_jax.training.step import StepConfig, compile_eval_step, compile_train_step
+from sft_jax.training.state import TrainState
 from sft_jax.training.summary import describe
+from sft_jax.training.trainer import Trainer, check_best_metric, count_parameters, resolve
 from sft_jax.training.unused_settings import unused_checkpoints, unused_settings
 from sft_jax.types import Batch, CheckpointError, ConfigError
 
@@ -45,7 +41,7 @@ class Session:
     config: Config
     source: Source
     normalizer: Normalizer
-    model: nn.Module
+    task: Task
     mesh: Mesh
 
     @classmethod
@@ -80,16 +76,23 @@ class Session:
                 f"{fingerprint}, which the run was trained on; bring back the file it began with, "
                 "or the data_dir with what was prepared for it"
             )
-        config = run.resolve(config, infer_modalities(info, config.modalities), info.num_classes)
+        task = from_source(config, info)
+        check_best_metric(config, task)
+        config = resolve(config, infer_modalities(info, config.modalities), task.output_size)
         if normalizer is None:
             normalizer = Normalizer.from_statistics(info.statistics, config.data.normalization)
-        run.meet("data")
-        return cls(config, source, normalizer, registry.build(config), mesh)
+        sync_processes("data")
+        return cls(config, source, normalizer, task, mesh)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training split, the ragged one included."""
         return -(-self.source.info.num_records["train"] // self.config.train.batch_size)
+
+    @property
+    def trainer(self) -> Trainer:
+        """The training of this run."""
+        return Trainer.of(self.config, self.task, self.steps_per_epoch, self.mesh)
 
     def batches(self, split: str) -> Any:
         """The records of a split in order, as batches of this process."""
@@ -119,35 +122,29 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
         NonFiniteError: training diverged.
     """
     session = Session.open(config, source=_source_for(config, workdir))
-    config, model = session.config, session.model
+    config = session.config
     if config.optimizer.schedule == "plateau" and not session.source.info.num_records["valid"]:
         raise ConfigError(
             "optimizer.schedule: given 'plateau' for data without a validation split, expected one "
             "to watch; hold samples out in data.options, or choose another schedule"
         )
-    mixup = MixupPlan.of(config, session.steps_per_epoch, session.mesh.size)
-    schedule = loop.Schedule.of(config, session.steps_per_epoch)
-    warmup = config.optimizer.warmup.to_steps(session.steps_per_epoch)
-    rate = learning_rate(config.optimizer, schedule.total, warmup)
-    optimizer = build_optimizer(config.optimizer, rate)
-    init = state_initializer(model, optimizer, config.train.seed)
-    state, abstract = create_state(init, session.mesh)
-    step = run.step_config(config, model, optimizer, rate, mixup)
+    trainer = session.trainer
+    state, abstract = trainer.create_state()
     record = {**_data_record(session, state), "command": command}
-    with on_disk(workdir), locked(workdir):
+    with convert_disk_errors(workdir), locked(workdir):
         open_run(workdir, config, record)
         if jax.process_index() == 0:
-            parameters = run.count_parameters(state.params)
+            parameters = count_parameters(state.params)
             print(describe(config, parameters, session.mesh), flush=True)
             validates = session.source.info.num_records["valid"] > 0
             warnings = [
                 *session.source.info.warnings,
-                *unused_settings(config, schedule, validates),
-                *unused_checkpoints(config, schedule),
+                *unused_settings(config, trainer.schedule, validates),
+                *unused_checkpoints(config, trainer.schedule),
             ]
             for text in warnings:
                 print(f"warning: {text}", file=sys.stderr, flush=True)
-        return _train_there(session, schedule, step, init, abstract, state, workdir)
+        return _train_there(session, trainer, abstract, state, workdir)
 
 
 def _source_for(config: Config, workdir: Path) -> Source:
@@ -159,9 +156,7 @@ def _source_for(config: Config, workdir: Path) -> Source:
 
 def _train_there(
     session: Session,
-    schedule: loop.Schedule,
-    step: StepConfig,
-    init: Callable[[], TrainState],
+    trainer: Trainer,
     abstract: TrainState,
     state: TrainState,
     workdir: Path,
@@ -170,16 +165,17 @@ def _train_there(
     config = session.config
     checkpoints = Checkpoints(workdir, config.train.keep, config=stamped(to_dict(config)))
     parts = loop.Parts(
-        step=compile_train_step(step, session.mesh, abstract),
+        task=session.task,
+        step=trainer.compile_train_step(abstract),
         batches=_train_batches(session),
-        validate=_validator(session, step),
+        validate=_validator(session, trainer),
         checkpoints=checkpoints,
         mesh=session.mesh,
-        first=lambda: create_state(init, session.mesh)[0],
-        diagnosis=_diagnosis(session, step),
+        first=lambda: trainer.create_state()[0],
+        diagnosis=_diagnosis(session, trainer),
     )
     try:
-        outcome = loop.train(config, schedule, parts, abstract, state, workdir)
+        outcome = loop.train(config, trainer.schedule, parts, abstract, state, workdir)
     except BaseException:
         # Other processes may be gone, or wait for this one; closing would wait for them.
         if jax.process_count() == 1:
@@ -195,7 +191,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         session: the run.
-        metrics: see `metrics.evaluate`.
+        metrics: What `Task.score` returned.
         predictions: arrays `[n, ...]` by name of their entry in `predictions_<split>.npz`.
     """
 
@@ -229,46 +225,51 @@ def evaluate(
     normalizer = Normalizer.from_json(record["normalizer"])
     config = for_these_devices(read_config(workdir), data_dir)
     session = Session.open(config, normalizer, record["fingerprint"])
-    state = restore(session.config, session.model, session.mesh, workdir, checkpoint)
-    eval_step = compile_eval_step(run.apply_function(session.model), session.mesh)
+    trainer, task = session.trainer, session.task
+    state = restore(trainer, workdir, checkpoint)
+    eval_step = trainer.compile_eval_step()
     outputs = collect(eval_step, state.params, session.batches(split), session.mesh)
-    info = session.source.info
     groups = np.asarray(session.source.groups(split))
     shared = groups if np.unique(groups).size < groups.size else None
-    result = score(
-        outputs["probabilities"],
-        outputs["label"],
+    result = task.score(
+        outputs.answers,
+        outputs.target,
         split=split,
         step=int(state.step),
-        class_names=info.class_names,
-        train_counts=np.asarray(info.class_counts["train"]),
-        scores=outputs["logits"],
-        class_values=info.class_values,
-        value=np.asarray(session.source.values(split)) if info.class_values else None,
-        group=shared,
+        groups=shared,
+        outputs=outputs.outputs,
+        values=np.asarray(session.source.values(split)),
     )
     ablated = _without_each(session, eval_step, state.params, split) if ablate else {}
     predictions: dict[str, Any] = {
         "id": np.asarray(session.source.ids(split)),
         "group": groups,
-        "label": outputs["label"],
-        "predicted": outputs["probabilities"].argmax(axis=-1),
-        "probabilities": outputs["probabilities"],
-        **{name: value for name, value in outputs.items() if name.startswith("kept/")},
+        task.target_name: outputs.target,
+        **outputs.answers,
+        **{
+            f"kept/{name}/{part}": value
+            for name, parts in outputs.kept.items()
+            for part, value in parts.items()
+        },
     }
     if jax.process_index() == 0:
-        without_each = (
-            ablation(outputs, ablated, split=split, step=int(state.step), groups=shared)
-            if ablated
-            else None
-        )
+        without_each = None
+        if ablated:
+            without_each = ablation(
+                outputs.entries(),
+                {name: rows.entries() for name, rows in ablated.items()},
+                score=lambda rows, times: task.values(rows, rows["target"], times),
+                split=split,
+                step=int(state.step),
+                groups=shared,
+            )
         write_evaluation(workdir, split, result, predictions, without_each)
     return Evaluation(session, result, predictions)
 
 
 def _without_each(
     session: Session, eval_step: Any, params: Any, split: str
-) -> dict[str, dict[str, np.ndarray]]:
+) -> dict[str, Collected]:
     """Outputs on a split by the modality that is taken away; nothing where there is only one."""
     names = [spec.name for spec in session.config.modalities]
     return {
@@ -277,17 +278,13 @@ def _without_each(
     }
 
 
-def restore(
-    config: Config, model: nn.Module, mesh: Mesh, workdir: Path, checkpoint: str | None = None
-) -> TrainState:
+def restore(trainer: Trainer, workdir: Path, checkpoint: str | None = None) -> TrainState:
     """A run's state from its best checkpoint, or its last where there is no best."""
-    optimizer = build_optimizer(config.optimizer, learning_rate(config.optimizer, 1, 0))
-    init = state_initializer(model, optimizer, config.train.seed)
-    checkpoints = Checkpoints(workdir, config.train.keep, read_only=True)
+    checkpoints = Checkpoints(workdir, trainer.config.train.keep, read_only=True)
     try:
         if checkpoint is None:
             checkpoint = "best" if checkpoints.latest("best") is not None else "last"
-        return checkpoints.restore(checkpoint, abstract_state(init, mesh))[0]
+        return checkpoints.restore(checkpoint, trainer.abstract_state())[0]
     finally:
         checkpoints.close()
 
@@ -323,29 +320,30 @@ def _train_batches(session: Session) -> Any:
     )
 
 
-def _validator(session: Session, step: StepConfig) -> Any:
+def _validator(session: Session, trainer: Trainer) -> Any:
     if not session.source.info.num_records["valid"]:
         return None
-    eval_step = compile_eval_step(step.apply, session.mesh)
+    eval_step = trainer.compile_eval_step()
 
     def validate(params: Any) -> dict[str, float]:
-        return mean_metrics(collect(eval_step, params, session.batches("valid"), session.mesh))
+        return collect(eval_step, params, session.batches("valid"), session.mesh).means()
 
     return validate
 
 
-def _diagnosis(session: Session, step: StepConfig) -> Diagnosis:
+def _diagnosis(session: Session, trainer: Trainer) -> Diagnosis:
     def name(split: str) -> Any:
         return lambda position: session.source.ids(split)[position]
 
     def of_step(params: Any, batch: Batch, done: int) -> str:
-        own = {"model": session.model, "config": step, "name": name("train")}
+        own = {"model": trainer.model, "config": trainer.step, "name": name("train")}
         return explain_step(params, batch, done, **own)
 
     def of_validation(params: Any) -> str:
-        eval_step = compile_eval_step(step.apply, session.mesh)
+        eval_step = trainer.compile_eval_step()
         outputs = collect(eval_step, params, session.batches("valid"), session.mesh)
-        culprits = outputs["id"][~np.isfinite(outputs["loss"])].tolist()
+        finite = np.isfinite([sums for sums, _ in outputs.sums.values()]).all(axis=0)
+        culprits = outputs.id[~finite].tolist()
         if not culprits:
             return "but repeated, it is finite for every sample"
         some, records = culprits[:MOST_NAMED], session.source.split("valid")
@@ -356,7 +354,7 @@ def _diagnosis(session: Session, step: StepConfig) -> Diagnosis:
             session.normalizer,
             len(some),
         )
-        own = {"model": session.model, "name": name("valid"), "count": len(culprits)}
+        own = {"model": trainer.model, "name": name("valid"), "count": len(culprits)}
         return explain_rows(params, batch, **own)
 
     return Diagnosis(of_step=of_step, of_validation=of_validation)
@@ -372,5 +370,5 @@ def _data_record(session: Session, state: TrainState) -> dict[str, Any]:
         "groups": {split: len(groups) for split, groups in info.groups.items()},
         "fingerprint": info.fingerprint,
         "normalizer": session.normalizer.to_json(),
-        "num_parameters": run.count_parameters(state.params)["total"],
+        "num_parameters": count_parameters(state.params)["total"],
     }

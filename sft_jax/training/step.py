@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from sft_jax.config.run import AugmentConfig
+from sft_jax.models.mixup import Mixup
+from sft_jax.tasks.base import Sum, Task
 from sft_jax.training.augment import augment, hide
-from sft_jax.training.losses import cross_entropy, mixed_cross_entropy
 from sft_jax.training.mixing import MixupPlan, draw_mixup
-from sft_jax.training.optimizer import Schedule
+from sft_jax.training.optimizer import LearningRate
 from sft_jax.training.randomness import Seed, sample_keys, stream_keys
 from sft_jax.training.sharding import AXES, BATCH, parameter_shardings, path_name, split_axes
 from sft_jax.training.state import TrainState
@@ -30,7 +31,8 @@ from sft_jax.types import Batch
 
 # (params, inputs, mask, keys or None[, mixup]) -> output with `logits` and `pooled`
 ApplyFn = Callable[..., Any]
-Metrics = dict[str, jax.Array]
+# Metrics of a batch: `{name: (sum, count)}`.
+Metrics = dict[str, Sum]
 Keys = Key[Array, " b"]
 # From the path of a parameter and this device's part of it to the whole.
 Gather = Callable[[str, jax.Array], jax.Array]
@@ -47,23 +49,23 @@ class StepConfig:
     """What the step needs beside state and batch.
 
     Attributes:
-        apply: the model, as a pure function.
-        optimizer: its transformation of gradients.
-        schedule: learning rate by step, for the record only.
-        augmentation: applied inside the step.
-        label_smoothing: of the training loss.
-        accumulate: micro-batches.
-        seed: of augmentation, dropout and mixup.
+        apply: Model as a pure function.
+        task: Source of loss and metrics.
+        optimizer: Transformation of gradients.
+        schedule: Learning rate by step, for the record only.
+        augmentation: Augmentation inside the step.
+        accumulate: Number of micro-batches.
+        seed: Seed for augmentation, dropout and mixup.
         mixup: None without; `apply` takes a `Mixup` as its last argument otherwise.
         gathering: context in which `apply` is traced where parameters are split, and which yields
             what it is handed of them.
     """
 
     apply: ApplyFn
+    task: Task
     optimizer: optax.GradientTransformation
-    schedule: Schedule
+    schedule: LearningRate
     augmentation: AugmentConfig
-    label_smoothing: float
     accumulate: int
     seed: Seed
     mixup: MixupPlan | None = None
@@ -79,30 +81,51 @@ def loss_and_sums(
     config: StepConfig,
     split: Mapping[str, int] | None = None,
 ):
-    """Summed weighted loss of a micro-batch and `{metric: sum}` over its real samples.
+    """Summed weighted loss of a micro-batch, and what it counts for with the task's metrics.
 
-    The metrics `loss` and `top1` compare with a sample's own label, without label smoothing, so
-    that they compare with validation; under mixup they judge the blended samples. `split` is that
-    of `shard_gradients`.
+    The metrics compare with a sample's own target, so that they compare with validation; under
+    mixup they judge the blended samples. `split` is that of `shard_gradients`.
+
+    Returns:
+        The loss, and `count` (its divisor), `samples` (the weights' sum) and `metrics`
+        (`{name: (sum, count)}`).
     """
     if split:
         with config.gathering(params, functools.partial(_gather, split)) as whole:
             return loss_and_sums(whole, batch, positions, step, config=config)
-    weight, label = batch["weight"], batch["label"]
+    weight, target = batch["weight"], batch["target"]
     inputs, mask, model_keys = model_inputs(batch, positions, step, config=config)
-    smoothing = config.label_smoothing
     if config.mixup is None:
         logits = config.apply(params, inputs, mask, model_keys).logits
-        losses = cross_entropy(logits, label, smoothing)
+        losses, counts = config.task.loss(logits, target)
     else:
         mixup = draw_mixup(config.mixup, config.seed, step, positions, weight)
         logits = config.apply(params, inputs, mask, model_keys, mixup).logits
-        losses = mixed_cross_entropy(
-            logits, label, label[mixup.partner], mixup.label_share, smoothing
-        )
-    correct = jnp.sum(weight * (logits.argmax(axis=-1) == label))
-    plain = jnp.sum(weight * cross_entropy(logits, label))
-    return jnp.sum(weight * losses), {"loss": plain, "top1": correct, "count": weight.sum()}
+        losses, counts = mixed_loss(config.task, logits, target, mixup)
+    metrics = {
+        name: (jnp.sum(weight * value), jnp.sum(weight * count))
+        for name, (value, count) in config.task.sums(logits, target).items()
+    }
+    totals = {"count": jnp.sum(weight * counts), "samples": weight.sum(), "metrics": metrics}
+    return jnp.sum(weight * losses), totals
+
+
+def mixed_loss(
+    task: Task, outputs: jax.Array, target: jax.Array, mixup: Mixup
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Loss and count of blended samples: `share` of their own target's, the rest of the partner's.
+
+    Args:
+        task: Source of the loss.
+        outputs: `[b, o]` outputs of the model for the blended samples.
+        target: `[b, ...]` target of each sample.
+        mixup: How they were blended.
+    """
+    share = mixup.label_share
+    own = task.loss(outputs, target)
+    other = task.loss(outputs, target[mixup.partner])
+    loss, count = (share * a + (1 - share) * b for a, b in zip(own, other, strict=True))
+    return loss, count
 
 
 def model_inputs(
@@ -143,10 +166,10 @@ def shard_gradients(
         split: by path, the axis (from the end) in which the mapped axis `fsdp` splits a parameter.
 
     Returns:
-        The gradient, split as `params`, and `{metric: sum, count}`; what is whole is equal on all
-        devices.
+        The gradient, split as `params`, and the metrics; what is whole is equal on all devices.
+        Metric `samples` is the number of real samples.
     """
-    rows = batch["label"].shape[0]
+    rows = batch["weight"].shape[0]
     first = jax.lax.axis_index(tuple(axes)) * rows if axes else 0
     positions = first + jnp.arange(rows)
     loss = functools.partial(loss_and_sums, step=step, config=config, split=split)
@@ -171,8 +194,10 @@ def shard_gradients(
             return jax.tree.map(jnp.add, total, gradient(params, *part)), None
 
         sums = jax.lax.scan(add, zeros, micro)[0]
-    grads, metrics = _sum_over(axes, sums, split or {}) if axes else sums
-    return jax.tree.map(lambda g: g / jnp.maximum(metrics["count"], 1.0), grads), metrics
+    grads, totals = _sum_over(axes, sums, split or {}) if axes else sums
+    count = jnp.where(totals["count"] > 0, totals["count"], 1.0)
+    metrics = {**totals["metrics"], "samples": (totals["samples"], jnp.ones(()))}
+    return jax.tree.map(lambda g: g / count, grads), metrics
 
 
 def _sum_over(axes: Sequence[str], sums: Any, split: Mapping[str, int]) -> Any:
@@ -193,10 +218,11 @@ def apply_gradients(
     """One optimizer update; adds the gradient's norm and the learning rate to the metrics."""
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: u * state.lr_scale, updates)
+    one = jnp.ones(())
     metrics = {
         **metrics,
-        "gradient_norm": optax.tree.norm(grads),
-        "learning_rate": config.schedule(state.step) * state.lr_scale,
+        "gradient_norm": (optax.tree.norm(grads), one),
+        "learning_rate": (config.schedule(state.step) * state.lr_scale, one),
     }
     state = dataclasses.replace(
         state,
@@ -241,10 +267,13 @@ def compile_train_step(config: StepConfig, mesh: Mesh, abstract_state: TrainStat
     )
 
 
-def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn) -> dict[str, Any]:
-    """Loss `[b]`, logits, probabilities `[b, c]` and the pools' choice of every row; no randomness.
+def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn, task: Task) -> dict[str, Any]:
+    """Outputs, answers, metrics and the pools' choice of every row; no randomness.
 
-    Ids and labels are handed through, so that rows stay together however devices are ordered.
+    Ids and targets are handed through, so that rows stay together however devices are ordered.
+
+    Returns:
+        `id`, `target`, `outputs [b, o]`, `answers`, `sums` (those of `task.sums`) and `kept`.
     """
     output = apply(params, batch["inputs"], batch["mask"], None)
     kept = {
@@ -255,18 +284,18 @@ def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn) -> dict[str, Any]
     }
     return {
         "id": batch["id"],
-        "label": batch["label"],
-        "loss": cross_entropy(output.logits, batch["label"]),
-        "logits": output.logits,
-        "probabilities": jax.nn.softmax(output.logits),
+        "target": batch["target"],
+        "outputs": output.logits,
+        "answers": task.answer(output.logits),
+        "sums": task.sums(output.logits, batch["target"]),
         "kept": kept,
     }
 
 
-def compile_eval_step(apply: ApplyFn, mesh: Mesh) -> Any:
+def compile_eval_step(apply: ApplyFn, task: Task, mesh: Mesh) -> Any:
     """`jax.jit` of `eval_outputs` over a mesh: `(params, batch) -> outputs`, rows kept in place."""
     outputs = jax.shard_map(
-        functools.partial(eval_outputs, apply=apply),
+        functools.partial(eval_outputs, apply=apply, task=task),
         mesh=mesh,
         in_specs=(PartitionSpec(), BATCH),
         out_specs=BATCH,

@@ -114,7 +114,6 @@ def test_modality_errors(changes, words):
         ("OptimizerConfig", {"b2": 1.1}, ["optimizer.b2", "1.1", "between 0 and 1"]),
         ("TrainConfig", {"batch_size": 0}, ["train.batch_size", "given 0", "at least 1"]),
         ("TrainConfig", {"accumulate": 5}, ["train.accumulate", "5", "24", "divisor of 24"]),
-        ("TrainConfig", {"best_metric": "f1"}, ["train.best_metric", "'f1'", "top1"]),
         ("TrainConfig", {"duration": Duration(0.0, "steps")}, ["train.duration", "positive"]),
         ("TrainConfig", {"eval_every": Duration(0.0, "epochs")}, ["train.eval_every", "positive"]),
         ("Config", {"modalities": (spec(), spec())}, ["['a', 'a']", "8 different names"]),

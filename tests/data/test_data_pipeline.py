@@ -121,14 +121,14 @@ def test_collate_pads_rows_and_steps():
     assert batch["inputs"]["a"].shape == (3, 5, 3)
     assert batch["inputs"]["w"].shape == (3, 4)
     assert batch["inputs"]["a"].dtype == batch["weight"].dtype == np.float32
-    assert batch["inputs"]["w"].dtype == batch["label"].dtype == batch["id"].dtype == np.int32
+    assert batch["inputs"]["w"].dtype == batch["target"].dtype == batch["id"].dtype == np.int32
     for row, record in enumerate(records):
         for name in ("a", "w"):
             np.testing.assert_array_equal(batch["inputs"][name][row, :4], record["inputs"][name])
             np.testing.assert_array_equal(batch["mask"][name][row, :4], record["mask"][name])
     assert not batch["inputs"]["a"][:, 4:].any()
     assert not batch["mask"]["a"][:, 4:].any()
-    np.testing.assert_array_equal(batch["label"], [0, 1, 0])
+    np.testing.assert_array_equal(batch["target"], [0, 1, 0])
     np.testing.assert_array_equal(batch["weight"], [1, 1, 0])
     np.testing.assert_array_equal(batch["id"], [7, 3, -1])
     assert not any(mask[2].any() for mask in batch["mask"].values())
@@ -241,7 +241,7 @@ def test_slices_of_all_processes_make_the_global_batch(count, rows, processes, s
     ):
         for step, batch in enumerate(single):
             joined = [part[step] for part in split]
-            for key in ("label", "weight", "id"):
+            for key in ("target", "weight", "id"):
                 np.testing.assert_array_equal(np.concatenate([j[key] for j in joined]), batch[key])
             for key in ("inputs", "mask"):
                 for name in ("a", "w"):
@@ -291,10 +291,10 @@ def test_evaluation_sees_every_record_once_in_order(count, batch_size):
     drawn = [i for batch in ids(batches) for i in batch]
     assert drawn == [*range(count), *[-1] * (len(drawn) - count)]
     for batch in batches:
-        assert set(batch) == {"inputs", "mask", "label", "weight", "id"}
-        assert batch["label"].shape == (batch_size,)
+        assert set(batch) == {"inputs", "mask", "target", "weight", "id"}
+        assert batch["target"].shape == (batch_size,)
         np.testing.assert_array_equal(batch["weight"], batch["id"] >= 0)
-        np.testing.assert_array_equal(batch["label"], np.maximum(batch["id"], 0) % 5)
+        np.testing.assert_array_equal(batch["target"], np.maximum(batch["id"], 0) % 5)
 
 
 def info():

@@ -76,7 +76,7 @@ def test_a_window_is_waited_for_whole_and_once(monkeypatch):
 
 def test_a_candidate_trains_and_evaluates_the_configured_model():
     entry = measure.candidate(config())
-    losses = [float(m["loss"] / m["count"]) for m in (entry.train() for _ in range(20))]
+    losses = [float(np.divide(*m["loss"])) for m in (entry.train() for _ in range(20))]
     assert losses[-1] < losses[0]
     outputs = entry.infer()
     assert outputs["logits"].shape == (config().train.batch_size, 3)

@@ -140,7 +140,7 @@ def _pod(bench: Bench, workdir: Path) -> list[Life]:
         pod = processes.Processes(
             coordinator=f"127.0.0.1:{port}", count=2, index=index, local_devices=()
         )
-        with processes.parting():
+        with processes.shutdown_on_exit():
             processes.join(pod, HEARTBEAT, 120)
             session.train(bench.config, workdir)
             jax.distributed.shutdown()

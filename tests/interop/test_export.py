@@ -17,8 +17,9 @@ from sft_jax.config.modality import POOLS, WINDOW_POOLS, ModalitySpec
 from sft_jax.config.model import ConcatOptions
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.data.pipeline import Normalizer
+from sft_jax.interop.artefacts import artefact_files, artefact_table
 from sft_jax.interop.artefacts import stablehlo as stablehlo_format
-from sft_jax.interop.artefacts.artefact_files import Differences, artefact_files, artefact_table
+from sft_jax.interop.artefacts.artefact_files import Differences
 from sft_jax.training.predictor import Predictor
 from sft_jax.types import ConfigError
 

@@ -19,10 +19,10 @@ from sft_jax.config.run import (
 from sft_jax.efficiency.model_costs import random_batch
 from sft_jax.interop.weights.reference_weights import to_reference
 from sft_jax.models import registry
-from sft_jax.training.optimizer import build_optimizer, learning_rate
-from sft_jax.training.run import step_config
+from sft_jax.tasks import from_config
 from sft_jax.training.state import TrainState, example_inputs
 from sft_jax.training.step import train_step
+from sft_jax.training.trainer import Trainer
 from sft_jax.types import ConfigError, DataError
 
 torch = pytest.importorskip("torch", reason="the extra 'torch' is optional and not installed")
@@ -117,20 +117,18 @@ def test_a_mask_keeps_attention_fused():
 
 def our_steps(config, params, batch, steps):
     """Losses before each step of ours, and the parameters behind the last."""
-    model = registry.build(config)
-    rate = learning_rate(config.optimizer, 1000, 0)
-    optimizer = build_optimizer(config.optimizer, rate)
+    step = Trainer.of(config, from_config(config), 1000).step
+    optimizer = step.optimizer
     params = jax.tree.map(jnp.asarray, params)
     state = TrainState(
         step=jnp.int32(0), params=params, opt_state=optimizer.init(params), lr_scale=jnp.float32(1)
     )
-    step = step_config(config, model, optimizer, rate, None)
     batch = jax.tree.map(jnp.asarray, batch)
     run = jax.jit(lambda state: train_step(state, batch, config=step), compiler_options=QUICKLY)
     losses = []
     for _ in range(steps):
         state, metrics = run(state)
-        losses.append(float(metrics["loss"] / metrics["count"]))
+        losses.append(float(np.divide(*metrics["loss"])))
     return losses, state.params
 
 

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from sft_jax.metrics import classification as metrics
 from sft_jax.metrics import ranking, sentiment
+from sft_jax.tasks import classification_scores
 from sft_jax.types import DataError
 
 # Four samples of three classes; right at k=1: rows 0 and 3, at k=2 also row 1.
@@ -218,7 +219,7 @@ def evaluated(**change):
         "replicates": 200,
         **change,
     }
-    return metrics.evaluate(**arguments)
+    return classification_scores.evaluate(**arguments)
 
 
 def test_evaluate_by_hand():

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from sft_jax.metrics import classification as metrics
 from sft_jax.reports import markdown, report_writer
 from sft_jax.reports.text_tables import format_table
 from sft_jax.runs import evaluation_files, example_file
+from sft_jax.tasks import classification_scores
 from sft_jax.tasks.classification_report import metric_rows
 from sft_jax.types import CheckpointError, DataError
 
@@ -164,7 +164,7 @@ def test_sentiment_stands_below_with_what_it_leaves_out(workdir, evaluation):
 
 
 def test_what_is_undefined_is_a_dash_and_absent_classes_are_named(workdir):
-    result = metrics.evaluate(
+    result = classification_scores.evaluate(
         np.eye(4)[[1, 1, 2, 1]] * 0.6 + 0.1,
         np.array([1, 1, 1, 1]),
         split="test",

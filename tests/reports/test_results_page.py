@@ -11,7 +11,8 @@ from sft_jax.reports.sections.study_report import study_document
 from sft_jax.reports.sections.study_tables import StudyTables
 from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.study_folder import read_study_folder
-from sft_jax.tasks.classification_report import METRICS, ClassificationReport
+from sft_jax.tasks import from_study
+from sft_jax.tasks.classification_report import METRICS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text()
@@ -54,9 +55,7 @@ def test_percentages_of_the_page_are_those_of_the_reports():
 def test_reports_are_those_of_the_numbers_beside_them(study):
     """But for the sections that need every sample's probabilities, which are not kept here."""
     kept = (study.workdir / "report.md").read_text()
-    drawn = markdown.render(
-        study_document(study, ClassificationReport(study.record["class_names"]))
-    )
+    drawn = markdown.render(study_document(study, from_study(study.record)))
     sections = [part for part in drawn.split("\n## ")[1:] if not part.startswith("Protocol")]
     assert len(sections) >= 2
     for section in sections:

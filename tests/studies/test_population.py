@@ -66,7 +66,7 @@ def test_a_step_of_every_run_is_its_step_alone(tiny, folds, vectorized):
 
 def test_rows_are_those_of_the_fold_and_padding_is_empty(folds):
     data = on_device(folds)
-    assert data["label"].shape == (2, 12)
+    assert data["target"].shape == (2, 12)
     batch = jax.tree.map(np.asarray, take_rows(data, jnp.int32(0), jnp.array([5, -1, 0])))
     for name, x in folds[0]["inputs"].items():
         np.testing.assert_array_equal(batch["inputs"][name][[0, 2]], x[[5, 0]])
@@ -74,7 +74,7 @@ def test_rows_are_those_of_the_fold_and_padding_is_empty(folds):
         assert not batch["mask"][name][1].any()
     assert batch["weight"].tolist() == [1.0, 0.0, 1.0]
     assert batch["id"].tolist() == [5, -1, 0]
-    assert batch["label"][1] == 0
+    assert batch["target"][1] == 0
     assert data["weight"][0, 8:].sum() == 0
 
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from sft_jax.reports.writer import read_document, results_text
 from slow import corners
 from small_files import digits, utterances
 
 from sft_jax.config.study import load_study
+from sft_jax.reports.report_writer import read_document, results_text
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 FILES = {"views": digits, "vowels": utterances}

@@ -24,9 +24,11 @@ from sft_jax.config.study import COMPLETE, Condition, Setting, Study
 from sft_jax.runs.run_folder import read_metrics
 from sft_jax.studies import results, setting_runs
 from sft_jax.studies.folds import FoldReader, under
+from sft_jax.tasks.classification import Classification
 from sft_jax.training import session
 from sft_jax.types import CheckpointError, ConfigError
 
+TASK = Classification(class_names=("a", "b"))
 SPECS = (
     ModalitySpec(name="m0", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=3),
     ModalitySpec(name="m1", length=20, feature_dim=3, k=4),
@@ -115,7 +117,7 @@ def test_a_run_is_the_one_trained_alone(
         np.testing.assert_allclose(got, [r[name] for r in validations], rtol=2e-5)
     assert trained.chosen_step[run] == int(alone.best.step)
     rows = session.evaluate(tmp_path / "run").predictions["probabilities"]
-    got = trained.probabilities["test", "complete"][run]
+    got = trained.answers["test", "complete"][run]["probabilities"]
     np.testing.assert_allclose(got, rows, atol=2e-5)
 
 
@@ -187,8 +189,8 @@ def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_di
     said = "warning: setting 'sft': train.best_after: given 9 steps (9 steps) for 4 steps"
     assert said in capsys.readouterr().err
     # The last parameters have learned something: the first ones would have given other rows.
-    last = trained.probabilities["valid", "complete"][0]
-    label = trained.folds[0].splits["valid"]["label"]
+    last = trained.answers["valid", "complete"][0]["probabilities"]
+    label = trained.folds[0].splits["valid"]["target"]
     loss = -np.log(np.take_along_axis(last, label[:, None], axis=1)).mean()
     assert loss == pytest.approx(trained.curves[-1].values["valid loss"][0], rel=1e-5)
 
@@ -196,12 +198,14 @@ def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_di
 def test_judged_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
     label, group = np.array([0, 0, 1, 1]), np.array(["x", "x", "y", "y"])
-    found = setting_runs.judge(probabilities, label, group)
+    found = setting_runs.judge(TASK, {"probabilities": probabilities}, label, group)
     assert found["sample"]["top1"] == 0.5
     assert found["group"]["top1"] == 1.0  # (0.65, 0.35) and (0.4, 0.6)
     expected = -np.log([0.9, 0.4, 0.8, 0.4]).mean()
     assert found["sample"]["loss"] == pytest.approx(expected)
-    assert set(setting_runs.judge(probabilities, label, np.arange(4))) == {"sample"}
+    assert set(setting_runs.judge(TASK, {"probabilities": probabilities}, label, np.arange(4))) == {
+        "sample"
+    }
 
 
 def read_csv(path):
@@ -233,17 +237,17 @@ def test_results_are_kept_and_a_stopped_sweep_goes_on(together, data_dir, tmp_pa
         for row in rows
         if (row["split"], row["condition"], row["metric"]) == ("test", "gap", "top1")
     }
-    for (fold, seed), values in zip(
-        trained.runs, trained.probabilities["test", "gap"], strict=True
-    ):
-        label = trained.folds[fold].splits["test"]["label"]
-        expected = (values.argmax(axis=1) == label).mean()
+    for (fold, seed), values in zip(trained.runs, trained.answers["test", "gap"], strict=True):
+        label = trained.folds[fold].splits["test"]["target"]
+        expected = (values["predicted"] == label).mean()
         assert found[trained.folds[fold].name, seed] == pytest.approx(expected, rel=1e-5)
     with np.load(tmp_path / "predictions" / "sft-b.npz") as file:
         saved = dict(file)
     assert saved["seed"].tolist() == [3, 5]
     np.testing.assert_allclose(
-        saved["probabilities"], trained.probabilities["test", "complete"][2:], rtol=1e-6
+        saved["probabilities"],
+        [run["probabilities"] for run in trained.answers["test", "complete"][2:]],
+        rtol=1e-6,
     )
     record = json.loads((tmp_path / "study.json").read_text())
     assert [entry["name"] for entry in record["settings"]] == ["sft", "mbt"]
@@ -266,7 +270,7 @@ def test_seeds_that_come_later_join_those_that_are_there(together, data_dir, tmp
             trained,
             runs=pick(trained.runs),
             curves=[],
-            probabilities={key: pick(values) for key, values in trained.probabilities.items()},
+            answers={key: pick(values) for key, values in trained.answers.items()},
         )
 
     results.Results(tmp_path, made).add(made.settings[1], only(5), cost)
@@ -274,7 +278,7 @@ def test_seeds_that_come_later_join_those_that_are_there(together, data_dir, tmp
     results.Results(tmp_path, made).add(first, only(3), cost)
     with np.load(tmp_path / "predictions" / "sft-a.npz") as file:
         assert file["seed"].tolist() == [3, 5]
-        expected = trained.probabilities["test", "complete"][:2]
+        expected = [run["probabilities"] for run in trained.answers["test", "complete"][:2]]
         np.testing.assert_allclose(file["probabilities"], expected, rtol=1e-6)
     # The study's first setting stays the first, whatever ran first.
     record = json.loads((tmp_path / "study.json").read_text())

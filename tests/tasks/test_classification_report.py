@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from sft_jax.tasks.base import FigureBlock, Heatmap, Lines, Scored, TableBlock
-from sft_jax.tasks.classification_report import METRICS, ClassificationReport
+from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.classification_report import METRICS
 
-TASK = ClassificationReport(["a", "b"])
+TASK = Classification(class_names=("a", "b"))
 # Right with confidence 0.8 and 0.6, wrong with 0.8.
 ROWS = np.array([[0.8, 0.2], [0.4, 0.6], [0.8, 0.2]], np.float32)
 TARGET = np.array([0, 1, 1])

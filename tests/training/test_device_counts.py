@@ -38,7 +38,7 @@ def draw_batch(seed, rows, real, classes, sizes):
     return {
         "inputs": inputs,
         "mask": mask,
-        "label": np.where(present, rng.integers(classes, size=rows), 0).astype(np.int32),
+        "target": np.where(present, rng.integers(classes, size=rows), 0).astype(np.int32),
         "weight": present.astype(np.float32),
         "id": np.where(present, np.arange(rows), -1).astype(np.int32),
     }
@@ -104,7 +104,7 @@ def assert_close(got, expected):
 @given(shape=shapes(), seed=st.integers(0, 10**6))
 def test_any_number_of_devices_takes_the_same_step(tiny, shape, seed):
     wanted, gradients = take_step(tiny, 1, shape, seed)
-    assert wanted["count"] == shape[1]
+    assert wanted["samples"][0] == shape[1]
     for count in COUNTS[1:]:
         metrics, got = take_step(tiny, count, shape, seed)
         assert metrics.keys() == wanted.keys()

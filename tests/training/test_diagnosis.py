@@ -14,11 +14,12 @@ from sft_jax.config.run import AugmentConfig, Config, DataConfig, Duration, Mode
 from sft_jax.data import pipeline
 from sft_jax.models.base import Output
 from sft_jax.models.layers import OF_EVERY_LAYER
+from sft_jax.tasks.classification import Classification
 from sft_jax.training import session
 from sft_jax.training.diagnosis import explain_rows, explain_step, first_layer
 from sft_jax.training.mixing import MixupPlan
-from sft_jax.training.run import apply_function
 from sft_jax.training.step import StepConfig
+from sft_jax.training.trainer import apply_function
 from sft_jax.types import NonFiniteError
 
 ROWS, FEATURES, CLASSES, DEPTH = 16, 2, 3, 3
@@ -68,7 +69,7 @@ CONFIG = StepConfig(
     optimizer=optax.sgd(0.1),
     schedule=lambda count: 0.1,
     augmentation=AugmentConfig(),
-    label_smoothing=0.1,
+    task=Classification(class_names=("a", "b", "c", "d")[:CLASSES], label_smoothing=0.1),
     accumulate=2,
     seed=0,
     mixup=PLAN,
@@ -82,7 +83,7 @@ def batch(rng):
     return {
         "inputs": {m: rng.normal(size=(ROWS, 4, FEATURES)).astype(np.float32) for m in mask},
         "mask": mask,
-        "label": rng.integers(CLASSES, size=ROWS).astype(np.int32),
+        "target": rng.integers(CLASSES, size=ROWS).astype(np.int32),
         "weight": weight,
         "id": np.where(weight > 0, 100 + np.arange(ROWS), -1).astype(np.int32),
     }

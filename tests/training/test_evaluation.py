@@ -9,13 +9,15 @@ import sklearn.metrics
 from scipy.stats import norm
 
 from sft_jax.config.run import TrainConfig
-from sft_jax.metrics import classification as metrics
 from sft_jax.models.pools import Pooled
+from sft_jax.tasks import classification_scores
+from sft_jax.tasks.classification import Classification
 from sft_jax.training import sharding
-from sft_jax.training.evaluation import collect, mean_metrics
+from sft_jax.training.evaluation import Collected, collect
 from sft_jax.training.step import compile_eval_step
 
 RECORDS = 19
+TASK = Classification(class_names=("a", "b", "c"))
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def make_batches(tiny, order, rows=8):
         batch = tiny.batch(real=len(ids))
         batch["id"] = np.full(rows, -1, np.int32)
         batch["id"][: len(ids)] = ids
-        batch["label"][: len(ids)] = labels[ids]
+        batch["target"][: len(ids)] = labels[ids]
         batch["inputs"]["m0"][: len(ids), 0, 0] = labels[ids]
         batch["inputs"]["m0"][: len(ids), 0, 1] = ids
         yield batch
@@ -55,7 +57,7 @@ def make_batches(tiny, order, rows=8):
 
 def run(tiny, apply, devices, order):
     mesh = sharding.make_mesh(TrainConfig(batch_size=8), devices)
-    eval_step = compile_eval_step(apply, mesh)
+    eval_step = compile_eval_step(apply, TASK, mesh)
     params = {"scale": jnp.ones(())}
     params = jax.device_put(params, sharding.parameter_shardings(params, mesh))
     return collect(eval_step, params, make_batches(tiny, order), mesh)
@@ -65,28 +67,30 @@ def test_every_record_once_in_order(tiny, apply, devices):
     order = np.random.default_rng(0).permutation(RECORDS).tolist()
     outputs = run(tiny, apply, devices[:4], order)
     records = np.arange(RECORDS)
-    np.testing.assert_array_equal(outputs["id"], records)
-    np.testing.assert_array_equal(outputs["label"], records % 3)
+    np.testing.assert_array_equal(outputs.id, records)
+    np.testing.assert_array_equal(outputs.target, records % 3)
     logits = np.stack([records % 3, records / 10, -records], axis=1)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(outputs["probabilities"], probabilities, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        outputs.answers["probabilities"], probabilities, rtol=1e-5, atol=1e-9
+    )
     loss = np.log(np.exp(logits).sum(axis=1)) - logits[records, records % 3]
-    np.testing.assert_allclose(outputs["loss"], loss, rtol=1e-5)
-    np.testing.assert_array_equal(outputs["kept/m0/indices"], records[:, None] + [0, 1])
-    np.testing.assert_array_equal(outputs["kept/m0/saliency"], -records[:, None] * [1, 1])
+    np.testing.assert_allclose(outputs.sums["loss"][0], loss, rtol=1e-5)
+    np.testing.assert_array_equal(outputs.kept["m0"]["indices"], records[:, None] + [0, 1])
+    np.testing.assert_array_equal(outputs.kept["m0"]["saliency"], -records[:, None] * [1, 1])
     # A pool that chooses no tokens has nothing to report, one that draws them no saliency.
-    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-6)
-    kept = {"kept/m0/indices", "kept/m0/saliency", "kept/m2/indices"}
-    assert set(outputs) == {"id", "label", "loss", "logits", "probabilities"} | kept
+    np.testing.assert_allclose(outputs.outputs, logits, rtol=1e-6)
+    assert {name: set(parts) for name, parts in outputs.kept.items()} == {
+        "m0": {"indices", "saliency"},
+        "m2": {"indices"},
+    }
 
 
 def test_devices_and_order_do_not_matter(tiny, apply, devices):
     order = np.random.default_rng(1).permutation(RECORDS).tolist()
     one = run(tiny, apply, devices[:1], list(range(RECORDS)))
     four = run(tiny, apply, devices[:4], order)
-    assert one.keys() == four.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(four[name], value, err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, vars(four), vars(one))
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def scored(tiny, devices):
             # What a padding row holds would spoil every metric if it were counted.
             batch["inputs"]["m0"][:, 0, :3] = 1e3
             batch["inputs"]["m0"][: len(rows), 0, :3] = features[rows]
-            batch["label"][: len(rows)] = label[rows]
+            batch["target"][: len(rows)] = label[rows]
             batch["id"][: len(rows)] = rows
             yield batch
 
@@ -115,15 +119,15 @@ def scored(tiny, devices):
         mesh = sharding.make_mesh(TrainConfig(batch_size=8), devices[:count])
         params = {"scale": jnp.ones(())}
         params = jax.device_put(params, sharding.parameter_shardings(params, mesh))
-        outputs = collect(compile_eval_step(apply, mesh), params, batches(), mesh)
-        return metrics.evaluate(
-            outputs["probabilities"],
-            outputs["label"],
+        outputs = collect(compile_eval_step(apply, TASK, mesh), params, batches(), mesh)
+        return classification_scores.evaluate(
+            outputs.answers["probabilities"],
+            outputs.target,
             split="test",
             step=1,
             class_names=("negative", "neutral", "positive"),
             train_counts=np.array([3, 5, 4]),
-            scores=outputs["logits"],
+            scores=outputs.outputs,
             class_values=(-1.0, 0.0, 1.0),
             value=value,
             replicates=50,
@@ -153,24 +157,23 @@ def test_every_metric_is_the_same_on_one_and_eight_devices(scored):
 
 def test_placed_parameters_stay_under_the_transfer_guard(tiny, apply, devices):
     mesh = sharding.make_mesh(TrainConfig(batch_size=8), devices[:4])
-    eval_step = compile_eval_step(apply, mesh)
+    eval_step = compile_eval_step(apply, TASK, mesh)
     with pytest.raises(jax.errors.JaxRuntimeError, match="host-to-device"):
         collect(eval_step, {"scale": np.ones((), np.float32)}, make_batches(tiny, [0, 1]), mesh)
 
 
-def test_mean_metrics_by_hand():
-    outputs = {
-        "loss": np.array([1.0, 2.0, 6.0], np.float32),
-        "probabilities": np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]),
-        "label": np.array([0, 0, 0]),
-    }
-    assert mean_metrics(outputs) == {"loss": 3.0, "top1": pytest.approx(2 / 3)}
+def collected(**sums):
+    rows = np.zeros(len(next(iter(sums.values()))[0]))
+    return Collected(id=rows, target=rows, outputs=rows, answers={}, sums=sums, kept={})
+
+
+def test_means_by_hand():
+    """A sum over all samples by what they count for: no mean of means."""
+    loss = np.array([1.0, 2.0, 6.0], np.float32), np.ones(3, np.float32)
+    error = np.array([3.0, 0.0, 5.0]), np.array([3.0, 0.0, 1.0])
+    assert collected(loss=loss, error=error).means() == {"loss": 3.0, "error": 2.0}
 
 
 def test_the_mean_is_exact_where_float32_is_not():
-    outputs = {
-        "loss": np.array([2.0**25, 1.0, 1.0, 1.0], np.float32),
-        "probabilities": np.ones((4, 1)),
-        "label": np.zeros(4, int),
-    }
-    assert mean_metrics(outputs)["loss"] == (2.0**25 + 3) / 4
+    loss = np.array([2.0**25, 1.0, 1.0, 1.0], np.float32), np.ones(4, np.float32)
+    assert collected(loss=loss).means()["loss"] == (2.0**25 + 3) / 4

@@ -9,7 +9,9 @@ import pytest
 from jax.extend import core
 
 from sft_jax.models import registry
-from sft_jax.training import run, sharding, state, step
+from sft_jax.tasks import from_config
+from sft_jax.training import sharding, state, step
+from sft_jax.training.trainer import Trainer
 
 LAYERS = 3
 IN_BLOCKS = re.compile(r"/(block_0|block_m\d|block|pooling)/")
@@ -42,7 +44,11 @@ def test_blocks_gather_their_own_layer_and_again_where_they_are_recomputed(tiny,
     mesh = sharding.make_mesh(config.train, jax.devices()[:4])
     model, optimizer = registry.build(config), tiny.optimizer()
     abstract = state.abstract_state(state.state_initializer(model, optimizer, 0), mesh)
-    made = run.step_config(config, model, optimizer, lambda count: 1e-2, None)
+    made = dataclasses.replace(
+        Trainer.of(config, from_config(config), 1, mesh).step,
+        optimizer=optimizer,
+        schedule=lambda count: 1e-2,
+    )
     if when == "before":
         made = dataclasses.replace(made, gathering=step.gather_before)
     traced = step.compile_train_step(made, mesh, abstract).trace(abstract, tiny.batch())

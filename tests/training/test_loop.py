@@ -11,6 +11,7 @@ import pytest
 
 from sft_jax.config.run import Config, Duration, OptimizerConfig, TrainConfig
 from sft_jax.runs.metric_log import MetricLog
+from sft_jax.tasks import from_config
 from sft_jax.training import loop, sharding
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import Diagnosis
@@ -46,11 +47,11 @@ def fake_step(state, batch):
     count = jnp.float32(2)
     params = {"w": state.params["w"] * 0.5 + x * state.lr_scale}
     metrics = {
-        "loss": count * 10 / x,
-        "top1": jnp.float32(1),
-        "count": count,
-        "gradient_norm": x,
-        "learning_rate": RATE * state.lr_scale,
+        "loss": (count * 10 / x, count),
+        "top1": (jnp.float32(1), count),
+        "samples": (count, jnp.float32(1)),
+        "gradient_norm": (x, jnp.float32(1)),
+        "learning_rate": (RATE * state.lr_scale, jnp.float32(1)),
     }
     return state.replace(step=state.step + 1, params=params), metrics
 
@@ -109,6 +110,7 @@ class Run:
             return {"loss": self.losses(number), "top1": -self.losses(number)}
 
         parts = loop.Parts(
+            task=from_config(config),
             step=step,
             batches=batches,
             validate=validate if validates else None,
@@ -193,6 +195,7 @@ def test_durations_in_epochs_become_steps():
         )
     )
     assert dataclasses.asdict(loop.Schedule.of(config, 4)) == {
+        "warmup": 0,
         "total": 10,
         "eval_every": 1,
         "checkpoint_every": 7,

@@ -135,7 +135,7 @@ def test_a_process_with_other_settings_is_refused(second, tmp_path):
 
 
 def test_errors_of_one_process_are_raised_as_they_are():
-    with pytest.raises(ZeroDivisionError), processes.parting():
+    with pytest.raises(ZeroDivisionError), processes.shutdown_on_exit():
         _ = 1 / 0
 
 

@@ -12,8 +12,10 @@ import pytest
 from sft_jax.config.run import Duration, MixupConfig
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
-from sft_jax.training import run, sharding, state, step
+from sft_jax.tasks import from_config
+from sft_jax.training import sharding, state, step
 from sft_jax.training.mixing import MixupPlan
+from sft_jax.training.trainer import apply_function
 
 STEPS = 3
 # name: implementation, devices, how it is mapped, options of the training
@@ -164,10 +166,8 @@ def test_every_layout_takes_the_same_steps(layouts, name):
     expected_history, expected = layouts(f"{kind}-1").outcome
     for i, (got, wanted) in enumerate(zip(history, expected_history, strict=True)):
         assert got["metrics"].keys() == wanted["metrics"].keys()
-        assert (got["metrics"]["count"], got["metrics"]["top1"]) == (
-            layouts(name).rows - i,
-            wanted["metrics"]["top1"],
-        )
+        assert got["metrics"]["samples"][0] == layouts(name).rows - i
+        assert got["metrics"]["top1"] == wanted["metrics"]["top1"]
         for metric, value in wanted["metrics"].items():
             np.testing.assert_allclose(got["metrics"][metric], value, rtol=1e-5, err_msg=metric)
         assert_close(got["gradients"], wanted["gradients"])
@@ -188,15 +188,15 @@ def test_mixup_changes_the_steps_behind_its_warmup_alone(layouts, tiny):
             assert_close(history[0]["gradients"], gradients)
             np.testing.assert_allclose(history[0]["metrics"]["loss"], metrics["loss"], rtol=1e-5)
         else:
-            assert abs(history[i]["metrics"]["loss"] / metrics["loss"] - 1) > 1e-3
+            assert abs(history[i]["metrics"]["loss"][0] / metrics["loss"][0] - 1) > 1e-3
 
 
 def test_the_metrics_of_a_step(layouts):
     history, _ = layouts("xla-1").outcome
-    assert len({float(entry["metrics"]["loss"]) for entry in history}) == STEPS
+    assert len({float(entry["metrics"]["loss"][0]) for entry in history}) == STEPS
     norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(history[0]["gradients"])))
-    assert history[0]["metrics"]["gradient_norm"] == pytest.approx(norm, rel=1e-5)
-    rates = [entry["metrics"]["learning_rate"] for entry in history]
+    assert history[0]["metrics"]["gradient_norm"][0] == pytest.approx(norm, rel=1e-5)
+    rates = [entry["metrics"]["learning_rate"][0] for entry in history]
     np.testing.assert_allclose(rates, [1e-2, 1e-2 / 2, 1e-2 / 3], rtol=1e-6)
 
 
@@ -270,7 +270,7 @@ def test_padding_rows_contribute_nothing(layouts, tiny):
     batch["weight"][6:] = 0
     got, got_metrics = layout.step(layout.state(), layout.put(batch))
     expected, metrics = layout.step(layout.state(), layout.put(tiny.batch(real=6)))
-    assert metrics["count"] == 6
+    assert metrics["samples"][0] == 6
     assert jax.tree.map(float, got_metrics) == jax.tree.map(float, metrics)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(got), jax.device_get(expected))
 
@@ -282,7 +282,7 @@ def test_eval_outputs_are_the_models_own(tiny, devices, count):
     mesh = sharding.make_mesh(config.train, devices[:count])
     params = first_state(tiny).params
     shardings = sharding.parameter_shardings(params, mesh)
-    eval_step = step.compile_eval_step(run.apply_function(model), mesh)
+    eval_step = step.compile_eval_step(apply_function(model), from_config(tiny.config()), mesh)
     batch = tiny.batch()
     with jax.transfer_guard("disallow"):
         placed = jax.device_put(params, shardings)
@@ -293,7 +293,7 @@ def test_eval_outputs_are_the_models_own(tiny, devices, count):
     np.testing.assert_allclose(outputs["logits"], expected.logits, rtol=1e-5, atol=1e-6)
     probabilities = jax.nn.softmax(expected.logits)
     np.testing.assert_allclose(outputs["probabilities"], probabilities, rtol=1e-5, atol=1e-6)
-    loss = -np.log(np.asarray(probabilities)[np.arange(8), batch["label"]])
+    loss = -np.log(np.asarray(probabilities)[np.arange(8), batch["target"]])
     np.testing.assert_allclose(outputs["loss"], loss, rtol=1e-4)
     assert outputs["kept"].keys() == {"m0", "m1"}
     for name, kept in outputs["kept"].items():

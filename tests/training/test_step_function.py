@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from sft_jax.config.run import AugmentConfig, OptimizerConfig, TrainConfig
-from sft_jax.training import losses, randomness, sharding, state, step
+from sft_jax.tasks.classification import cross_entropy
+from sft_jax.training import randomness, sharding, state, step
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate
 
@@ -124,12 +125,12 @@ def test_gradient_of_a_linear_model_by_hand(tiny, devices):
     x = np.concatenate([batch["inputs"][m].sum(axis=1) for m in ("m0", "m1")], axis=1)[:real]
     p = np.exp(x @ kernel)
     p /= p.sum(axis=1, keepdims=True)
-    y = 0.7 * np.eye(3)[batch["label"][:real]] + 0.3 / 3
+    y = 0.7 * np.eye(3)[batch["target"][:real]] + 0.3 / 3
     after, metrics = compiled(first, sharding.put_batch(batch, mesh))
     # The record is without smoothing, the gradient with it.
-    plain = -np.log(p[np.arange(real), batch["label"][:real]]).sum()
-    assert metrics["loss"] == pytest.approx(plain, rel=1e-5)
-    assert metrics["top1"] == (p.argmax(axis=1) == batch["label"][:real]).sum()
+    plain = -np.log(p[np.arange(real), batch["target"][:real]]).sum()
+    assert metrics["loss"][0] == pytest.approx(plain, rel=1e-5)
+    assert metrics["top1"][0] == (p.argmax(axis=1) == batch["target"][:real]).sum()
     gradient = x.T @ (p - y) / real
     np.testing.assert_allclose(after.params["kernel"], kernel - 0.1 * gradient, rtol=1e-5)
     bias = -0.1 * (p - y).mean(axis=0)
@@ -140,7 +141,7 @@ def test_a_batch_without_any_real_row_changes_nothing(tiny, devices):
     compiled, first, mesh = linear_step(tiny, devices[:2])
     before = jax.device_get(first.params)
     after, metrics = compiled(first, sharding.put_batch(tiny.batch(real=0), mesh))
-    assert (metrics["count"], metrics["loss"], metrics["gradient_norm"]) == (0, 0, 0)
+    assert tuple(metrics[name][0] for name in ("samples", "loss", "gradient_norm")) == (0, 0, 0)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.params), before)
 
 
@@ -157,7 +158,9 @@ def test_the_learning_rate_scale_multiplies_the_update(tiny, devices):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, 0.1 * b, rtol=1e-4), part_change, change
     )
-    assert part_metrics["learning_rate"] == pytest.approx(0.1 * float(metrics["learning_rate"]))
+    assert part_metrics["learning_rate"][0] == pytest.approx(
+        0.1 * float(metrics["learning_rate"][0])
+    )
 
 
 @pytest.mark.parametrize(("count", "accumulate"), [(1, 1), (2, 1), (8, 1), (1, 4), (2, 2)])
@@ -177,9 +180,9 @@ def test_keys_follow_the_position_in_the_global_batch(tiny, devices, count, accu
         keys = randomness.stream_keys(keys, "dropout")
         logits = apply(None, None, None, keys).logits
         batch = jax.tree.map(jnp.asarray, tiny.batch())
-        expected = (batch["weight"] * losses.cross_entropy(logits, batch["label"])).sum()
-        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
-        seen.append(float(metrics["loss"]))
+        expected = (batch["weight"] * cross_entropy(logits, batch["target"])).sum()
+        np.testing.assert_allclose(metrics["loss"][0], expected, rtol=1e-6)
+        seen.append(float(metrics["loss"][0]))
     assert seen[0] != seen[1]
 
 
@@ -202,17 +205,17 @@ def test_cross_entropy_by_hand():
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
     label = jnp.array([0, 1])
     expected = -np.log([0.5, 0.1])
-    np.testing.assert_allclose(losses.cross_entropy(logits, label), expected, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(logits, label), expected, rtol=1e-6)
     # 0.3 over three classes: 0.8 on the label, 0.1 on each of the others.
     smooth = [
         -(0.8 * np.log(0.5) + 0.2 * np.log(0.25)),
         -(0.8 * np.log(0.1) + 0.1 * np.log(0.1) + 0.1 * np.log(0.8)),
     ]
-    np.testing.assert_allclose(losses.cross_entropy(logits, label, 0.3), smooth, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(logits, label, 0.3), smooth, rtol=1e-6)
 
 
 def test_cross_entropy_is_float32_and_finite_for_extreme_logits():
     logits = jnp.array([[3e4, -3e4], [-3e4, 3e4]], jnp.bfloat16)
-    loss = losses.cross_entropy(logits, jnp.array([0, 0]))
+    loss = cross_entropy(logits, jnp.array([0, 0]))
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, [0.0, 6e4], rtol=1e-2)

@@ -12,6 +12,7 @@ import numpy as np
 from sft_jax.interop.artefacts import artefact_files
 from sft_jax.interop.artefacts.stablehlo import Exportable
 from sft_jax.runs.run_files import read_data
+from sft_jax.tasks import Task
 from sft_jax.training.session import Session, for_these_devices
 
 _ROWS = 3  # samples that every artefact is compared with its model on
@@ -101,7 +102,8 @@ def score(
         data_dir: where prepared data are kept, if not where they were in training.
 
     Returns:
-        Plain numbers: `artefact`, `samples`, `top1`, `file_bytes`, `differences` from the model.
+        Plain numbers: `artefact`, `samples`, `metric` (the main one), `percent` (its format),
+        `value`, `file_bytes`, `differences` from the model.
 
     Raises:
         ConfigError: a float32 artefact that does not compute what the model does.
@@ -109,9 +111,9 @@ def score(
     """
     config = for_these_devices(model.config, data_dir)
     opened = Session.open(config, fingerprint=read_data(workdir, "fingerprint")["fingerprint"])
-    arrays, label = _raw(opened, split)
+    arrays, target = _raw(opened, split)
     expected = artefact_files.reference(model, arrays)
-    rows = [{"artefact": "the model itself", **_top1(expected, label)}]
+    rows = [{"artefact": "the model itself", **_score(opened.task, expected, target)}]
     for kind, path in artefact_files.write(
         model, artefact_files.FORMATS, workdir / "export"
     ).items():
@@ -120,9 +122,9 @@ def score(
             # Not held to a tolerance: among so many tokens two may be as salient as each other,
             # and another order of summation then keeps the other one.
             found = artefact_files.Differences.between(run.outputs, expected)
-            top1 = _top1(run.outputs, label)
+            score = _score(opened.task, run.outputs, target)
         size = {"file_bytes": path.stat().st_size}
-        rows.append({"artefact": kind, **top1, **size, "differences": dataclasses.asdict(found)})
+        rows.append({"artefact": kind, **score, **size, "differences": dataclasses.asdict(found)})
     return rows
 
 
@@ -133,7 +135,7 @@ def score_rows(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
         shown = {
             "artefact": row["artefact"],
             "samples": row["samples"],
-            "top1": f"{row['top1']:.2%}",
+            row["metric"]: f"{row['value']:.2%}" if row["percent"] else f"{row['value']:.4f}",
         }
         if "differences" in row:
             found = row["differences"]
@@ -148,13 +150,18 @@ def score_rows(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
-def _top1(outputs: Mapping[str, np.ndarray], label: np.ndarray) -> dict[str, Any]:
-    correct = outputs["probabilities"].argmax(axis=-1) == label
-    return {"samples": len(label), "top1": float(correct.mean())}
+def _score(task: Task, outputs: Mapping[str, np.ndarray], target: np.ndarray) -> dict[str, Any]:
+    metric = task.metrics[task.main_metric]
+    return {
+        "samples": len(target),
+        "metric": metric.name,
+        "percent": metric.format == "percent",
+        "value": task.values(outputs, target)[metric.name],
+    }
 
 
 def _raw(opened: Session, split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A split as the arrays of `export.signature`, in the units of the data, and its labels."""
+    """A split as the arrays of `export.signature`, in the units of the data, and its targets."""
     own = opened.normalizer
     plain = dataclasses.replace(
         own,
@@ -171,4 +178,4 @@ def _raw(opened: Session, split: str) -> tuple[dict[str, np.ndarray], np.ndarray
     for spec in opened.config.modalities:
         arrays[spec.name] = joined("inputs", spec.name)
         arrays[f"mask/{spec.name}"] = joined("mask", spec.name)
-    return arrays, np.concatenate([batch["label"] for batch in batches])[real]
+    return arrays, np.concatenate([batch["target"] for batch in batches])[real]

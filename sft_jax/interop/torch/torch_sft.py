@@ -294,7 +294,7 @@ def candidate(
 ) -> Candidate:
     """Training and inference of `model`, which both use, run through `compiler`."""
     inputs, masks = tensors(config, batch)
-    label = torch.tensor(np.asarray(batch["label"]), dtype=torch.long)
+    label = torch.tensor(np.asarray(batch["target"]), dtype=torch.long)
     weight = torch.tensor(np.asarray(batch["weight"]))
     weight = weight / weight.sum().clamp(min=1)
     run, optimizer = compiler(model), optimizer_of(config, model)

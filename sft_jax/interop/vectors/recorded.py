@@ -36,11 +36,11 @@ from sft_jax.interop.weights.reference_weights import from_reference, to_referen
 from sft_jax.interop.weights.state_dict import read_arrays
 from sft_jax.models import registry
 from sft_jax.models.mixup import Mixup
-from sft_jax.training.losses import cross_entropy, mixed_cross_entropy
+from sft_jax.tasks import Task, from_config
 from sft_jax.training.optimizer import build_optimizer, learning_rate
-from sft_jax.training.run import apply_function
 from sft_jax.training.state import TrainState
-from sft_jax.training.step import StepConfig, train_step
+from sft_jax.training.step import StepConfig, mixed_loss, train_step
+from sft_jax.training.trainer import apply_function
 from sft_jax.types import ConfigError, DataError
 
 TOLERANCE = 2e-5
@@ -120,6 +120,11 @@ class Recording:
         """The model, without parameters."""
         return registry.build(Config(modalities=self.specs, model=self.config))
 
+    @property
+    def task(self) -> Task:
+        """The task of the recorded losses."""
+        return from_config(Config(model=self.config))
+
     @functools.cached_property
     def params(self) -> Any:
         """The recorded weights as our parameters.
@@ -161,7 +166,7 @@ class Recording:
         return {
             "inputs": inputs,
             "mask": {name: jnp.ones(x.shape[:2], bool) for name, x in inputs.items()},
-            "label": label,
+            "target": label,
             "weight": jnp.ones(label.shape, jnp.float32),
             "id": jnp.arange(len(label), dtype=jnp.int32),
         }
@@ -212,7 +217,7 @@ class Recording:
     def check(self):
         """Raises `DataError` unless every entry can be computed on; compares nothing yet."""
         check_entries(
-            self.file, self.arrays, self.config, len(self.specs), len(self.batch["label"])
+            self.file, self.arrays, self.config, len(self.specs), len(self.batch["target"])
         )
         jax.tree.leaves(self.params)
 
@@ -231,7 +236,7 @@ class Recording:
 
         def loss_of(params):
             out: Any = model.apply({"params": params}, batch["inputs"], batch["mask"])
-            return cross_entropy(out.logits, batch["label"]).mean(), out
+            return self.task.loss(out.logits, batch["target"])[0].mean(), out
 
         grads = None
         if has_gradients:
@@ -277,9 +282,9 @@ class Recording:
         config = StepConfig(
             apply=apply_function(self.model),
             optimizer=optimizer,
+            task=self.task,
             schedule=learning_rate(_TRAINING, 1, 0),
             augmentation=AugmentConfig(),
-            label_smoothing=0.0,
             accumulate=1,
             seed=0,
         )
@@ -293,7 +298,8 @@ class Recording:
         losses = []
         for _ in self.arrays["losses"]:
             state, metrics = step(state, self.batch)
-            losses.append(metrics["loss"] / metrics["count"])
+            loss, count = metrics["loss"]
+            losses.append(loss / count)
         yield self._compare("losses", losses, self.arrays["losses"])
         if "logits_after" in self.arrays:
             batch, apply = self.batch, jax.jit(self.model.apply, compiler_options=_QUICK)
@@ -301,16 +307,14 @@ class Recording:
             yield self._compare("logits_after", out.logits, self.arrays["logits_after"])
 
     def _mixup(self) -> Iterator[Difference]:
-        batch, label = self.batch, self.batch["label"]
+        batch = self.batch
 
         @functools.partial(jax.jit, compiler_options=_QUICK)
         def run(params, mixup):
             inputs = batch["inputs"], batch["mask"]
             out: Any = self.model.apply({"params": params}, *inputs, None, mixup)
-            partner = label[mixup.partner]
-            return out.logits, mixed_cross_entropy(
-                out.logits, label, partner, mixup.label_share
-            ).mean()
+            losses, _ = mixed_loss(self.task, out.logits, batch["target"], mixup)
+            return out.logits, losses.mean()
 
         lam = _float32(self._entry("lam"))
         partner = jnp.asarray(self._entry("index"), jnp.int32)

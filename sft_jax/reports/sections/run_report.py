@@ -16,7 +16,7 @@ from sft_jax.reports.sections.run_sections import (
 from sft_jax.reports.seed_spread import has_seed, runs_by_setting, spread_rows
 from sft_jax.runs.evaluation_files import SPLIT_ORDER
 from sft_jax.runs.run_folder import Run
-from sft_jax.tasks.base import Code, Metric, TableBlock, TaskReport, TextBlock
+from sft_jax.tasks.base import Code, Metric, TableBlock, Task, TextBlock
 from sft_jax.types import DataError
 
 # A table of splits has one column for each class up to this number of classes.
@@ -25,7 +25,7 @@ _MOST_HEADLINES = 4
 
 
 def run_document(
-    run: Run, task: TaskReport, cost: Sequence[Mapping[str, Any]], cost_note: str
+    run: Run, task: Task, cost: Sequence[Mapping[str, Any]], cost_note: str
 ) -> Document:
     """The report of one run.
 
@@ -57,7 +57,7 @@ def run_document(
 
 def runs_document(
     runs: Sequence[Run],
-    task: TaskReport,
+    task: Task,
     costs: Sequence[Sequence[Mapping[str, Any]]],
     cost_note: str,
 ) -> Document:
@@ -117,7 +117,7 @@ def _estimate_headline(label: str, metric: Metric, estimate: Mapping[str, Any]) 
     return Headline(label, metric.value(estimate["value"]) or "-", metric.interval(estimate) or "")
 
 
-def _headlines(run: Run, task: TaskReport, cost: Sequence[Mapping[str, Any]]) -> list[Headline]:
+def _headlines(run: Run, task: Task, cost: Sequence[Mapping[str, Any]]) -> list[Headline]:
     shown = run.evaluations[0]
     main = task.metrics[task.main_metric]
     headlines = [_estimate_headline(f"{main.title} per sample", main, shown["metrics"][main.name])]
@@ -213,7 +213,7 @@ def _common_split(runs: Sequence[Run]) -> str:
     return min(common, key=lambda name: (*SPLIT_ORDER, name).index(name))
 
 
-def _spread_section(runs: Mapping[str, Run], split: str, task: TaskReport) -> Section | None:
+def _spread_section(runs: Mapping[str, Run], split: str, task: Task) -> Section | None:
     """Spread over seeds, if folders are named after setting and seed."""
     folders = [run.workdir for run in runs.values()]
     if not all(map(has_seed, folders)) or len(runs_by_setting(folders)) == len(folders):

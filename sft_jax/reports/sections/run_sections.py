@@ -19,7 +19,7 @@ from sft_jax.tasks.base import (
     Metric,
     Scored,
     TableBlock,
-    TaskReport,
+    Task,
     TextBlock,
     metric_named,
 )
@@ -43,9 +43,7 @@ def scored_split(run: Run, split: str) -> Scored:
     )
 
 
-def ablation_section(
-    runs: Mapping[str, Run], splits: Sequence[str], task: TaskReport
-) -> Section | None:
+def ablation_section(runs: Mapping[str, Run], splits: Sequence[str], task: Task) -> Section | None:
     """Scores without each modality; the first table is also drawn."""
     rows: list[dict[str, Any]] = []
     pictures: list[Picture] = []
@@ -91,7 +89,7 @@ def _ablation_pictures(
 
 
 def _ablation_rows(
-    evaluation: Mapping[str, Any], ablation: Mapping[str, Any], task: TaskReport
+    evaluation: Mapping[str, Any], ablation: Mapping[str, Any], task: Task
 ) -> list[dict[str, Any]]:
     """The complete input first, then the input without each modality."""
     names = list(dict.fromkeys(n for of in ablation["without"].values() for n in of["metrics"]))
@@ -173,7 +171,7 @@ def _kept_counts(spec: ModalitySpec, predictions: Mapping[str, np.ndarray]) -> n
     return np.bincount(indices[indices >= 0], minlength=spec.num_tokens)
 
 
-def curves_section(runs: Mapping[str, Run], task: TaskReport) -> Section | None:
+def curves_section(runs: Mapping[str, Run], task: Task) -> Section | None:
     """Loss and main metric during training."""
     metrics = [metric_named(task.metrics, name) for name in ("loss", task.main_metric)]
     if len(runs) == 1:
@@ -212,7 +210,7 @@ def curves_section(runs: Mapping[str, Run], task: TaskReport) -> Section | None:
 
 def bands_section(
     curves: Mapping[str, Mapping[str, result_figures.Band]],
-    task: TaskReport,
+    task: Task,
     unit: str,
     x_label: str,
     caption: str,
@@ -257,6 +255,6 @@ def _command(verb: str, folders: Sequence[Path], more: str = "") -> str:
     return f"python -m sft_jax.{verb} --workdir={shlex.quote(','.join(map(str, folders)))}{more}"
 
 
-def task_sections(task: TaskReport, scored: Mapping[str, Scored]) -> list[Section]:
+def task_sections(task: Task, scored: Mapping[str, Scored]) -> list[Section]:
     """Sections that depend on the task, drawn."""
     return [draw_section(section) for section in task.report(scored)]

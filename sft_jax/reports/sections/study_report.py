@@ -17,13 +17,13 @@ from sft_jax.reports.figures import result_figures
 from sft_jax.reports.sections.run_sections import bands_section, task_sections
 from sft_jax.reports.sections.study_tables import StudyTables, mean_and_spread
 from sft_jax.runs.study_folder import StudyFolder
-from sft_jax.tasks.base import Code, Scored, TableBlock, TaskReport, TextBlock
+from sft_jax.tasks.base import Code, Scored, TableBlock, Task, TextBlock
 
 # Curves that can be told apart in one figure.
 _MOST_CURVES = 12
 
 
-def study_document(study: StudyFolder, task: TaskReport) -> Document:
+def study_document(study: StudyFolder, task: Task) -> Document:
     """The report of a study, as far as it has run."""
     tables = StudyTables(study, task.metrics)
     sections = [
@@ -188,7 +188,7 @@ def _conditions_section(tables: StudyTables) -> Section | None:
     return Section("Something missing at test time", blocks)
 
 
-def _curves_section(tables: StudyTables, task: TaskReport) -> Section | None:
+def _curves_section(tables: StudyTables, task: Task) -> Section | None:
     found = {
         metric: dict(list(curves.items())[:_MOST_CURVES])
         for metric, curves in tables.curves().items()

@@ -1,0 +1,209 @@
+"""Scores of a classifier over a whole split: every metric, with baseline and intervals.
+
+Letters: `n` samples, `c` classes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Real, Shaped
+
+from sft_jax.metrics.bootstrap import bootstrap_interval, estimate
+from sft_jax.metrics.classification import (
+    confusion_matrix,
+    macro_f1,
+    majority_baseline,
+    per_class,
+    sample_cross_entropy,
+    top_k_hits,
+    vote,
+)
+from sft_jax.metrics.inputs import distributions, finite
+from sft_jax.metrics.ranking import NAMES as RANKING
+from sft_jax.metrics.ranking import ranking_estimates, ranking_metrics
+from sft_jax.metrics.sentiment import sentiment_block
+from sft_jax.types import Array, DataError
+
+
+def evaluate(
+    probabilities: Float[Array, "n c"],
+    label: Int[Array, " n"],
+    weight: Real[Array, " n"] | None = None,
+    *,
+    split: str,
+    step: int,
+    class_names: Sequence[str],
+    train_counts: Int[Array, " c"],
+    group: Shaped[np.ndarray, " n"] | None = None,
+    scores: Float[Array, "n c"] | None = None,
+    class_values: Sequence[float] = (),
+    value: Float[Array, " n"] | None = None,
+    seed: int = 0,
+    replicates: int = 1000,
+) -> dict[str, Any]:
+    """Every metric of a split in plain values: the content of `evaluation_<split>.json`.
+
+    `top3` is there from 4 classes on, `top5` from 10. What is undefined is None. Intervals cover
+    95 % and resample groups where there are some; they are None with fewer than two of them.
+
+    Args:
+        probabilities: class probabilities of each sample.
+        label: true class of each sample.
+        weight: how often each row counts, 0 on padding.
+        split: its name.
+        step: of the optimizer.
+        class_names: name of each class.
+        train_counts: samples of each class in the training split, for the majority baseline.
+        group: name of each sample's group, e.g. its recording.
+        scores: logits, for mAP and mAUC to rank by; the probabilities where left out (other ranks).
+        class_values: sentiment that each class stands for; given with `value`, adds `sentiment`.
+        value: true sentiment of each sample, not rounded.
+        seed: draws the bootstrap.
+        replicates: of the bootstrap.
+
+    Raises:
+        DataError: names and classes disagree in number, or the arrays cannot be used.
+    """
+    probabilities, label, times = distributions(probabilities, label, weight)
+    _check_names(split, class_names, train_counts, probabilities.shape[1])
+    value = _sentiment_of(split, class_values, value, times, probabilities.shape[1])
+    ranking = probabilities if scores is None else finite("scores", scores, times)
+    rows = (probabilities, label, ranking)
+    probabilities, label, ranking = (np.repeat(row, times, axis=0) for row in rows)
+    group = None if group is None else np.repeat(group, times)
+    draws: dict[str, Any] = {"groups": group, "bootstrap": {"seed": seed, "replicates": replicates}}
+    return {
+        "split": split,
+        "step": step,
+        "num_samples": len(label),
+        "metrics": _sample_level(probabilities, label, **draws)
+        | ranking_estimates(ranking, label, **draws),
+        "ranked_by": "probabilities" if scores is None else "logits",
+        "resampled": "sample" if group is None else "group",
+        "majority": _majority(class_names, train_counts, label),
+        **_class_level(probabilities, label, class_names),
+        "group": _group_level(probabilities, label, **draws),
+        "sentiment": sentiment_block(probabilities, value, class_values, train_counts, **draws),
+    }
+
+
+def _sample_level(
+    probabilities: np.ndarray,
+    label: np.ndarray,
+    groups: np.ndarray | None,
+    bootstrap: dict[str, int],
+) -> dict[str, dict[str, float | None]]:
+    n, num_classes = probabilities.shape
+    predicted = probabilities.argmax(axis=1)
+
+    def f1(times: np.ndarray) -> float:
+        return macro_f1(confusion_matrix(label, predicted, num_classes, times))
+
+    statistics: dict[str, Any] = {
+        f"top{k}": top_k_hits(probabilities, label, k) for k in _ks(num_classes)
+    }
+    statistics |= {"loss": sample_cross_entropy(probabilities, label), "macro_f1": f1}
+    return {name: _estimate(what, n, groups, bootstrap) for name, what in statistics.items()}
+
+
+def _class_level(
+    probabilities: np.ndarray, label: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Scores of each class, the confusion, and names of the classes without a sample."""
+    confusion = confusion_matrix(label, probabilities.argmax(axis=1), len(class_names))
+    scores = per_class(confusion)
+    return {
+        "per_class": [
+            {"class": name, **{key: values[i].item() for key, values in scores.items()}}
+            for i, name in enumerate(class_names)
+        ],
+        "absent_classes": [
+            name for name, n in zip(class_names, scores["support"], strict=True) if not n
+        ],
+        "confusion": confusion.tolist(),
+    }
+
+
+def _majority(class_names: Sequence[str], train_counts: Array, label: np.ndarray) -> dict[str, Any]:
+    """Each metric of naming the training split's most frequent classes first, whatever the input.
+
+    The loss is left out: it belongs to probabilities, which an order of classes does not have.
+    """
+    counts = np.broadcast_to(np.asarray(train_counts, np.float64), (len(label), len(class_names)))
+    majority, top1 = majority_baseline(train_counts, label)
+    constant = confusion_matrix(label, np.full(len(label), majority), len(class_names))
+    ranking = ranking_metrics(counts, label)
+    return {
+        "class": class_names[majority],
+        "top1": top1,
+        **{
+            f"top{k}": float(top_k_hits(counts, label, k).mean()) for k in _ks(len(class_names))[1:]
+        },
+        "macro_f1": macro_f1(constant),
+        **{name: ranking[name] for name in RANKING},
+    }
+
+
+def _group_level(
+    probabilities: np.ndarray,
+    label: np.ndarray,
+    groups: np.ndarray | None,
+    bootstrap: dict[str, int],
+) -> dict[str, Any] | None:
+    """Groups judged by `vote`; None without them, for single samples, and for mixed classes."""
+    if groups is None:
+        return None
+    members: dict[str, set[int]] = {}
+    for name, cls in zip(groups.tolist(), label.tolist(), strict=True):
+        members.setdefault(name, set()).add(cls)
+    if len(members) == len(label) or max(map(len, members.values())) > 1:
+        return None
+    votes = vote(probabilities, label, groups)
+    hits = top_k_hits(votes.probabilities, votes.label, 1)
+    return {"num_groups": len(hits), "top1": _estimate(hits, len(hits), None, bootstrap)}
+
+
+def _estimate(
+    statistic: np.ndarray | Callable[[np.ndarray], float],
+    n: int,
+    groups: np.ndarray | None,
+    bootstrap: dict[str, int],
+) -> dict[str, float | None]:
+    value = statistic(np.ones(n, np.int64)) if callable(statistic) else statistic.mean()
+    low = high = np.nan
+    if (n if groups is None else len(np.unique(groups))) >= 2:
+        low, high = bootstrap_interval(statistic, n, groups=groups, **bootstrap)
+    return estimate(float(value), low, high)
+
+
+def _ks(num_classes: int) -> list[int]:
+    return [k for k, least in ((1, 1), (3, 4), (5, 10)) if num_classes >= least]
+
+
+def _check_names(split: str, names: Sequence[str], train_counts: Array, num_classes: int):
+    if not len(names) == len(train_counts) == num_classes:
+        raise DataError(
+            f"{split}: found {len(names)} class_names and {len(train_counts)} train_counts, "
+            f"expected {num_classes} of each, one a class; take both from the prepared data"
+        )
+
+
+def _sentiment_of(
+    split: str,
+    class_values: Sequence[float],
+    value: Array | None,
+    times: np.ndarray,
+    num_classes: int,
+) -> np.ndarray | None:
+    """The true sentiment of each sample that counts, or None where the data have none."""
+    if not len(class_values) and value is None:
+        return None
+    if value is None or len(class_values) != num_classes or not np.isfinite(class_values).all():
+        raise DataError(
+            f"{split}: found class_values {tuple(class_values)} and "
+            f"{'no value' if value is None else 'a value'} of each sample, expected {num_classes} "
+            "finite class_values, one a class, and a value; take both from the prepared data, or "
+            "leave both out where classes are no steps of sentiment"
+        )
+    return np.repeat(finite("value", value, times), times)
