@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.training.randomness import Seed
 from sft_jax.training.sharding import parameter_shardings
-from sft_jax.types import Leaf, ModalitySpec
+from sft_jax.types import Leaf
 
 
 @flax.struct.dataclass

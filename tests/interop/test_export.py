@@ -13,13 +13,15 @@ import jax.export
 import numpy as np
 import pytest
 
-from sft_jax.config.run import BaselineConfig, Config, ModelConfig
+from sft_jax.config.modality import POOLS, WINDOW_POOLS, ModalitySpec
+from sft_jax.config.model import ConcatOptions
+from sft_jax.config.run import Config, ModelConfig
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.interop.artefacts import artefact_files, artefact_table
 from sft_jax.interop.artefacts import stablehlo as stablehlo_format
 from sft_jax.interop.artefacts.artefact_files import Differences
 from sft_jax.training.predictor import Predictor
-from sft_jax.types import POOLS, WINDOW_POOLS, ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 MODEL = {"num_classes": 3, "embed_dim": 8, "num_heads": 2, "num_pre_layers": 0}
@@ -161,7 +163,7 @@ def test_parameters_are_in_the_artefact_once(stablehlo, model):
     assert stablehlo.stat().st_size < held + 250_000
 
 
-FIRST, SECOND = POOLS[:6], POOLS[6:]
+FIRST, SECOND = tuple(POOLS)[:6], tuple(POOLS)[6:]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ FIRST, SECOND = POOLS[:6], POOLS[6:]
         config(spec("a"), spec("b"), name="mbt"),
         config(spec("a"), spec("b"), name="mult"),
         config(spec("a"), spec("b"), name="late"),
-        config(spec("a"), spec("b"), name="concat", baseline=BaselineConfig(window=4)),
+        config(spec("a"), spec("b"), name="concat", options=ConcatOptions(window=4)),
         config(spec("a"), dtype="bfloat16", remat="block"),
     ],
     ids=["pools", "more pools", "fixed", "mbt", "mult", "late", "concat", "bfloat16"],
