@@ -10,8 +10,8 @@ def test_the_search_sees_the_imports_there_are():
     modules = modules_of(PACKAGE)
     assert {"", "types", "config", "models.sft", "training.step", "data"} <= set(modules)
     own, foreign = imports_of("models.sft", modules["models.sft"], modules, "sft_jax")
-    parts = ("blocks", "layers", "mixup", "output", "pooling", "pools", "tokenizers")
-    assert {"config.run", "types", *(f"models.{part}" for part in parts)} == own
+    parts = ("base", "blocks", "layers", "mixup", "pooling", "pools", "tokenizers")
+    assert {"config.modality", "config.model", *(f"models.{part}" for part in parts)} == own
     assert {"flax", "jax", "jaxtyping", "typing"} == foreign
 
 

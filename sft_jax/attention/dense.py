@@ -1,8 +1,8 @@
 """Softmax attention with key-padding masks, in three implementations that agree to 1e-5.
 
 `xla` writes the attention map out and leaves the rest to the compiler. `streamed` computes it in
-tiles and never holds a `[b, h, q, k]` array (`streamed_attention.py`); `pallas` does so in kernels
-of a TPU (`tpu_attention.py`), which other machines interpret. All can return the *saliency* of the
+tiles and never holds a `[b, h, q, k]` array (`streamed.py`); `pallas` does so in kernels
+of a TPU (`tpu/tpu_dense.py`), which other machines interpret. All can return the *saliency* of the
 keys, the weighted column mean of the map that the sparse-pooling block ranks tokens by (arXiv
 2111.11992, section 3.2).
 """
@@ -15,11 +15,11 @@ from jaxtyping import Array, Bool, Float
 
 from sft_jax.attention.platform import target_platform
 from sft_jax.attention.streamed import streamed
+from sft_jax.attention.tiled_softmax import MASKED_SCORE
 from sft_jax.attention.tpu.tpu_dense import kernel_attention, kernel_fits
-from sft_jax.config.run import IMPLEMENTATIONS
-from sft_jax.types import check_choice
+from sft_jax.config.checks import check_choice
+from sft_jax.config.model import IMPLEMENTATIONS
 
-_MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 _CPU_STREAM_FROM = 128 * 128  # scores of one head from which streaming is faster on a CPU
 _TPU_KERNEL_FROM = 128 * 128  # scores of one head from which the kernel moves fewer bytes
 _ACCELERATOR_STREAM_FROM = 1024 * 1024
@@ -89,7 +89,7 @@ def _materialized(query, key, value, key_mask, query_weights):
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("bqhe,bkhe->bhqk", query * scale, key, preferred_element_type=jnp.float32)
     if key_mask is not None:
-        scores = jnp.where(key_mask[:, None, None, :], scores, _MASKED)
+        scores = jnp.where(key_mask[:, None, None, :], scores, MASKED_SCORE)
     weights = jax.nn.softmax(scores, axis=-1)
     values = jnp.einsum("bhqk,bkhe->bqhe", weights.astype(value.dtype), value)
     if query_weights is None:

@@ -7,7 +7,7 @@ under one softmax.
 
 No map over all pairs is ever made. Tokens are laid out in slots, block after block, so that the
 pattern is two plain products: all queries with the *shared* keys (the summaries), and each block's
-queries with its *local* keys (CLS and the rest of the block). As in `attention.py` they run in
+queries with its *local* keys (CLS and the rest of the block). As in `streamed.py` they run in
 tiles of queries, and the backward pass recomputes a tile from the saved log-sum-exp of its rows.
 """
 
@@ -21,9 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sft_jax.attention.dense import Attention
 from sft_jax.attention.fixed_blocks import arrange, lay_out, make_pattern, slot_of, split
 from sft_jax.attention.fixed_tiles import backward_head, forward_head
-from sft_jax.attention.heads import over_heads
-
-_MASKED = -1e30
+from sft_jax.attention.tiled_softmax import MASKED_SCORE, over_heads
 
 
 def fixed_attention(
@@ -108,8 +106,8 @@ def _rows_of_sample(query, token, key, value, slots, pattern):
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores = product("khe,ghe->hkg", query, key)
     local_scores = product("khe,klhe->hkl", query, local_key[block])
-    scores = jnp.where(real, scores, _MASKED)
-    local_scores = jnp.where(local_real[block], local_scores, _MASKED)
+    scores = jnp.where(real, scores, MASKED_SCORE)
+    local_scores = jnp.where(local_real[block], local_scores, MASKED_SCORE)
     weights = jax.nn.softmax(jnp.concatenate([scores, local_scores], axis=-1), axis=-1)
     weights = weights.astype(value.dtype)
     weights, local_weights = weights[..., : len(key)], weights[..., len(key) :]

@@ -16,11 +16,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sft_jax.attention.base2_softmax import are_small, exp2, product, product_less, scaled
 from sft_jax.attention.fixed_blocks import Pattern, Slots, arrange, cut, join, merge, restore, split
 from sft_jax.attention.platform import target_platform
+from sft_jax.attention.tiled_softmax import (
+    MASKED_SCORE,
+    are_small,
+    exp2,
+    product,
+    product_less,
+    scaled,
+)
 
-_MASKED = -1e30
 # Scores of a tile on a CPU, where the backward pass holds two maps at once. Forward tiles of a
 # third of the size hold half as much and take a tenth longer; the last one is padded more, too.
 _CPU_TILE = 6 * 2**15
@@ -83,7 +89,7 @@ def backward_head(heads, rows, samples, pattern: Pattern):
 
 def _cls_scores(query, key, mask):
     scores = product("re,ke->rk", query, key)
-    return scores if mask is None else jnp.where(mask, scores, _MASKED)
+    return scores if mask is None else jnp.where(mask, scores, MASKED_SCORE)
 
 
 def _cls_forward(query, key, value, weight, mask):
@@ -280,7 +286,7 @@ def _tile_backward(block, keys, counted, d_shared):
     dtype = query.dtype
     d_far, d_near = (far * d_far).astype(dtype), (near * d_near).astype(dtype)
     far, near = far.astype(dtype), near.astype(dtype)
-    # The small operand on the left and keys innermost, as in `streamed_attention.py`.
+    # The small operand on the left and keys innermost, as in `streamed.py`.
     d_key = product("re,rk->ek", far_query, d_far)
     d_value = product("re,rk->ek", far_d_values, far)
     d_query = product("rk,ke->re", d_far, counted).reshape(query.shape)

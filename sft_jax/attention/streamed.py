@@ -18,11 +18,17 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from sft_jax.attention.base2_softmax import are_small, exp2, product, product_less, scaled
-from sft_jax.attention.heads import over_heads
 from sft_jax.attention.platform import target_platform
+from sft_jax.attention.tiled_softmax import (
+    MASKED_SCORE,
+    are_small,
+    exp2,
+    over_heads,
+    product,
+    product_less,
+    scaled,
+)
 
-_MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 _CPU_TILE = 2**21  # scores of a tile in the forward pass (8 MiB)
 _CPU_BACKWARD_TILE = 2**20  # of each of the two maps in the backward pass
 _CPU_ROWS = 16  # float32 numbers in the widest vector register
@@ -43,7 +49,7 @@ def streamed(
     key_mask: Bool[Array, "b k"] | None,
     query_weights: Float[Array, "b q"] | None,
 ) -> tuple[Float[Array, "b q h e"], Float[Array, "b k"] | None]:
-    """Values and saliency; see `attention.dot_product_attention`.
+    """Values and saliency; see `dense.dot_product_attention`.
 
     The row of a sample without any real key is finite and means nothing.
     """
@@ -153,7 +159,7 @@ def _forward_tile(query, key, counted, mask, weights, shift):
     largest: Any = 0.0
     if shift:
         if mask is not None:
-            scores = jnp.where(mask[:, None], scores, _MASKED)
+            scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
         largest = scores.max(axis=0)
         scores -= largest
     unnormalized = exp2(scores)

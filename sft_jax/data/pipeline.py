@@ -10,8 +10,10 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int, Num
 
+from sft_jax.config.checks import check_choice
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.data.records import DataInfo, ModalityInfo, ModalityStatistics, Record, Records
-from sft_jax.types import Batch, ConfigError, DataError, ModalitySpec, check_choice
+from sft_jax.types import Batch, ConfigError, DataError
 
 NORMALIZATIONS = ("channel", "rms", "none")
 

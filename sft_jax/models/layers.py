@@ -14,7 +14,7 @@ from sft_jax.attention.dense import Attention, dot_product_attention
 from sft_jax.attention.fixed import fixed_attention, fixed_attention_of
 from sft_jax.attention.fixed_blocks import make_pattern
 from sft_jax.attention.tpu.tpu_fixed import kernel_fixed_attention, kernel_takes
-from sft_jax.config.run import BlockStyle, ModelConfig
+from sft_jax.config.model import BlockStyle, ModelConfig
 from sft_jax.models.blocks import make_block
 from sft_jax.models.mixup import Mixer
 
@@ -85,6 +85,10 @@ def dropout(x: Float[Array, "b *rest"], rate: float, keys: Keys | None) -> Float
     return jnp.where(keep, x * (256 / (256 - dropped)), 0).astype(x.dtype)
 
 
+class Layer(nn.Module):
+    """Base class of modules whose cost is reported as one line (see `layer_costs.py`)."""
+
+
 class LayerNorm(nn.Module):
     """Layer norm over the last axis, computed in float32.
 
@@ -141,7 +145,8 @@ class MultiHeadAttention(nn.Module):
         if context is None:
             query, key, value = self._project(x, slice(0, 3))
         else:
-            (query,), (key, value) = self._project(x, slice(0, 1)), self.keys_values(context)
+            (query,) = self._project(x, slice(0, 1))
+            key, value = self._project(context, slice(1, 3))
         if fixed:
             attention = fixed_attention(
                 query,
@@ -155,41 +160,38 @@ class MultiHeadAttention(nn.Module):
             attention = self._dense(query, key, value, key_mask, query_weights)
         return self.out(attention.values), attention.saliency
 
-    def keys_values(self, x: Float[Array, "b k d"]) -> tuple[Float[Array, "b k h e"], ...]:
-        """Keys and values of `x`, for the methods that take them ready."""
-        return self._project(x, slice(1, 3))
-
-    def of_cls(
+    def attend_from(
         self,
-        x: Float[Array, "b 1 d"],
-        keys_values: tuple[Float[Array, "b k h e"], ...],
-        key_mask: Bool[Array, "b k"],
-    ) -> tuple[Float[Array, "b 1 d"], Float[Array, "b k"]]:
-        """CLS alone as query, which attends to everything, and its row of the map over heads."""
-        query = self._project(x, slice(0, 1))[0]
-        weights = jnp.ones(x.shape[:2], jnp.float32)
-        key, value = keys_values
-        attention = self._dense(query, key, value, key_mask, weights)
-        assert attention.saliency is not None  # weights ask for it
-        return self.out(attention.values), attention.saliency
+        x: Float[Array, "b n d"],
+        key_mask: Bool[Array, "b n"],
+        select: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]],
+    ) -> tuple[Float[Array, "b slots d"], Int[Array, "b k"], Float[Array, "b _"] | None]:
+        """Attention with only CLS and a few selected tokens as queries; all tokens are keys.
 
-    def of_tokens(
-        self,
-        x: Float[Array, "b q d"],
-        indices: Int[Array, "b q"],
-        keys_values: tuple[Float[Array, "b k h e"], ...],
-        key_mask: Bool[Array, "b k"],
-    ) -> Float[Array, "b q d"]:
-        """The tokens at `indices` alone as queries (CLS has index 0 and is none of them)."""
-        query = self._project(x, slice(0, 1))[0]
-        key, value = keys_values
+        Args:
+            x: Normalised tokens with CLS in front.
+            key_mask: True for real tokens.
+            select: Maps the attention of CLS to the other tokens, `[b, n-1]`, averaged over heads,
+                to the indices of the selected tokens (without CLS) and their scores or None.
+
+        Returns:
+            The outputs of CLS and of the selected tokens, and what `select` returned.
+        """
+        key, value = self._project(x, slice(1, 3))
+        (cls_query,) = self._project(x[:, :1], slice(0, 1))
+        ones = jnp.ones((x.shape[0], 1), jnp.float32)
+        cls = self._dense(cls_query, key, value, key_mask, ones)
+        assert cls.saliency is not None  # requested by the weights
+        indices, scores = select(cls.saliency[:, 1:])
+        selected = jnp.take_along_axis(x, indices[..., None] + 1, axis=1)
+        (query,) = self._project(selected, slice(0, 1))
         if self.config.attention == "fixed":
             values = fixed_attention_of(
-                query, indices, key, value, key_mask=key_mask, **self._pattern()
+                query, indices + 1, key, value, key_mask=key_mask, **self._pattern()
             )
         else:
             values = self._dense(query, key, value, key_mask, None).values
-        return self.out(values)
+        return jnp.concatenate([self.out(cls.values), self.out(values)], axis=1), indices, scores
 
     def _project(self, x, parts):
         dtype = self.config.dtype
@@ -258,37 +260,22 @@ class AttentionResidual(nn.Module):
         update, saliency = self.attention(self.norm(z), key_mask, query_weights, context)
         return z + dropout(update, self.config.dropout, keys), saliency
 
-    def of_chosen(
+    def attend_from(
         self,
-        z: Float[Array, "b tokens d"],
-        key_mask: Bool[Array, "b tokens"],
+        z: Float[Array, "b n d"],
+        key_mask: Bool[Array, "b n"],
         keys: Keys | None,
-        choose: Callable[[jax.Array], jax.Array],
-    ) -> tuple[Float[Array, "b slots d"], Int[Array, "b k"], Float[Array, "b tokens-1"]]:
-        """Updates CLS and the tokens chosen by its row of the map; the others are only keys.
-
-        Args:
-            z: tokens with CLS in front.
-            key_mask: true where a token is real.
-            keys: one random key a sample for dropout.
-            choose: from the CLS row (without CLS itself) to indices of tokens (without CLS).
+        select: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]],
+    ) -> tuple[Float[Array, "b slots d"], Int[Array, "b k"], Float[Array, "b _"] | None]:
+        """Updates only CLS and the selected tokens (see `MultiHeadAttention.attend_from`).
 
         Returns:
-            CLS and the chosen tokens after the update, their indices, and the CLS row.
+            CLS and the selected tokens after the update, and what `select` returned.
         """
-        normed = self.norm(z)
-        keys_values = self.attention.keys_values(normed)
-        cls_update, row = self.attention.of_cls(normed[:, :1], keys_values, key_mask)
-        row = row[:, 1:]
-        indices = choose(row)
-
-        def at(x):
-            return jnp.take_along_axis(x, indices[..., None] + 1, axis=1)
-
-        update = self.attention.of_tokens(at(normed), indices + 1, keys_values, key_mask)
-        update = jnp.concatenate([cls_update, update], axis=1)
-        kept = jnp.concatenate([z[:, :1], at(z)], axis=1)
-        return kept + dropout(update, self.config.dropout, keys), indices, row
+        update, indices, scores = self.attention.attend_from(self.norm(z), key_mask, select)
+        selected = jnp.take_along_axis(z, indices[..., None] + 1, axis=1)
+        kept = jnp.concatenate([z[:, :1], selected], axis=1)
+        return kept + dropout(update, self.config.dropout, keys), indices, scores
 
 
 class MlpResidual(nn.Module):
@@ -308,7 +295,7 @@ class MlpResidual(nn.Module):
         return z + dropout(update, config.dropout, fold_in(keys, 1))
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Layer):
     """Attention residual, then MLP residual."""
 
     config: BlockConfig

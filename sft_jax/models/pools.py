@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.models.clustering import choose_medoids, merge_to
 from sft_jax.models.layers import Keys
-from sft_jax.types import Leaf, ModalitySpec
+from sft_jax.types import Leaf
 
 Tokens = Float[Array, "b t d"]
 Mask = Bool[Array, "b t"]
@@ -191,6 +192,24 @@ def strided_random(
     )
 
 
+# --- pools that select before attention is computed: indices, and scores to report or None
+
+
+def cls_topk(
+    tokens: Tokens, mask: Mask, cls_attention: Score, spec: ModalitySpec
+) -> tuple[Chosen, Score | None]:
+    """Keeps the `k` tokens that CLS attends to most, in descending order."""
+    return choose_top(cls_attention, mask, spec.count), cls_attention
+
+
+def norm_topk(
+    tokens: Tokens, mask: Mask, cls_attention: Score, spec: ModalitySpec
+) -> tuple[Chosen, Score | None]:
+    """Keeps the `k` tokens of largest norm before the block's layer norm, in descending order."""
+    score = jnp.square(tokens.astype(jnp.float32)).sum(axis=-1)  # [b, t]
+    return choose_top(score, mask, spec.count), None
+
+
 # --- pools that mix
 
 
@@ -260,8 +279,11 @@ def _windowed(pooled, real):
     return Pooled(tokens=jnp.where(mask[..., None], pooled, 0), mask=mask)
 
 
-# `cls_topk` is not here: it needs no more than its score, and so chooses before the tokens that it
-# keeps are computed (`pooling.SparsePooling`).
+# The pools of `config.modality.POOLS` that select queries, and all others.
+QUERY_SELECTIONS: dict[str, Callable[..., tuple[Chosen, Score | None]]] = {
+    "cls_topk": cls_topk,
+    "norm_topk": norm_topk,
+}
 POOL_FUNCTIONS: dict[str, Callable[..., Pooled]] = {
     "attn_topk": attn_topk,
     "attn_kmedoids": attn_kmedoids,

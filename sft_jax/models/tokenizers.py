@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from sft_jax.models.layers import BlockConfig, dense
-from sft_jax.types import ModalitySpec
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.models.layers import BlockConfig, Layer, dense
 
 
 def to_patches(
@@ -50,7 +50,7 @@ def token_mask(mask: Bool[Array, "b t"], spec: ModalitySpec) -> Bool[Array, "b t
     return jnp.repeat(of_steps, math.prod(others), axis=1)
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(Layer):
     """Projects a modality to width `d`, puts CLS in front, adds learned positions."""
 
     spec: ModalitySpec

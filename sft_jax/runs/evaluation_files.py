@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.json_files import (
     file_name,
@@ -31,7 +32,7 @@ from sft_jax.files.json_files import (
 from sft_jax.files.npz import read_npz, write_npz
 from sft_jax.runs.array_checks import check_distributions, checked_entry, misfit
 from sft_jax.runs.schema import read_stored, write_stored
-from sft_jax.types import CheckpointError, ModalitySpec
+from sft_jax.types import CheckpointError
 
 SPLIT_ORDER = ("test", "valid", "train")
 _REMEDY = "write it again with `python -m sft_jax.evaluate`"

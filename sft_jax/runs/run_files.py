@@ -109,7 +109,8 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
                 f"{workdir}: process {jax.process_index()} does not find what process 0 wrote "
                 "there, expected one folder that all hosts share; give a --workdir on a shared disk"
             )
-    changed = _changes(read_config(workdir), config)
+    differing = differing_settings(read_config(workdir), config)
+    changed = [f"{path} {stored!r} -> {given!r}" for path, (stored, given) in differing.items()]
     stored = read_data(workdir, "fingerprint")
     if stored["fingerprint"] != data["fingerprint"]:
         changed.append("the data itself (its fingerprint)")
@@ -122,18 +123,18 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
         )
 
 
-def _changes(stored: Config, given: Config) -> list[str]:
-    """Settings that differ and may not, as text."""
-    before, now = _flatten(to_dict(stored)), _flatten(to_dict(given))
-    changed = [
-        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in _MAY_CHANGE
-    ]
-    orders = [[spec.name for spec in config.modalities] for config in (stored, given)]
-    if orders[0] != orders[1]:
-        changed.append(f"order of modalities {orders[0]} -> {orders[1]}")
-    return changed
+def differing_settings(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings that affect the results and differ: both values by dotted path."""
+    before, after = _flatten(to_dict(first)), _flatten(to_dict(second))
+    pairs = {path: (before.get(path), after.get(path)) for path in sorted({**before, **after})}
+    # Flattened settings have no order.
+    orders = [[spec.name for spec in config.modalities] for config in (first, second)]
+    pairs["order of modalities"] = (orders[0], orders[1])
+    return {
+        path: values
+        for path, values in pairs.items()
+        if values[0] != values[1] and path not in _MAY_CHANGE
+    }
 
 
 def _same_normalizer(before: Any, now: Any) -> bool:

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.files.json_files import anything, integer, map_of, nullable, number, record
 from sft_jax.training.optimizer import Plateau
 from sft_jax.training.randomness import Seed
 from sft_jax.training.sharding import parameter_shardings
-from sft_jax.types import Leaf, ModalitySpec
+from sft_jax.types import Leaf
 
 # The lowest loss is infinite before the first validation.
 _PLATEAU = record({"scale": number(least=0), "best": number(most=math.inf), "stale": integer()})

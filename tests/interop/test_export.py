@@ -13,14 +13,16 @@ import jax.export
 import numpy as np
 import pytest
 
-from sft_jax.config.run import BaselineConfig, Config, ModelConfig
+from sft_jax.config.modality import POOLS, WINDOW_POOLS, ModalitySpec
+from sft_jax.config.model import ConcatOptions
+from sft_jax.config.run import Config, ModelConfig
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.interop.artefacts import artefact_files, artefact_table
 from sft_jax.interop.artefacts import stablehlo as stablehlo_format
 from sft_jax.interop.artefacts.artefact_files import Differences
 from sft_jax.tasks.classification import Classification
 from sft_jax.training.predictor import Predictor
-from sft_jax.types import POOLS, WINDOW_POOLS, ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 TASK = Classification(class_names=("down", "up", "still"))
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
@@ -163,7 +165,7 @@ def test_parameters_are_in_the_artefact_once(stablehlo, model):
     assert stablehlo.stat().st_size < held + 250_000
 
 
-FIRST, SECOND = POOLS[:6], POOLS[6:]
+FIRST, SECOND = tuple(POOLS)[:6], tuple(POOLS)[6:]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ FIRST, SECOND = POOLS[:6], POOLS[6:]
         config(spec("a"), spec("b"), name="mbt"),
         config(spec("a"), spec("b"), name="mult"),
         config(spec("a"), spec("b"), name="late"),
-        config(spec("a"), spec("b"), name="concat", baseline=BaselineConfig(window=4)),
+        config(spec("a"), spec("b"), name="concat", options=ConcatOptions(window=4)),
         config(spec("a"), dtype="bfloat16", remat="block"),
     ],
     ids=["pools", "more pools", "fixed", "mbt", "mult", "late", "concat", "bfloat16"],

@@ -11,6 +11,7 @@ import pytest
 
 from sft_jax import tasks
 from sft_jax.config.data import DataConfig, SyntheticOptions
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, Duration, ModelConfig, TaskConfig, TrainConfig
 from sft_jax.config.study import Setting, Study
 from sft_jax.runs.metric_log import MetricLog
@@ -24,7 +25,7 @@ from sft_jax.training.predictor import load
 from sft_jax.training.recorder import Recorder
 from sft_jax.training.sharding import make_mesh, put_batch
 from sft_jax.training.trainer import Trainer
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,7 @@ def test_it_goes_through_all_commands(monkeypatch, tmp_path):
         results.add(study.settings[0], trained, lambda config: {})
     folder = read_study_folder(tmp_path / "study")
     assert folder.metric == "far"
-    (stored,) = folder.predictions("a")
+    (stored,) = folder.predictions("a").values()
     assert stored["value"].shape == (2, 8, 1)
     np.testing.assert_array_equal(stored["true_value"], evaluation.predictions["true_value"])
     report_dir = tmp_path / "report"

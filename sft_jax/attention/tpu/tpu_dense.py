@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from sft_jax.attention.tiled_softmax import MASKED_SCORE
 from sft_jax.attention.tpu import tpu_kernels
-from sft_jax.attention.tpu.tpu_kernels import LANES, MASKED, Keys, Tiling
+from sft_jax.attention.tpu.tpu_kernels import LANES, Keys, Tiling
 
 _ROWS = 2 * LANES
 
@@ -18,13 +19,13 @@ def kernel_fits(keys: int) -> bool:
 
 
 def kernel_attention(query, key, value, key_mask, query_weights):
-    """See `attention.dot_product_attention`, which calls this; a row without a key is a mean."""
+    """See `dense.dot_product_attention`, which calls this; a row without a key is a mean."""
     (b, q, h, e), k = query.shape, key.shape[1]
     keys, queries = round_up(k, LANES), round_up(q, LANES)
     wide = queries % _ROWS == 0 and tpu_kernels.fits(keys, _ROWS)
     tiling = Tiling(_ROWS if wide else LANES)
     mask = jnp.ones((b, k), bool) if key_mask is None else key_mask
-    bias = jnp.where(pad_to(mask, keys, axis=1), 0.0, MASKED)[:, None]
+    bias = jnp.where(pad_to(mask, keys, axis=1), 0.0, MASKED_SCORE)[:, None]
     far = Keys(to_lanes(key, keys), to_lanes(value, keys), bias)
     weights = None
     if query_weights is not None:

@@ -1,4 +1,4 @@
-"""The fixed pattern of `sparse_attention.py` through the TPU's kernels.
+"""The fixed pattern of `fixed.py` through the TPU's kernels.
 
 The summaries and CLS are the far keys, and the slots of a query's own block the near ones; a tile
 of lanes holds whole blocks. CLS as a query, which attends to everything, is one row of dense
@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float
 
 from sft_jax.attention.fixed_blocks import Pattern, ragged
 from sft_jax.attention.platform import target_platform
+from sft_jax.attention.tiled_softmax import MASKED_SCORE
 from sft_jax.attention.tpu import tpu_kernels
 from sft_jax.attention.tpu.lane_moves import Moves, bounded, compaction, move, then_back
 from sft_jax.attention.tpu.tpu_dense import attend, pad_to, round_up
-from sft_jax.attention.tpu.tpu_kernels import LANES, MASKED, Keys, Tiling
+from sft_jax.attention.tpu.tpu_kernels import LANES, Keys, Tiling
 
 
 class _Layout(NamedTuple):
@@ -112,7 +113,7 @@ def kernel_fixed_attention(
         project: from tokens `[b, d, m]` to the slice's parts of query, key and value, each
             `[b, h, e, m]`.
         finish: from values `[b, h, e, m]` to what is returned of the tokens, `[b, out, m]`.
-        key_mask: as in `sparse_attention.fixed_attention`.
+        key_mask: as in `fixed.fixed_attention`.
         query_weights: likewise.
         pattern: which keys a token attends to; a tile of 128, or one block, holds whole blocks.
 
@@ -156,7 +157,7 @@ def kernel_fixed_attention(
 
 def _keys(keys_values, real) -> Keys:
     key, value = (_pad_width(x) for x in keys_values)
-    return Keys(key, value, jnp.where(real, 0.0, MASKED)[:, None])
+    return Keys(key, value, jnp.where(real, 0.0, MASKED_SCORE)[:, None])
 
 
 def _pad_width(x):  # [b, h, e, n], `e` to a multiple of 8
@@ -170,7 +171,7 @@ def _cls_row(query, own, near, real):
     would be one more tile.
     """
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = jnp.where(real[:, None], product("bheq,bhen->bhn", query, near.key), MASKED)
+    scores = jnp.where(real[:, None], product("bheq,bhen->bhn", query, near.key), MASKED_SCORE)
     own_score = product("bheq,bhen->bhn", query, own[0])
     largest = jnp.maximum(own_score, scores.max(axis=-1, keepdims=True))
     largest = jax.lax.stop_gradient(largest)

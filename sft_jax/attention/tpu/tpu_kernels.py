@@ -23,9 +23,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from sft_jax.attention.platform import target_platform
+from sft_jax.attention.tiled_softmax import MASKED_SCORE
 
 LANES = 128
-MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 _SUBLANES = 8
 _EXACT = jax.lax.Precision.HIGHEST
 _VMEM = 14 * 2**20  # of the 16 MiB that the smallest chip has
@@ -37,7 +37,7 @@ class Keys(NamedTuple):
     Attributes:
         key: `[b, h, e, n]`, `n` a multiple of 128.
         value: as `key`.
-        bias: `[b, 1, n]` float32, 0 for a key that counts, `MASKED` for the others.
+        bias: `[b, 1, n]` float32, 0 for a key that counts, `MASKED_SCORE` for the others.
     """
 
     key: Float[Array, "b h e n"]
@@ -273,7 +273,7 @@ def _parts(inputs, far_key, query, at, tiling):
             jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis), tiling.block)
             for axis in (0, 1)
         )
-        scores = jnp.where(key_block == query_block, scores, MASKED)
+        scores = jnp.where(key_block == query_block, scores, MASKED_SCORE)
         key, value = (inputs[f"near_{x}"][0, 0, :, at] for x in ("key", "value"))
         parts.append(_Part("near", at, key, value, scores))
     return parts

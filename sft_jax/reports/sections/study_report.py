@@ -49,7 +49,7 @@ def _scored_settings(tables: StudyTables, task: Task) -> dict[str, Scored]:
     study, scored = tables.study, {}
     highlighted = (study.names[0], tables.best_setting())
     for name in study.names:
-        parts = study.predictions(name)
+        parts = study.predictions(name).values()
         runs = [(part, position) for part in parts for position in range(len(part["seed"]))]
         if runs:
             targets = [part[task.target_name] for part, _ in runs]
@@ -79,7 +79,10 @@ def _headlines(tables: StudyTables) -> list[Headline]:
         found = study.summaries(level, metric.name)
         note = "the first setting"
         if best != first:
-            note = f"best: {best}, {metric.change(found[best].mean - found[first].mean)}"
+            change = metric.change(found[best].mean - found[first].mean)
+            if best in study.unpaired_settings:
+                change = "on other samples"
+            note = f"best: {best}, {change}"
         value = mean_and_spread(metric, found[first]) or "-"
         headlines.append(Headline(f"{first}, {metric.name} per {level}", value, note))
     record = study.record
@@ -99,8 +102,13 @@ def _validation_section(tables: StudyTables) -> Section | None:
         "Of samples that are neither trained on nor tested on: settings are chosen by these "
         "scores, and those of the test split below say what the choice is worth."
     )
-    rows = tables.settings("sample", "valid")
-    return Section("Validation", [TableBlock(rows), TextBlock.of(note)])
+    blocks: list[Block] = [TableBlock(tables.settings("sample", "valid")), TextBlock.of(note)]
+    return Section("Validation", [*blocks, *_unpaired_blocks(tables)])
+
+
+def _unpaired_blocks(tables: StudyTables) -> list[Block]:
+    note = tables.unpaired_note()
+    return [TextBlock.of(note)] if note else []
 
 
 def _results_section(tables: StudyTables) -> Section:
@@ -126,6 +134,7 @@ def _results_section(tables: StudyTables) -> Section:
             "and seed; better in: of how many pairs."
         )
     )
+    blocks += _unpaired_blocks(tables)
     if pictures:
         caption = "Large dot and bar: mean, one deviation over seeds; small dots: means of folds."
         blocks.append(Pictures(pictures, caption))

@@ -1,4 +1,6 @@
-"""Softmax to base 2, `2^(s log2 e) / sum`, for attention in tiles: what its passes have in common.
+"""Operations shared by the tiled implementations of softmax attention.
+
+Scores and log-sum-exp are to base 2: the softmax is `2^(s log2 e) / sum`.
 
 Base 2 spares a product an entry. On a CPU, where passes over a tile are what costs, an exponential
 is a polynomial, and what is to be taken away from a row of scores goes into the product.
@@ -6,7 +8,8 @@ is a polynomial, and what is to be taken away from a row of scores goes into the
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
 from sft_jax.attention.platform import target_platform
+
+# Score of masked keys. It is finite so that a row without any key stays free of NaN.
+MASKED_SCORE = -1e30
 
 # A score up to which `2^s`, and sums of it, lose nothing without the row's largest score; and a
 # value up to which their products stay finite.
@@ -98,3 +104,53 @@ def exp2(x: Float32[Array, "*axes"]) -> Float32[Array, "*axes"]:
         power = power * fraction + coefficient
     bits = jax.lax.bitcast_convert_type(power, jnp.int32) + (whole.astype(jnp.int32) << 23)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def over_heads(function: Callable[..., Any], heads: Any, rows: Any, samples: Any) -> Any:
+    """`function` over the heads of all samples: one after the other on a CPU, else all together.
+
+    A CPU takes every head from where it lies and writes it to where it belongs, so that not even
+    transposed copies of query, key and value are held.
+
+    Args:
+        function: of the three others for one head of one sample; returns a triple of trees like
+            them.
+        heads: arrays `[b, t, h, e]`, for the function `[t, e]`.
+        rows: arrays `[b, h, t]`, for the function `[t]`.
+        samples: arrays `[b, ...]`, for the function `[...]`; those returned are summed over heads.
+    """
+    b, _, h, _ = jax.tree.leaves(heads)[0].shape
+    if target_platform() != "cpu":
+        of_sample = jax.vmap(function, in_axes=(1, 0, None), out_axes=(1, 0, 0))
+        heads, rows, samples = jax.vmap(of_sample)(heads, rows, samples)
+        return heads, rows, jax.tree.map(lambda x: x.sum(axis=1), samples)
+
+    def pick(x, sample, head, axis):
+        x = jax.lax.dynamic_index_in_dim(x, sample, keepdims=False)
+        return x if axis is None else jax.lax.dynamic_index_in_dim(x, head, axis, keepdims=False)
+
+    def one(i):
+        inputs = ((heads, 1), (rows, 0), (samples, None))
+        return function(
+            *(
+                jax.tree.map(lambda x, axis=axis: pick(x, i // h, i % h, axis), tree)
+                for tree, axis in inputs
+            )
+        )
+
+    def step(i, totals):
+        parts = one(i)
+        n, head = i // h, i % h
+        return (
+            jax.tree.map(lambda total, x: total.at[n, :, head].set(x), totals[0], parts[0]),
+            jax.tree.map(lambda total, x: total.at[n, head].set(x), totals[1], parts[1]),
+            jax.tree.map(lambda total, x: total.at[n].add(x), totals[2], parts[2]),
+        )
+
+    like = jax.eval_shape(one, 0)
+    totals = (
+        jax.tree.map(lambda x: jnp.zeros((b, x.shape[0], h, x.shape[1]), x.dtype), like[0]),
+        jax.tree.map(lambda x: jnp.zeros((b, h, *x.shape), x.dtype), like[1]),
+        jax.tree.map(lambda x: jnp.zeros((b, *x.shape), x.dtype), like[2]),
+    )
+    return jax.lax.fori_loop(0, b * h, step, totals)
