@@ -281,10 +281,10 @@ def test_a_damaged_best_is_an_error_where_it_cannot_be_written_again(
     for _ in range(2):
         with pytest.raises(
             CheckpointError,
-            match=r"best/6/state/_METADATA.*damaged.*remove 6 from .*best to go on",
+            match=r"best/6/state/_METADATA.*damaged.*remove 6 from .*best to resume",
         ):
             resume(tmp_path, abstract)
-    with pytest.raises(CheckpointError, match=r"what there is \(step 8\) with --checkpoint=last"):
+    with pytest.raises(CheckpointError, match=r"evaluate step 8 with --checkpoint=last"):
         resume(tmp_path, abstract)
     kept = shutil.copytree(folder / "last", tmp_path / "kept")
     for step in (7, 8):
