@@ -21,7 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.attention.dense import Attention
-from sft_jax.attention.fixed_blocks import arrange, lay_out, make_pattern, slot_of, split
+from sft_jax.attention.fixed_blocks import arrange, make_pattern, make_slots, slot_of, split
 from sft_jax.attention.fixed_tiles import backward_head, forward_head
 from sft_jax.attention.tiled_softmax import MASKED_SCORE, over_heads
 
@@ -55,7 +55,7 @@ def fixed_attention(
         ConfigError: `stride` or `expressivity` is below 1.
     """
     pattern = make_pattern(stride, expressivity)
-    slots = lay_out(key_mask, query.shape[0], query.shape[1] - 1, pattern)
+    slots = make_slots(key_mask, query.shape[0], query.shape[1] - 1, pattern)
     if query_weights is not None:
         query_weights = jax.lax.stop_gradient(query_weights) / query.shape[2]
         if slots.mask is not None:
@@ -92,7 +92,7 @@ def fixed_attention_of(
         ConfigError: `stride` or `expressivity` is below 1.
     """
     pattern = make_pattern(stride, expressivity)
-    slots = lay_out(key_mask, key.shape[0], key.shape[1] - 1, pattern)
+    slots = make_slots(key_mask, key.shape[0], key.shape[1] - 1, pattern)
     if key.shape[1] == 1:
         return jnp.zeros_like(query)
     rows = functools.partial(_rows_of_sample, pattern=pattern)

@@ -52,7 +52,7 @@ def make_pattern(stride: int, expressivity: int) -> Pattern:
     return Pattern(stride, min(stride, expressivity))
 
 
-def lay_out(mask, b, t: int, pattern: Pattern) -> Slots:
+def make_slots(mask, b, t: int, pattern: Pattern) -> Slots:
     """Lays out `b` samples of `t` tokens with mask `[b, t+1]`, or None if all are real.
 
     `b` may be symbolic, as in a program exported for any batch size.

@@ -56,7 +56,7 @@ def compaction(real: Array, target: Array) -> Moves:
     return Moves(bits[:, None], tuple(-(1 << k) for k in steps))
 
 
-def then_back(moves: Moves, start: Array, gap: Array, most: int) -> Moves:
+def append_backward_move(moves: Moves, start: Array, gap: Array, most: int) -> Moves:
     """Then also moves tokens from `start` `[b, 1]` on back by `gap` `[b, 1]`, at most `most`."""
     place, first = jnp.arange(moves.bits.shape[-1]), len(moves.shifts)
     bits, steps = moves.bits[:, 0], range(most.bit_length())

@@ -18,7 +18,7 @@ from sft_jax.attention.fixed_blocks import Pattern, ragged
 from sft_jax.attention.platform import target_platform
 from sft_jax.attention.tiled_softmax import MASKED_SCORE
 from sft_jax.attention.tpu import tpu_kernels
-from sft_jax.attention.tpu.lane_moves import Moves, bounded, compaction, move, then_back
+from sft_jax.attention.tpu.lane_moves import Moves, append_backward_move, bounded, compaction, move
 from sft_jax.attention.tpu.tpu_dense import attend, pad_to, round_up
 from sft_jax.attention.tpu.tpu_kernels import LANES, Keys, Tiling
 
@@ -50,7 +50,7 @@ class _Layout(NamedTuple):
         slots &= total > 0
         # Tokens to the front, then those of the incomplete block to its end.
         to_slots = compaction(real, jnp.cumsum(real, axis=1) - 1)
-        to_slots = bounded(then_back(to_slots, start, gap, stride - 1), real, slots)
+        to_slots = bounded(append_backward_move(to_slots, start, gap, stride - 1), real, slots)
         block, within = slot // stride, slot % stride
         summaries = jnp.broadcast_to((within >= pattern.local) & (block < blocks), (b, size))
         count = blocks * pattern.summary
@@ -74,7 +74,7 @@ class _Layout(NamedTuple):
         summaries = move(in_slots, self.to_far)[..., : self.count]
         return pad_to(jnp.concatenate([summaries, of_cls], axis=-1), self.far, axis=2)
 
-    def of_far(self, far):
+    def summaries_to_slots(self, far):
         """Puts summaries `[b, 1, far]` back into slots `[b, 1, size]`, zero elsewhere."""
         return move(pad_to(far[..., : self.count], self.size, axis=2), self.to_far, back=True)
 
@@ -151,7 +151,7 @@ def kernel_fixed_attention(
         return tokens, None
     by_far, by_near = saliency
     own_map, cls_map = (x.sum(axis=1, keepdims=True) * of_cls_weights for x in cls_maps)
-    by_slot = by_near + layout.of_far(by_far) + cls_map
+    by_slot = by_near + layout.summaries_to_slots(by_far) + cls_map
     by_token = layout.back(by_slot, by_far[..., last] + own_map)
     return tokens, by_token[:, 0]
 
