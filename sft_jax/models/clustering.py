@@ -92,7 +92,7 @@ def _merge_round(tokens, sizes, count, k, length):
     # Rank of every even token by similarity, most similar first.
     rank = jnp.argsort(jnp.argsort(-score, axis=1, stable=True), axis=1, stable=True)
     merged = rank < merges[:, None]  # [b, even]
-    moves = jax.nn.one_hot(target, t // 2) * merged[..., None]  # [b, even, odd]
+    moves = jax.nn.one_hot(target, t // 2, dtype=jnp.float32) * merged[..., None]  # [b, even, odd]
     even_size, odd_size = sizes[:, 0::2], sizes[:, 1::2]
     new_size = odd_size + _product("beo,be->bo", moves, even_size)
     total = odd_size[..., None] * tokens[:, 1::2]

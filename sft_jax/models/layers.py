@@ -126,8 +126,8 @@ class MultiHeadAttention(nn.Module):
         packed_init = nn.initializers.variance_scaling(
             1.0, "fan_avg", "uniform", in_axis=0, out_axis=(1, 2, 3)
         )
-        self.qkv_kernel = self.param("qkv_kernel", packed_init, (d, 3, h, d // h))
-        self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3, h, d // h))
+        self.qkv_kernel = self.param("qkv_kernel", packed_init, (d, 3, h, d // h), jnp.float32)
+        self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3, h, d // h), jnp.float32)
         self.out = nn.DenseGeneral(
             d, axis=(-2, -1), dtype=self.config.dtype, kernel_init=_OUT_INIT, name="out"
         )

@@ -97,7 +97,8 @@ def draw_depth(
 
 def draw_lam(keys: Key[Array, " b"], num_modalities: int, alpha: float) -> Float[Array, "m b"]:
     """Draws Beta(alpha, alpha) for every sample and modality, from one key per sample."""
-    draw = functools.partial(jax.random.beta, a=alpha, b=alpha, shape=(num_modalities,))
+    shape = (num_modalities,)
+    draw = functools.partial(jax.random.beta, a=alpha, b=alpha, shape=shape, dtype=jnp.float32)
     return jax.vmap(draw)(keys).T
 
 

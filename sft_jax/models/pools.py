@@ -62,7 +62,7 @@ def uniform(mask: Mask, keys: Keys | None) -> Score:
     if keys is None:
         keys = jnp.broadcast_to(jax.random.key(0), mask.shape[:1])
     tiny = jnp.finfo(jnp.float32).tiny
-    draw = jax.vmap(lambda key: jax.random.uniform(key, mask.shape[1:], minval=tiny))
+    draw = jax.vmap(lambda key: jax.random.uniform(key, mask.shape[1:], jnp.float32, minval=tiny))
     rank = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     return jnp.take_along_axis(draw(keys), rank, axis=1)
 

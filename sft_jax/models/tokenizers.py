@@ -74,8 +74,9 @@ class Tokenizer(Layer):
                 x = to_tubelets(x, spec.frame, spec.tubelet)
             z = dense(d, dtype, "proj")(x)
         init = nn.initializers.normal(self.config.style.embedding_std)
-        cls = self.param("cls", init, (1, 1, d)).astype(dtype)
-        positions = self.param("positions", init, (1, spec.num_tokens + 1, d)).astype(dtype)
+        cls = self.param("cls", init, (1, 1, d), jnp.float32).astype(dtype)
+        shape = (1, spec.num_tokens + 1, d)
+        positions = self.param("positions", init, shape, jnp.float32).astype(dtype)
         z = jnp.concatenate([jnp.broadcast_to(cls, (z.shape[0], 1, d)), z], axis=1) + positions
         return z, with_cls(token_mask(mask, spec))
 

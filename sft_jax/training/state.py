@@ -40,7 +40,7 @@ def example_inputs(specs: tuple[ModalitySpec, ...]) -> tuple[dict, dict]:
         if spec.tokenizer == "token":
             inputs[spec.name] = jnp.zeros((1, spec.length), jnp.int32)
         else:
-            inputs[spec.name] = jnp.zeros((1, spec.length, spec.feature_dim))
+            inputs[spec.name] = jnp.zeros((1, spec.length, spec.feature_dim), jnp.float32)
         mask[spec.name] = jnp.ones((1, spec.length), bool)
     return inputs, mask
 
@@ -56,7 +56,7 @@ def state_initializer(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=optimizer.init(params),
-            lr_scale=jnp.ones(()),
+            lr_scale=jnp.ones((), jnp.float32),
         )
 
     return init
