@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from sft_jax.config.modality import ModalitySpec
+from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.randomness import Seed
 from sft_jax.training.sharding import parameter_shardings
 from sft_jax.types import Leaf
@@ -50,6 +51,7 @@ def state_initializer(
 ) -> Callable[[], TrainState]:
     """A function of nothing that draws the first state; to be traced, not called eagerly."""
 
+    @standard_promotion
     def init() -> TrainState:
         params = model.init(jax.random.key(seed), *example_inputs(model.modalities))["params"]
         return TrainState(

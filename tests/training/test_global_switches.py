@@ -1,5 +1,6 @@
 """JAX's global switches, which a user's own program may have set, change no model and no run."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -21,7 +22,19 @@ from sft_jax.training.step import compile_train_step
 from sft_jax.types import ModalitySpec
 
 
-SWITCHES = {"x64": lambda: jax.enable_x64(True)}
+@contextlib.contextmanager
+def checking_switches():
+    """Every switch that makes JAX check or compute more strictly, at once."""
+    with (
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.debug_nans(True),
+        jax.default_matmul_precision("highest"),
+    ):
+        yield
+
+
+SWITCHES = {"x64": lambda: jax.enable_x64(True), "checks": checking_switches}
 
 
 @pytest.fixture(scope="module")
