@@ -46,9 +46,8 @@ def augment(
     signs |= dict.fromkeys(config.mirror_axial, -axes)
 
     def one_sample(sample, sample_mask, key):
-        mirrored = False
-        if signs:
-            mirrored = jax.random.bernoulli(jax.random.fold_in(key, _MIRROR), jnp.float32(0.5))
+        mirror_key = jax.random.fold_in(key, _MIRROR)
+        mirrored = jax.random.bernoulli(mirror_key, jnp.float32(0.5)) if signs else False
         rotation = random_rotation(jax.random.fold_in(key, 0), config.rotation_degrees)
         result = {}
         for i, name in enumerate(sorted(sample)):
