@@ -2,8 +2,8 @@
 
 Scores and log-sum-exp are to base 2: the softmax is `2^(s log2 e) / sum`.
 
-Base 2 spares a product an entry. On a CPU, where passes over a tile are what costs, an exponential
-is a polynomial, and what is to be taken away from a row of scores goes into the product.
+Base 2 saves one multiplication per entry. On a CPU, where passes over a tile dominate, the
+exponential is a polynomial, and subtracting a number per row is part of the product.
 """
 
 import functools
@@ -18,20 +18,20 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from sft_jax.attention.platform import target_platform
 
-# Score of masked keys. It is finite so that a row without any key stays free of NaN.
+# Score of masked keys; finite, so that a row without any key has no NaN.
 MASKED_SCORE = -1e30
 
-# A score up to which `2^s`, and sums of it, lose nothing without the row's largest score; and a
-# value up to which their products stay finite.
+# Largest score for which `2^s` and sums of it need no shift by the row maximum, and largest value
+# for which their products stay finite.
 _SMALL_SCORE = 32.0
 _SMALL_VALUE = 2.0**64
-_LEAST = -126  # exponent of the least normal number of float32
+_LEAST = -126  # exponent of the smallest normal float32
 
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def scaled(query: Float[Array, "*axes e"]) -> Float[Array, "*axes e"]:
-    """Queries whose products with keys are scores to base 2, with scale `e^-0.5`."""
+    """Scales queries so that their products with keys are base-2 scores, with scale `e^-0.5`."""
     return query * (query.shape[-1] ** -0.5 * math.log2(math.e))
 
 
@@ -40,14 +40,14 @@ def are_small(
     keys: Sequence[Float[Array, "..."]],
     values: Sequence[Float[Array, "..."]],
 ) -> Bool[Array, ""]:
-    """Whether no row's largest score needs to be taken away before the exponential.
+    """Whether the exponential is safe without subtracting the row maximum.
 
-    No score exceeds the product of the largest norms (Cauchy and Schwarz).
+    No score exceeds the product of the largest norms (Cauchy-Schwarz).
 
     Args:
-        queries: scaled.
-        keys: parts of them, `[..., e]`.
-        values: parts of them.
+        queries: Scaled queries.
+        keys: Parts of the keys, `[..., e]`.
+        values: Parts of the values.
     """
 
     def longest(x):
@@ -61,9 +61,9 @@ def are_small(
 def product_less(
     rows: Float[Array, "*axes r e"], columns: Float[Array, "*axes k e"], less: Float[Array, "..."]
 ) -> Float32[Array, "*axes r k"]:
-    """`rows columns' - less`, `less` one number a row.
+    """Computes `rows columns' - less`, with one number of `less` per row.
 
-    On a CPU one more column of a float32 product is cheaper than one more pass over the tile.
+    On a CPU, one more column of a float32 product is cheaper than another pass over the tile.
     """
     if target_platform() == "cpu" and rows.dtype == jnp.float32:
         rows = jnp.concatenate([rows, -less[..., None]], axis=-1)
@@ -73,9 +73,9 @@ def product_less(
 
 
 def _coefficients(degree: int) -> np.ndarray:
-    """Of a polynomial close to `2^f` on `[-1/2, 1/2]` and equal to it at 0, lowest first.
+    """Coefficients, lowest first, of a polynomial near `2^f` on `[-1/2, 1/2]`, exact at 0.
 
-    The Taylor series of `(2^f - 1) / f`, cut off in Chebyshev's basis rather than in powers.
+    The Taylor series of `(2^f - 1) / f`, truncated in the Chebyshev basis instead of in powers.
     """
     taylor = [math.log(2) ** k / math.factorial(k) for k in range(1, 20)]
     chebyshev = np.polynomial.Polynomial(taylor).convert(
@@ -85,12 +85,12 @@ def _coefficients(degree: int) -> np.ndarray:
     return np.append(1.0, quotient.coef)
 
 
-# Within 2.1e-7 of 2^f, less than two roundings of float32; one degree more takes longer.
+# Within 2.1e-7 of 2^f, less than two float32 roundings; a higher degree is slower.
 _COEFFICIENTS = _coefficients(5)
 
 
 def exp2(x: Float32[Array, "*axes"]) -> Float32[Array, "*axes"]:
-    """`2^x` to float32's precision, for `x` below 128; what is below -126 counts as that.
+    """`2^x` in float32 precision for `x` below 128, clipped at -126 from below.
 
     On a CPU the polynomial takes about a third of the time of XLA's own function.
     """
@@ -107,17 +107,17 @@ def exp2(x: Float32[Array, "*axes"]) -> Float32[Array, "*axes"]:
 
 
 def over_heads(function: Callable[..., Any], heads: Any, rows: Any, samples: Any) -> Any:
-    """`function` over the heads of all samples: one after the other on a CPU, else all together.
+    """Maps `function` over samples and heads: sequentially on a CPU, otherwise vectorised.
 
-    A CPU takes every head from where it lies and writes it to where it belongs, so that not even
-    transposed copies of query, key and value are held.
+    A CPU reads and writes every head in place, so that no transposed copies of query, key and value
+    are held.
 
     Args:
-        function: of the three others for one head of one sample; returns a triple of trees like
-            them.
-        heads: arrays `[b, t, h, e]`, for the function `[t, e]`.
-        rows: arrays `[b, h, t]`, for the function `[t]`.
-        samples: arrays `[b, ...]`, for the function `[...]`; those returned are summed over heads.
+        function: Function of `heads`, `rows` and `samples` for one head of one sample, which
+            returns a triple of the same structure.
+        heads: Arrays `[b, t, h, e]`, passed as `[t, e]`.
+        rows: Arrays `[b, h, t]`, passed as `[t]`.
+        samples: Arrays `[b, ...]`, passed as `[...]`; returned ones are summed over heads.
     """
     b, _, h, _ = jax.tree.leaves(heads)[0].shape
     if target_platform() != "cpu":

@@ -18,9 +18,10 @@ from sft_jax.config.model import BlockStyle, ModelConfig
 from sft_jax.models.blocks import make_block
 from sft_jax.models.mixup import Mixer
 
-Keys = Key[Array, " b"]  # one random key per sample, so that nothing depends on the device count
+# One random key per sample, so that results do not depend on the number of devices.
+Keys = Key[Array, " b"]
 _EPSILON = 1e-5
-# Of a scan over layers: parameters, and whatever else a caller collects, get a leading layer axis.
+# For a scan over layers: parameters and other collections get a leading layer axis.
 OF_EVERY_LAYER: dict[str, Any] = {
     "variable_axes": {"params": 0, "intermediates": 0},
     "split_rngs": {"params": True},
@@ -29,7 +30,7 @@ OF_EVERY_LAYER: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What every block of a model is made with; hashable, so that modules can hold it."""
+    """Settings shared by all blocks of a model; hashable, so that modules can hold it."""
 
     embed_dim: int
     num_heads: int
@@ -44,7 +45,7 @@ class BlockConfig:
 
     @classmethod
     def from_model(cls, config: ModelConfig) -> "BlockConfig":
-        """The blocks' share of a `ModelConfig`."""
+        """Takes the settings of blocks from a `ModelConfig`."""
         return cls(
             embed_dim=config.embed_dim,
             num_heads=config.num_heads,
@@ -60,20 +61,20 @@ class BlockConfig:
 
     @property
     def dense(self) -> "BlockConfig":
-        """The same with dense attention, for sequences that are not one modality's tokens."""
+        """The same settings with dense attention, for sequences of several modalities."""
         return dataclasses.replace(self, attention="dense")
 
 
 def fold_in(keys: Keys | None, data: int | Int[Array, ""]) -> Keys | None:
-    """A new stream of per-sample keys, or None (no randomness) from None."""
+    """Derives a new stream of per-sample keys; None (no randomness) stays None."""
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def dropout(x: Float[Array, "b *rest"], rate: float, keys: Keys | None) -> Float[Array, "b *rest"]:
     """Zeroes entries at `rate` and rescales the others; the identity without keys.
 
-    Draws 8 random bits an entry, a quarter of what a float takes, since on a CPU drawing them costs
-    as much as the layer; so the rate is rounded to 1 / 256.
+    Draws 8 random bits per entry, a quarter of a float, since on a CPU drawing costs as much as the
+    layer. The rate is therefore rounded to multiples of 1 / 256.
     """
     if keys is None or rate == 0.0:
         return x
@@ -93,14 +94,14 @@ class LayerNorm(nn.Module):
     """Layer norm over the last axis, computed in float32.
 
     Attributes:
-        affine: whether there is a learned scale and bias.
+        affine: Whether there are a learned scale and bias.
     """
 
     affine: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
-        """Normalises `x`; the result has its dtype."""
+        """Normalises `x`, keeping its dtype."""
         norm = nn.LayerNorm(
             epsilon=_EPSILON,
             dtype=jnp.float32,
@@ -112,9 +113,9 @@ class LayerNorm(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Projections around an attention, one packed kernel for query, key and value.
+    """Multi-head attention with one packed kernel for query, key and value.
 
-    `config.attention` says which one: `dense`, or `fixed` for self-attention with CLS in front.
+    `config.attention` is `dense`, or `fixed` for self-attention with CLS in front.
     """
 
     config: BlockConfig
@@ -125,8 +126,8 @@ class MultiHeadAttention(nn.Module):
         packed_init = nn.initializers.variance_scaling(
             1.0, "fan_avg", "uniform", in_axis=0, out_axis=(1, 2, 3)
         )
-        self.qkv_kernel = self.param("qkv_kernel", packed_init, (d, 3, h, d // h))
-        self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3, h, d // h))
+        self.qkv_kernel = self.param("qkv_kernel", packed_init, (d, 3, h, d // h), jnp.float32)
+        self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3, h, d // h), jnp.float32)
         self.out = nn.DenseGeneral(
             d, axis=(-2, -1), dtype=self.config.dtype, kernel_init=_OUT_INIT, name="out"
         )
@@ -138,7 +139,7 @@ class MultiHeadAttention(nn.Module):
         query_weights: Float[Array, "b q"] | None = None,
         context: Float[Array, "b k d"] | None = None,
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b k"] | None]:
-        """Attention from `x` to `context`, or to itself; returns also the keys' saliency."""
+        """Attends from `x` to `context`, or to itself; also returns the saliency of the keys."""
         fixed = context is None and self.config.attention == "fixed"
         if fixed and kernel_takes(x.shape[1] - 1, make_pattern(**self._pattern())):
             return self._fixed_kernel(x, key_mask, query_weights)
@@ -196,7 +197,7 @@ class MultiHeadAttention(nn.Module):
     def _project(self, x, parts):
         dtype = self.config.dtype
         kernel, bias = self.qkv_kernel[:, parts], self.qkv_bias[parts]
-        # [b, t, d] x [d, parts, h, e] -> [b, t, parts, h, e], from which every use cuts its part.
+        # [b, t, d] x [d, parts, h, e] -> [b, t, parts, h, e], sliced where it is used.
         packed = jnp.einsum("btd,dshe->btshe", x, kernel.astype(dtype)) + bias.astype(dtype)
         return tuple(packed[:, :, i] for i in range(packed.shape[2]))
 
@@ -204,7 +205,7 @@ class MultiHeadAttention(nn.Module):
         dtype = self.config.dtype
 
         def project(x, parts):
-            # One product each: slices of a packed one would be copied for the kernels.
+            # Separate products, since slices of a packed one would be copied for the kernels.
             return [
                 jnp.einsum("bdt,dhe->bhet", x, self.qkv_kernel[:, part].astype(dtype))
                 + self.qkv_bias[part].astype(dtype)[..., None]
@@ -252,9 +253,9 @@ class AttentionResidual(nn.Module):
         query_weights: Float[Array, "b q"] | None = None,
         context: Float[Array, "b k d"] | None = None,
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b k"] | None]:
-        """The new tokens and, where asked for by `query_weights`, the saliency of the keys.
+        """Returns the new tokens and, if `query_weights` are given, the saliency of the keys.
 
-        Keys and values come from `context`, under the same norm, where it is given.
+        Keys and values come from `context`, if given, under the same norm.
         """
         context = None if context is None else self.norm(context)
         update, saliency = self.attention(self.norm(z), key_mask, query_weights, context)
@@ -279,7 +280,7 @@ class AttentionResidual(nn.Module):
 
 
 class MlpResidual(nn.Module):
-    """`z + dropout(W2 act(dropout(W1 LN(z))))`, with the order of the authors' code."""
+    """`z + dropout(W2 act(dropout(W1 LN(z))))`, in the order of the authors' code."""
 
     config: BlockConfig
 
@@ -304,7 +305,7 @@ class EncoderBlock(Layer):
     def __call__(
         self, z: Float[Array, "b t d"], key_mask: Bool[Array, "b t"], keys: Keys | None
     ) -> Float[Array, "b t d"]:
-        """Returns the new tokens; masked ones are not attended to and mean nothing."""
+        """Returns the new tokens; masked ones are not attended to, and are undefined."""
         z, _ = AttentionResidual(self.config, name="attention")(z, key_mask, fold_in(keys, 0))
         return MlpResidual(self.config, name="mlp")(z, fold_in(keys, 1))
 
@@ -323,7 +324,7 @@ class EncoderStack(nn.Module):
         keys: Keys | None,
         mixer: Mixer | None = None,
     ) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
-        """The tokens after the last block, and their mask, which `mixer` may have widened.
+        """Returns the tokens after the last block, and their mask, which `mixer` may widen.
 
         `mixer` is called after every block with the block's position in the stack.
         """

@@ -11,11 +11,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sft_jax.tasks.base import Task
+from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.sharding import BATCH, put_batch
 from sft_jax.training.step import ApplyFn
 from sft_jax.types import Batch
 
 
+@standard_promotion
 def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn, task: Task) -> dict[str, Any]:
     """Outputs, answers, metrics and kept tokens of every row; deterministic.
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.files.json_files import anything, integer, map_of, nullable, number, record
 from sft_jax.training.optimizer import Plateau
+from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.randomness import Seed
 from sft_jax.training.sharding import parameter_shardings
 from sft_jax.types import Leaf
@@ -82,7 +83,7 @@ def example_inputs(specs: tuple[ModalitySpec, ...]) -> tuple[dict, dict]:
         if spec.tokenizer == "token":
             inputs[spec.name] = jnp.zeros((1, spec.length), jnp.int32)
         else:
-            inputs[spec.name] = jnp.zeros((1, spec.length, spec.feature_dim))
+            inputs[spec.name] = jnp.zeros((1, spec.length, spec.feature_dim), jnp.float32)
         mask[spec.name] = jnp.ones((1, spec.length), bool)
     return inputs, mask
 
@@ -92,13 +93,14 @@ def state_initializer(
 ) -> Callable[[], TrainState]:
     """Returns a function that draws the first state; to be traced rather than called eagerly."""
 
+    @standard_promotion
     def init() -> TrainState:
         params = model.init(jax.random.key(seed), *example_inputs(model.modalities))["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=optimizer.init(params),
-            lr_scale=jnp.ones(()),
+            lr_scale=jnp.ones((), jnp.float32),
         )
 
     return init

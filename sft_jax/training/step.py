@@ -25,6 +25,7 @@ from sft_jax.tasks.base import Sum, Task
 from sft_jax.training.augment import augment, hide
 from sft_jax.training.mixing import MixupPlan, draw_mixup
 from sft_jax.training.optimizer import LearningRate
+from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.randomness import Seed, sample_keys, stream_keys
 from sft_jax.training.sharding import AXES, BATCH, parameter_shardings, path_name, split_axes
 from sft_jax.training.state import TrainState
@@ -150,6 +151,7 @@ def _gather(split: Mapping[str, int], path: str, x: jax.Array) -> jax.Array:
     return jax.lax.all_gather(x, "fsdp", axis=x.ndim + split[path], tiled=True)
 
 
+@standard_promotion
 def shard_gradients(
     params: Any,
     step: jax.Array,
@@ -222,6 +224,7 @@ def _sum_over(axes: Sequence[str], sums: Any, split: Mapping[str, int]) -> Any:
     return grads, restore(vector)
 
 
+@standard_promotion
 def apply_gradients(
     state: TrainState, grads: Any, metrics: Metrics, *, config: StepConfig
 ) -> tuple[TrainState, Metrics]:

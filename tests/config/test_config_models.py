@@ -23,7 +23,7 @@ def test_one_list_of_models():
     assert len(set(registry.MODELS.values())) == len(registry.MODELS)
 
 
-@pytest.mark.parametrize("options", set(OPTIONS.values()))
+@pytest.mark.parametrize("options", dict.fromkeys(OPTIONS.values()))
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_model_takes_options_of_its_own_type(name, options):
     # Empty options stand for the defaults of any model.

@@ -1,4 +1,4 @@
-"""Multimodal bottleneck transformer (arXiv 2107.00135), the paper's strongest options."""
+"""Multimodal bottleneck transformer (arXiv 2107.00135), the strongest baseline of the paper."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -90,13 +90,13 @@ def _options(config: ModelConfig) -> MbtOptions:
 
 
 class BottleneckLayer(nn.Module):
-    """One block of every modality, each on its own tokens and the bottleneck.
+    """One block per modality, each on its own tokens and the bottleneck tokens.
 
     Attributes:
-        names: of the modalities.
-        config: of the blocks.
-        exchange: `sequential` hands the bottleneck from one modality to the next; `average` gives
-            all the same and takes the mean of what they make of it (arXiv 2107.00135, equation 9).
+        names: Names of the modalities.
+        config: Settings of the blocks.
+        exchange: `sequential` passes the bottleneck from one modality to the next; `average` gives
+            all modalities the same and averages their updates (arXiv 2107.00135, equation 9).
     """
 
     names: tuple[str, ...]
@@ -107,7 +107,7 @@ class BottleneckLayer(nn.Module):
     def __call__(
         self, state: State, masks: tuple[Bool[Array, "b _"], ...], keys: Keys | None
     ) -> State:
-        """From tokens and bottleneck to new ones; a missing modality leaves the bottleneck be."""
+        """Updates tokens and bottleneck; a missing modality leaves the bottleneck unchanged."""
         tokens, bottleneck = state
         real = jnp.ones(bottleneck.shape[:2], bool)
         out, proposals, presents = [], [], []

@@ -45,7 +45,7 @@ class CrossBlock(Layer):
 
 
 class CrossStack(nn.Module):
-    """`depth` crossmodal blocks compiled as one loop; the source stays as it was tokenized."""
+    """`depth` crossmodal blocks compiled as one loop, always attending to the tokenized source."""
 
     config: BlockConfig
     depth: int
@@ -71,9 +71,9 @@ class CrossStack(nn.Module):
 
 
 class CrossmodalTransformer(FusionModel):
-    """Every modality attends to every other one; what comes of it is read once more, then joined.
+    """Every modality attends to every other one; self-attention reads the result before the head.
 
-    A single modality attends to itself, so that any number of modalities is a model.
+    A single modality attends to itself.
 
     Blocks have an affine norm and an MLP of ratio 4 with ReLU in every preset.
     """
@@ -101,7 +101,7 @@ class CrossmodalTransformer(FusionModel):
             own = fold_in(keys, i)
             streams = []
             for j, source in enumerate([name for name in tokens if name != target] or [target]):
-                # By position, since names could run into each other.
+                # Named by position, since joined names could collide.
                 at = list(tokens).index(source)
                 cross = CrossStack(block, self.config.num_pre_layers, name=f"cross_{i}_{at}")
                 stream = cross(tokens[target], tokens[source], masks[source], fold_in(own, j))

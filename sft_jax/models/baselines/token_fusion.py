@@ -1,4 +1,4 @@
-"""Baselines that fuse nothing, late, or at once (arXiv 2111.11992, section 4.2)."""
+"""Baselines without fusion, with late and with early fusion (arXiv 2111.11992, section 4.2)."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ class Unimodal(FusionModel):
 
     @staticmethod
     def check(modalities: tuple[ModalitySpec, ...], config: ModelConfig):
-        """Raises `ConfigError` where the modality or its window is not there, or does not fit."""
+        """Raises `ConfigError` if the modality or its window is missing or does not fit."""
         spec = _only(modalities, config)
         _check_window(config, spec, spec.num_tokens)
 
@@ -146,7 +146,7 @@ class Concat(FusionModel):
 
 
 def present_cls(mask: Bool[Array, "b t"]) -> Bool[Array, "b t"]:
-    """A modality's token mask in which CLS is real only where one of its tokens is."""
+    """Token mask of a modality, in which CLS is real only if one of its tokens is."""
     return mask.at[:, 0].set(mask[:, 1:].any(axis=1))
 
 
@@ -165,7 +165,7 @@ def _only(modalities: tuple[ModalitySpec, ...], config: ModelConfig) -> Modality
 
 
 def _window(config: ModelConfig, spec: ModalitySpec) -> int:
-    """0 where neither the baseline nor the modality has one."""
+    """Window of the baseline or the modality; 0 if neither has one."""
     assert isinstance(config.options, UnimodalOptions | ConcatOptions)
     return config.options.window or spec.window or 0
 
