@@ -14,6 +14,7 @@ from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, Duration, ModelConfig, TaskConfig, TrainConfig
 from sft_jax.config.study import Setting, Study
+from sft_jax.reports.report_writer import write_report
 from sft_jax.runs.metric_log import MetricLog
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.results import Results
@@ -179,7 +180,8 @@ def test_it_goes_through_all_commands(monkeypatch, tmp_path):
     assert evaluation.predictions["value"].shape == (8, 1)
     predictor = load(workdir)
     records = list(evaluation.session.source.split("test"))
-    prediction = predictor.predict({"m0": np.stack([r["inputs"]["m0"] for r in records])})
+    inputs, mask = (np.stack([r[part]["m0"] for r in records]) for part in ("inputs", "mask"))
+    prediction = predictor.predict({"m0": inputs, "mask/m0": mask})
     expected = evaluation.predictions["value"]
     np.testing.assert_allclose(prediction.answers["value"], expected, atol=1e-5)
     assert {"id", "value"} <= prediction.entries().keys()
@@ -202,5 +204,4 @@ def test_it_goes_through_all_commands(monkeypatch, tmp_path):
     (stored,) = folder.predictions("a").values()
     assert stored["value"].shape == (2, 8, 1)
     np.testing.assert_array_equal(stored["true_value"], evaluation.predictions["true_value"])
-    report_dir = tmp_path / "report"
-    write_report([workdir], report_dir)
+    assert write_report([workdir]).is_file()
