@@ -1,6 +1,5 @@
 """Classifies arrays: `python -m sft_jax.predict --workdir=runs/x --input=x.npz --output=y.npz`."""
 
-from collections import Counter
 from pathlib import Path
 
 from absl import flags
@@ -19,7 +18,7 @@ _DEVICES = cli.define_devices()
 
 
 def main():
-    """Writes ids, probabilities, classes and kept tokens; prints how often each class came up."""
+    """Writes the predictions and prints a summary."""
     entries = load_entries(_INPUT.value)
     predictor = load(cli.path(_WORKDIR), _CHECKPOINT.value)
     table = predictor.table(entries, _INPUT.value)
@@ -28,8 +27,7 @@ def main():
     prediction = predictor.predict_table(table)
     output = Path(_OUTPUT.value)
     prediction.save(output)
-    counts = Counter(prediction.class_names[i] for i in prediction.predicted)
-    print(f"{len(table)} samples: {', '.join(f'{n} {name}' for name, n in counts.most_common())}")
+    print(f"{len(table)} samples: {predictor.task.summary(prediction.answers)}")
     print(f"written: {output}")
 
 

@@ -10,18 +10,23 @@ from absl import flags
 from sft_jax import cli
 from sft_jax.reports.seed_spread import spread_rows
 from sft_jax.reports.text_tables import format_table
+from sft_jax.runs.run_files import read_config
+from sft_jax.tasks import from_config
 
 _WORKDIRS = flags.DEFINE_list(
     "workdirs", None, "Evaluated runs, named <setting>-<seed>.", required=True
 )
 _SPLIT = flags.DEFINE_string("split", "test", "Split that was evaluated.")
-_METRIC = flags.DEFINE_string("metric", "top1", "Metric to compare.")
+_METRIC = flags.DEFINE_string(
+    "metric", None, "Metric to compare; the main metric of the runs' task if not given."
+)
 
 
 def main():
     """Prints the table."""
     workdirs = [Path(name).expanduser() for name in _WORKDIRS.value]
-    print(format_table(spread_rows(workdirs, _SPLIT.value, _METRIC.value)))
+    metric = _METRIC.value or from_config(read_config(workdirs[0])).main_metric
+    print(format_table(spread_rows(workdirs, _SPLIT.value, metric)))
 
 
 if __name__ == "__main__":

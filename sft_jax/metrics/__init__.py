@@ -1,1 +1,1 @@
-"""Exact scores over a whole split, computed on the host in float64."""
+"""Exact scores over a split, computed on the host in float64."""

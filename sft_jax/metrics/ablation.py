@@ -1,4 +1,4 @@
-"""How much a trained model leans on each modality: its scores with one of them taken away."""
+"""Ablation of modalities: scores of a trained model with one of them masked."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -9,25 +9,22 @@ from jaxtyping import Shaped
 from sft_jax.metrics.bootstrap import estimates
 from sft_jax.types import Batch
 
-# From outputs and how often each sample counts to `{metric: value}`.
+# (outputs, how often each sample counts) -> `{metric: value}`.
 Score = Callable[[Mapping[str, np.ndarray], np.ndarray], Mapping[str, float]]
 
 
 def without(batches: Iterable[Batch], modality: str) -> Iterator[Batch]:
-    """Batches in which no sample has a real step of `modality`.
-
-    A sample with nothing else in it becomes a padding row, since there is nothing to classify.
-    """
+    """Masks a modality in batches; samples without another one become padding rows."""
     for batch in batches:
         masks = {**batch["mask"], modality: np.zeros_like(batch["mask"][modality])}
         inputs = {**batch["inputs"], modality: np.zeros_like(batch["inputs"][modality])}
-        left = np.any([mask.any(axis=1) for mask in masks.values()], axis=0)
+        has_input = np.any([mask.any(axis=1) for mask in masks.values()], axis=0)
         yield Batch(
             inputs=inputs,
             mask=masks,
             target=batch["target"],
-            weight=np.where(left, batch["weight"], 0).astype(batch["weight"].dtype),
-            id=np.where(left, batch["id"], -1).astype(batch["id"].dtype),
+            weight=np.where(has_input, batch["weight"], 0).astype(batch["weight"].dtype),
+            id=np.where(has_input, batch["id"], -1).astype(batch["id"].dtype),
         )
 
 
@@ -42,24 +39,23 @@ def ablation(
     seed: int = 0,
     replicates: int = 1000,
 ) -> dict[str, Any]:
-    """What the model loses without each modality: the content of `ablation_<split>.json`.
+    """Scores without each modality: the content of `ablation_<split>.json`.
 
     Args:
-        complete: outputs of `evaluation.collect` on the split.
-        ablated: the same by the modality that was taken away; samples that had no other one are
-            not there.
-        score: Metrics of some outputs, whose samples may count several times.
-        split: its name.
-        step: of the optimizer.
-        groups: name of each sample's group, for the bootstrap to draw.
-        seed: draws the bootstrap.
-        replicates: of the bootstrap.
+        complete: Outputs on the split.
+        ablated: Outputs by the modality that was masked, without samples that have no other one.
+        score: Function that scores outputs whose samples may count several times.
+        split: Name of the split.
+        step: Optimizer steps that the model has taken.
+        groups: Group of each sample; the bootstrap then resamples groups.
+        seed: Seed of the bootstrap.
+        replicates: Number of bootstrap replicates.
 
     Returns:
         `split`, `step`, `num_samples`, `resampled` ("sample" or "group") and `without`: for each
-        modality `num_samples`, `left_out` (samples that had nothing else), `metrics` and
-        `difference` to the complete input on the same samples, each of the latter
-        `{metric: {value, low, high}}`, from the same draws.
+        modality `num_samples`, `left_out` (samples without another modality), `metrics`, and their
+        `difference` to the complete input on the same samples, both `{metric: {value, low, high}}`
+        from the same bootstrap replicates.
     """
     rows = {}
     metrics = tuple(score(complete, np.ones(len(complete["id"]), np.int64)))
@@ -100,13 +96,13 @@ def _compared(
         return {part: dict.fromkeys(metrics, nothing) for part in ("metrics", "difference")}
 
     def both(times: np.ndarray) -> np.ndarray:
-        own, reference = (
+        values, reference = (
             np.array(list(score(rows, times).values())) for rows in (outputs, complete)
         )
-        return np.concatenate([own, own - reference])
+        return np.concatenate([values, values - reference])
 
-    found = estimates(both, count, groups=groups, **bootstrap)
+    results = estimates(both, count, groups=groups, **bootstrap)
     return {
-        "metrics": dict(zip(metrics, found, strict=False)),
-        "difference": dict(zip(metrics, found[len(metrics) :], strict=True)),
+        "metrics": dict(zip(metrics, results, strict=False)),
+        "difference": dict(zip(metrics, results[len(metrics) :], strict=True)),
     }

@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals of statistics over samples, or over groups of them."""
+"""Percentile bootstrap intervals of statistics, over samples or groups of samples."""
 
 from collections.abc import Callable
 
@@ -16,33 +16,36 @@ def bootstrap_draws(
     groups: Shaped[np.ndarray, " n"] | None = None,
     replicates: int = 1000,
 ) -> Float[np.ndarray, "replicates ..."]:
-    """A statistic, or several at once, on resampled samples; arguments as `bootstrap_interval`.
+    """Values of one or several statistics on resampled data; see `bootstrap_interval`.
 
     Raises:
-        DataError: fewer than two groups (or samples), or not one group a sample.
+        DataError: There are fewer than two groups (or samples), or not one group per sample.
     """
     member = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     units = int(np.max(member)) + 1 if n else 0
     if units < 2 or len(member) != n:
         raise DataError(
             f"bootstrap: found {units} groups over {len(member)} samples, expected at least 2 over "
-            f"{n}; give one group a sample, or state no interval"
+            f"{n}; give one group per sample, or state no interval"
         )
     rng = np.random.default_rng(seed)
-    drawn = []
+    draws = []
     for _ in range(replicates):
         times = np.bincount(rng.integers(0, units, units), minlength=units)
-        drawn.append(statistic(times[member]))
-    return np.array(drawn, np.float64)
+        draws.append(statistic(times[member]))
+    return np.array(draws, np.float64)
 
 
 def interval_of(
     draws: Float[np.ndarray, " replicates"], level: float = 0.95
 ) -> tuple[float, float]:
-    """The middle `level` of the draws; NaN draws are left out, and all NaN gives NaN ends.
+    """Percentile interval that covers `level` of the draws; NaN draws are ignored.
+
+    Returns:
+        The lower and the upper end; NaN if all draws are.
 
     Raises:
-        DataError: a level that is not between 0 and 1.
+        DataError: The level is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise DataError(f"bootstrap: found level {level}, expected it between 0 and 1, e.g. 0.95")
@@ -64,26 +67,26 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic over `n` samples (Efron, 1979).
 
-    Whole groups are drawn with replacement where `groups` is given: overlapping windows of one
-    recording are not independent, and an interval that drew them one by one would be too narrow.
-    The interval covers the choice of samples alone, not that of the training seed.
+    With `groups`, entire groups are resampled: overlapping windows of a recording are not
+    independent, and resampling them separately would give intervals that are too narrow. The
+    interval covers the choice of samples, not that of the training seed.
 
     Args:
-        statistic: a value per sample, whose mean is meant, or a function from how often each sample
-            was drawn (`[n]`, whole numbers) to the statistic. It returns NaN where the statistic is
-            undefined (a correlation of one sample drawn `n` times); such draws are left out.
-        n: number of samples.
-        seed: equal seeds draw equal samples, whatever the statistic.
-        level: probability covered.
-        groups: name of each sample's group.
-        replicates: resamplings.
+        statistic: Value of each sample, to take the mean of; or a function from how often each
+            sample was drawn (integers `[n]`) to the statistic, NaN if undefined. Undefined draws,
+            such as the correlation of one sample drawn `n` times, are ignored.
+        n: Number of samples.
+        seed: Seed; equal seeds draw equal samples for any statistic.
+        level: Coverage of the interval.
+        groups: Group of each sample.
+        replicates: Number of resampled data sets.
 
     Returns:
-        The lower and the upper end; NaN where the statistic is undefined on every draw.
+        The lower and the upper end; NaN if the statistic is undefined in every draw.
 
     Raises:
-        DataError: fewer than two groups (or samples), values that are not `n`, or a level that is
-            not between 0 and 1.
+        DataError: There are fewer than two groups (or samples), the number of values is not `n`, or
+            the level is not between 0 and 1.
     """
     if not callable(statistic):
         values = np.asarray(statistic, np.float64)
@@ -105,19 +108,19 @@ def estimates(
     groups: Shaped[np.ndarray, " n"] | None = None,
     replicates: int = 1000,
 ) -> list[dict[str, float | None]]:
-    """Value and 95 % interval of several statistics on the same draws, in plain numbers.
+    """Values and 95 % intervals of several statistics on the same draws.
 
     Args:
-        statistic: from how often each sample counts, `[n]`, to the statistics, `[k]`; NaN where one
-            is undefined.
-        n: number of samples.
-        seed: see `bootstrap_interval`.
-        groups: see `bootstrap_interval`.
-        replicates: see `bootstrap_interval`.
+        statistic: Function from how often each sample counts `[n]` to the statistics `[k]`; NaN
+            marks undefined ones.
+        n: Number of samples.
+        seed: See `bootstrap_interval`.
+        groups: See `bootstrap_interval`.
+        replicates: See `bootstrap_interval`.
 
     Returns:
-        `k` times `{value, low, high}`: None for a value that is undefined, and for the ends of an
-        interval where the value is undefined or there are fewer than two groups (or samples).
+        `{value, low, high}` of each statistic. An undefined value is None; so are the ends if the
+        value is undefined or there are fewer than two groups (or samples).
     """
     values = np.asarray(statistic(np.ones(n, np.int64)), np.float64)
     ends = [(float("nan"), float("nan"))] * len(values)
@@ -128,9 +131,9 @@ def estimates(
 
 
 def estimate(value: float, low: float, high: float) -> dict[str, float | None]:
-    """`{value, low, high}` in plain numbers: None for what is undefined or infinite.
+    """Returns `{value, low, high}`, with None for an undefined or infinite value.
 
-    An interval is stated whole or not at all, and never around a value that is not there.
+    The ends are both None if one of them or the value is undefined or infinite.
     """
     if not np.isfinite([value, low, high]).all():
         return {"value": value if np.isfinite(value) else None, "low": None, "high": None}

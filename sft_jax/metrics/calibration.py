@@ -1,7 +1,6 @@
-"""Do probabilities mean what they say? Reliability and expected calibration error.
+"""Calibration: reliability and expected calibration error (Guo et al. 2017, arXiv 1706.04599).
 
-Confidence is the probability of the class that is named. Bins are of equal width, `(low, high]`,
-as in Guo et al. 2017 (arXiv 1706.04599).
+Confidence is the probability of the predicted class. Bins have equal width, `(low, high]`.
 """
 
 from typing import NamedTuple
@@ -16,23 +15,23 @@ NUM_BINS = 15
 
 
 class Reliability(NamedTuple):
-    """Samples by their confidence.
+    """Samples binned by their confidence.
 
     Attributes:
-        edges: `[bins + 1]` of the bins, from 0 to 1.
-        count: `[bins]` samples.
-        confidence: `[bins]` their mean confidence, NaN where there is none.
-        accuracy: `[bins]` their top-1 as a fraction, NaN where there is none.
+        edges: Edges of the bins `[bins + 1]`, from 0 to 1.
+        count: Number of samples `[bins]`.
+        confidence: Mean confidence `[bins]`, NaN in empty bins.
+        accuracy: Accuracy `[bins]`, NaN in empty bins.
     """
 
     edges: np.ndarray
-    count: np.ndarray  # type: ignore[assignment]  # tuple.count, which nobody needs here
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count
     confidence: np.ndarray
     accuracy: np.ndarray
 
     @property
     def error(self) -> float:
-        """Mean gap between confidence and accuracy of the bins, weighted by their samples."""
+        """Expected calibration error: mean gap of confidence and accuracy, weighted by samples."""
         filled = self.count > 0
         gap = np.abs(self.confidence[filled] - self.accuracy[filled])
         return float(self.count[filled] @ gap / self.count.sum())
@@ -44,28 +43,28 @@ def reliability(
     weight: Real[Array, " n"] | None = None,
     num_bins: int = NUM_BINS,
 ) -> Reliability:
-    """Confidence and accuracy of every bin.
+    """Confidence and accuracy by bins of confidence.
 
     Args:
-        probabilities: class probabilities of each sample.
-        label: true class of each sample; anything where `weight` is 0.
-        weight: how often each row counts, 0 on padding; every row once where left out.
-        num_bins: bins between 0 and 1.
+        probabilities: Class probabilities of each sample.
+        label: True class of each sample; ignored where `weight` is 0.
+        weight: How often each row counts, 0 on padding; once if not given.
+        num_bins: Number of bins.
 
     Raises:
-        DataError: no bin, a row that is no distribution, a label that is no class, or no row that
-            counts.
+        DataError: There is no bin or no row that counts, a row is not a distribution, or a label is
+            not a class.
     """
     if num_bins < 1:
         raise DataError(f"reliability: found {num_bins} bins, expected at least 1; give more")
     probabilities, label, times = distributions(probabilities, label, weight)
-    return _binned(*named_class(probabilities, label), times, num_bins)
+    return _binned(*confidence_and_hits(probabilities, label), times, num_bins)
 
 
-def named_class(
+def confidence_and_hits(
     probabilities: Float[np.ndarray, "n c"], label: Int[Array, " n"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Confidence of each sample, and 1 where the class it names is the true one, else 0."""
+    """Confidence of each sample, and 1 if the predicted class is correct, else 0."""
     correct = probabilities.argmax(axis=1) == np.asarray(label)
     return probabilities.max(axis=1), correct.astype(np.float64)
 
@@ -76,7 +75,7 @@ def calibration_error(
     weight: Real[Array, " n"] | None = None,
     num_bins: int = NUM_BINS,
 ) -> float:
-    """Expected calibration error of samples given by `named_class`; weights as in `reliability`."""
+    """Expected calibration error from the results of `confidence_and_hits`."""
     return _binned(confidence, correct, counted(weight, len(correct)), num_bins).error
 
 

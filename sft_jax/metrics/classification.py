@@ -1,7 +1,7 @@
-"""Exact metrics over a whole split, computed on the host in float64.
+"""Exact metrics of classification over a split, computed on the host in float64.
 
-They are counted over samples, never averaged over batches, so a ragged last batch cannot bias them.
-`weight` says how often a row counts: 0 on rows that pad a batch, 1 on real ones. Letters: `n` rows,
+Metrics are counted over samples rather than averaged over batches, so a partial last batch cannot
+bias them. `weight` is how often a row counts: 0 for padding, 1 for real rows. Letters: `n` rows,
 `c` classes, `g` groups. Fractions are between 0 and 1; cross-entropy is in nats.
 """
 
@@ -18,7 +18,7 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
 class Votes(NamedTuple):
-    """Samples of a group taken together: names `[g]`, mean probabilities `[g, c]`, labels `[g]`."""
+    """Groups of samples: names `[g]`, mean probabilities `[g, c]` and labels `[g]`."""
 
     group: np.ndarray
     probabilities: np.ndarray
@@ -33,13 +33,13 @@ def top_k(
 ) -> float:
     """Fraction of samples whose class is among the `k` most probable ones.
 
-    Equal probabilities are ranked by class, lowest first, so that `k=1` agrees with `argmax`.
+    Ties are ranked by class, lowest first, so that `k=1` agrees with `argmax`.
 
     Args:
-        probabilities: class probabilities of each sample.
-        label: true class of each sample; anything where `weight` is 0.
-        k: classes that may be named.
-        weight: how often each row counts, 0 on padding; every row once where left out.
+        probabilities: Class probabilities of each sample.
+        label: True class of each sample; ignored where `weight` is 0.
+        k: Number of classes.
+        weight: How often each row counts, 0 on padding; once if not given.
 
     Raises:
         DataError: `k` is not in 1 to `c`, a row is not a distribution, a label is not a class,
@@ -56,7 +56,7 @@ def cross_entropy(
 ) -> float:
     """Mean of `-log p[label]` in nats; `p` is at least `SMALLEST_PROBABILITY`.
 
-    Arguments and errors are those of `top_k`.
+    See `top_k` for arguments and errors.
     """
     probabilities, label, times = distributions(probabilities, label, weight)
     return float(times @ sample_cross_entropy(probabilities, label) / times.sum())
@@ -68,18 +68,18 @@ def confusion_matrix(
     num_classes: int,
     weight: Real[Array, " n"] | None = None,
 ) -> Int[np.ndarray, "c c"]:
-    """Counts of samples: row = true class, column = predicted class.
+    """Counts of samples by true class (rows) and predicted class (columns).
 
     Raises:
-        DataError: a class that counts is not in 0 to `num_classes - 1`.
+        DataError: A class that counts is not in 0 to `num_classes - 1`.
     """
     times = counted(weight, len(label))
-    kept = times > 0
-    label, predicted = np.asarray(label)[kept], np.asarray(predicted)[kept]
+    is_counted = times > 0
+    label, predicted = np.asarray(label)[is_counted], np.asarray(predicted)[is_counted]
     for what, classes in (("label", label), ("predicted", predicted)):
         check_classes(what, classes, num_classes)
     cells = label.astype(np.int64) * num_classes + predicted.astype(np.int64)
-    counts = np.bincount(cells, weights=times[kept], minlength=num_classes**2)
+    counts = np.bincount(cells, weights=times[is_counted], minlength=num_classes**2)
     return counts.astype(np.int64).reshape(num_classes, num_classes)
 
 
@@ -87,7 +87,7 @@ def per_class(confusion: Int[Array, "c c"]) -> dict[str, np.ndarray]:
     """Precision, recall, F1 (fractions) and support (samples) of each class, `[c]` each.
 
     A class that is never predicted has precision 0; one that never occurs has recall 0 and support
-    0, by which it can be told apart.
+    0.
     """
     confusion = np.asarray(confusion)
     right = np.diagonal(confusion).astype(np.float64)
@@ -101,7 +101,7 @@ def per_class(confusion: Int[Array, "c c"]) -> dict[str, np.ndarray]:
 
 
 def macro_f1(confusion: Int[Array, "c c"]) -> float:
-    """Mean F1 over the classes that occur among the labels; the others are left out."""
+    """Mean F1 over the classes that occur among the labels."""
     scores = per_class(confusion)
     occurs = scores["support"] > 0
     if not occurs.any():
@@ -114,15 +114,15 @@ def majority_baseline(
     label: Int[Array, " n"],
     weight: Real[Array, " n"] | None = None,
 ) -> tuple[int, float]:
-    """What always naming the most frequent class of the training split reaches on `label`.
+    """Accuracy of always predicting the most frequent class of the training split.
 
     Args:
-        train_counts: samples of each class in the training split; ties go to the lowest class.
-        label: true classes of the split that is judged.
-        weight: how often each row counts, 0 on padding.
+        train_counts: Samples of each class in the training split; ties go to the lowest class.
+        label: True class of each sample.
+        weight: How often each row counts, 0 on padding; once if not given.
 
     Returns:
-        That class, and its top-1 as a fraction.
+        The class, and its accuracy.
     """
     times = counted(weight, len(label))
     majority = int(np.argmax(np.asarray(train_counts)))
@@ -135,30 +135,30 @@ def vote(
     group: Shaped[np.ndarray, " n"],
     weight: Real[Array, " n"] | None = None,
 ) -> Votes:
-    """Joins the samples of each group (the windows of a recording) by their mean probability.
+    """Averages the probabilities of each group, such as the windows of a recording.
 
     Args:
-        probabilities: class probabilities of each sample.
-        label: true class of each sample, the same within a group.
-        group: name of each sample's group.
-        weight: how often each row counts, 0 on padding.
+        probabilities: Class probabilities of each sample.
+        label: True class of each sample, the same within a group.
+        group: Group of each sample.
+        weight: How often each row counts, 0 on padding; once if not given.
 
     Returns:
-        One row a group, in order of the names.
+        One row per group, in order of their names.
 
     Raises:
-        DataError: samples of one group have different labels.
+        DataError: Samples of one group have different labels.
     """
     probabilities, label, times = distributions(probabilities, label, weight)
-    kept = times > 0
-    probabilities, label, times = probabilities[kept], label[kept], times[kept]
-    names, first, member = np.unique(group[kept], return_index=True, return_inverse=True)
+    is_counted = times > 0
+    probabilities, label, times = probabilities[is_counted], label[is_counted], times[is_counted]
+    names, first, member = np.unique(group[is_counted], return_index=True, return_inverse=True)
     odd = np.flatnonzero(label != label[first][member])
     if odd.size:
         name = names[member[odd[0]]]
-        found = sorted(set(label[member == member[odd[0]]].tolist()))
+        labels = sorted(set(label[member == member[odd[0]]].tolist()))
         raise DataError(
-            f"group {str(name)!r}: found labels {found}, expected one label a group; vote over "
+            f"group {str(name)!r}: found labels {labels}, expected one label per group; vote over "
             "groups that lie within one class, such as recordings"
         )
     summed = np.zeros((len(names), probabilities.shape[1]))
@@ -174,22 +174,25 @@ def softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
 
 
 def top_k_hits(probabilities: np.ndarray, label: np.ndarray, k: int) -> np.ndarray:
-    """Per sample, 1.0 where the true class is among the `k` most probable ones, else 0.0."""
+    """1.0 for each sample whose class is among the `k` most probable ones, else 0.0."""
     num_classes = probabilities.shape[1]
     if not 1 <= k <= num_classes:
         raise DataError(f"top_k: found k={k}, expected 1 to {num_classes}, the number of classes")
-    truth = np.clip(label, 0, num_classes - 1)[:, None]  # rows that do not count hold any label
-    own = np.take_along_axis(probabilities, truth, axis=1)
-    ahead = (probabilities > own) | ((probabilities == own) & (np.arange(num_classes) < truth))
+    truth = np.clip(label, 0, num_classes - 1)[
+        :, None
+    ]  # labels of rows that do not count are arbitrary
+    true_probability = np.take_along_axis(probabilities, truth, axis=1)
+    is_tie = probabilities == true_probability
+    ahead = (probabilities > true_probability) | (is_tie & (np.arange(num_classes) < truth))
     return (ahead.sum(axis=1) < k).astype(np.float64)
 
 
 def sample_cross_entropy(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Per sample, `-log p[label]` in nats."""
+    """`-log p[label]` of each sample, in nats."""
     truth = np.clip(label, 0, probabilities.shape[1] - 1)[:, None]
-    own = np.take_along_axis(probabilities, truth, axis=1)[:, 0]
-    return -np.log(np.clip(own, SMALLEST_PROBABILITY, 1.0))
+    true_probability = np.take_along_axis(probabilities, truth, axis=1)[:, 0]
+    return -np.log(np.clip(true_probability, SMALLEST_PROBABILITY, 1.0))
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+def _ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return np.divide(part, total, out=np.zeros_like(part), where=total > 0)

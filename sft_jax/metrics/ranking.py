@@ -1,7 +1,6 @@
-"""Metrics of how each class ranks the samples: average precision, ROC-AUC, d'.
+"""Ranking metrics: average precision, ROC-AUC and d', one class against the rest, macro-averaged.
 
-One class against the rest, equal weight for every class that occurs (macro). All of it is counted
-from one presorting, so that a bootstrap draw costs two passes over the scores instead of a sort.
+Scores are sorted once, so that a bootstrap draw costs two passes over them instead of a sort.
 Letters: `n` rows, `c` classes, `p` classes that occur among the labels.
 """
 
@@ -15,26 +14,27 @@ from sft_jax.metrics.bootstrap import estimate, estimates
 from sft_jax.metrics.inputs import check_classes, counted, finite
 from sft_jax.types import Array
 
-# In this order `macro` returns them; `d_prime` follows from the second.
+# In the order of `macro`; `d_prime` follows from the second.
 NAMES = ("mAP", "mAUC", "d_prime")
 
 
 class Ranked(NamedTuple):
-    """Samples sorted by falling score for each class that occurs; see `presort`.
+    """Samples sorted by descending score for each class that occurs; see `presort`.
 
-    A sample is positive for one class, its own. The positives of all classes are listed in one go,
-    `[n]`, by class and rank, and what is looked up for them is kept as places in running counts.
+    A sample is positive for its own class only. The positives of all classes form one list `[n]`,
+    by class and rank, with their positions in cumulative counts.
 
     Attributes:
-        classes: `[p]` the classes that occur.
-        order: `[p, n]` samples by falling score.
-        positive: `[n]` samples, by class and rank.
-        row: `[n]` place in `classes` of the class of each positive.
-        begin: `[p]` the first positive of each class.
-        above: `[n]` place in a flat `[p, n + 1]` of how many samples score strictly higher.
-        upto: `[n]` likewise for samples that score as high or higher.
-        through: `[n]` place in an `[n + 1]` running count of the positives that score as high or
-            higher in this class, or that belong to a class before it.
+        classes: Classes that occur `[p]`.
+        order: Samples by descending score `[p, n]`.
+        positive: Samples by class and rank `[n]`.
+        row: Position in `classes` of the class of each positive `[n]`.
+        begin: First positive of each class `[p]`.
+        above: Position in a flat `[p, n + 1]` cumulative count of the samples that score strictly
+            higher `[n]`.
+        upto: The same for samples that score as high or higher `[n]`.
+        through: Position in an `[n + 1]` cumulative count of the positives that score as high or
+            higher in this class, or belong to an earlier class `[n]`.
     """
 
     classes: np.ndarray
@@ -48,30 +48,30 @@ class Ranked(NamedTuple):
 
 
 def presort(scores: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"]) -> Ranked:
-    """Sorts once what `per_class` counts on often; every row must count and be finite."""
+    """Sorts scores for repeated use by `per_class`; every row must count and be finite."""
     n, classes = len(label), np.unique(label)
-    own_scores = scores[:, classes].T
-    order = np.argsort(-own_scores, axis=1, kind="stable")
-    ranked = np.take_along_axis(own_scores, order, axis=1)
-    # Equal scores are one threshold: they share where their run starts and where it ends.
+    class_scores = scores[:, classes].T
+    order = np.argsort(-class_scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(class_scores, order, axis=1)
+    # Equal scores are one threshold, so they share the start and the end of their run.
     new = np.ones((len(classes), n + 1), bool)
     new[:, 1:n] = ranked[:, 1:] != ranked[:, :-1]
-    place = np.arange(n + 1)
-    start = np.maximum.accumulate(np.where(new[:, :-1], place[:-1], 0), axis=1)
-    stop = np.minimum.accumulate(np.where(new[:, 1:], place[1:], n)[:, ::-1], axis=1)[:, ::-1]
-    own = label[order] == classes[:, None]
-    row = np.nonzero(own)[0]
+    position = np.arange(n + 1)
+    start = np.maximum.accumulate(np.where(new[:, :-1], position[:-1], 0), axis=1)
+    stop = np.minimum.accumulate(np.where(new[:, 1:], position[1:], n)[:, ::-1], axis=1)[:, ::-1]
+    is_positive = label[order] == classes[:, None]
+    row = np.nonzero(is_positive)[0]
     begin = np.searchsorted(row, np.arange(len(classes)))
-    seen = np.cumsum(own, axis=1)
+    seen = np.cumsum(is_positive, axis=1)
     return Ranked(
         classes=classes,
         order=order,
-        positive=order[own],
+        positive=order[is_positive],
         row=row,
         begin=begin,
-        above=row * (n + 1) + start[own],
-        upto=row * (n + 1) + stop[own],
-        through=begin[row] + seen[row, stop[own] - 1],
+        above=row * (n + 1) + start[is_positive],
+        upto=row * (n + 1) + stop[is_positive],
+        through=begin[row] + seen[row, stop[is_positive] - 1],
     )
 
 
@@ -80,20 +80,19 @@ def per_class(
 ) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
     """Average precision and ROC-AUC of each class, where sample `i` counts `times[i]` times.
 
-    Average precision is the mean, over the positives, of the precision among all samples that
-    score as high or higher (no interpolation); ROC-AUC the share of pairs of a positive and
-    another sample in which the positive scores higher, ties counting half.
+    Average precision is the mean over the positives of the precision among all samples that score
+    as high or higher, without interpolation. ROC-AUC is the share of pairs of a positive and a
+    negative in which the positive scores higher; ties count half.
 
     Args:
-        ranked: the samples, presorted.
-        times: how often each sample counts.
-        copies: whether the copies of one sample find each other in average precision, as samples
-            of equal score do (and as `sample_weight` in scikit-learn has it). A bootstrap says
-            False: a sample drawn twice would look easier to find than it is, which lifts every
-            draw, by several standard errors where a class has few samples.
+        ranked: Presorted samples.
+        times: How often each sample counts.
+        copies: Whether copies of a sample count as retrieved together in average precision, as
+            `sample_weight` does in scikit-learn. Not for a bootstrap: a sample drawn twice would
+            look easier to retrieve than it is, a bias of several standard errors in small classes.
 
     Returns:
-        `[p]` each; NaN for a class without positives, and in ROC-AUC for one without negatives.
+        `[p]` each; NaN for a class without positives, and in ROC-AUC without negatives.
     """
     total = np.zeros((len(ranked.classes), len(times) + 1))
     np.cumsum(times[ranked.order], axis=1, out=total[:, 1:])
@@ -101,27 +100,27 @@ def per_class(
     seen = np.concatenate([[0.0], np.cumsum(weight)])
     above, upto = total.ravel()[ranked.above], total.ravel()[ranked.upto]
     hits = seen[ranked.through] - seen[ranked.begin][ranked.row]
-    everything = times.sum()
+    num_samples = times.sum()
     spare = 0 if copies else np.maximum(weight - 1, 0)
     positives = np.add.reduceat(weight, ranked.begin)
     precision = np.add.reduceat(weight * (hits - spare) / np.maximum(upto - spare, 1), ranked.begin)
-    beaten = np.add.reduceat(weight * (everything - (above + upto) / 2), ranked.begin)
-    # A class's positives beat each other in half of their pairs, themselves included.
-    pairs = positives * (everything - positives)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is promised
+    beaten = np.add.reduceat(weight * (num_samples - (above + upto) / 2), ranked.begin)
+    # Positives of a class beat each other, and themselves, in half of their pairs.
+    pairs = positives * (num_samples - positives)
+    with np.errstate(invalid="ignore"):  # 0 / 0 gives the NaN of the docstring
         return precision / positives, (beaten - positives**2 / 2) / pairs
 
 
 def macro(
     ranked: Ranked, times: Int[np.ndarray, " n"], *, copies: bool = True
 ) -> Float[np.ndarray, " 2"]:
-    """Means of both over the classes where they are defined: mAP, mAUC; NaN where there is none."""
+    """Means over the classes where they are defined: mAP and mAUC, or NaN."""
     scores = (values[~np.isnan(values)] for values in per_class(ranked, times, copies=copies))
     return np.array([values.mean() if values.size else np.nan for values in scores])
 
 
 def d_prime(auc: float | None) -> float | None:
-    """`sqrt(2) * Phi^-1(auc)`; None where that is infinite (0 and 1) or `auc` is None."""
+    """`sqrt(2) * Phi^-1(auc)`; None if it is infinite (at 0 and 1) or `auc` is None."""
     if auc is None or not 0 < auc < 1:
         return None
     return float(np.sqrt(2) * ndtri(auc))
@@ -132,26 +131,26 @@ def ranking_metrics(
     label: Int[Array, " n"],
     weight: Real[Array, " n"] | None = None,
 ) -> dict[str, Any]:
-    """Macro average precision, macro one-vs-rest ROC-AUC, and the d' that belongs to it.
+    """Macro average precision, macro one-vs-rest ROC-AUC, and its d'.
 
     Args:
-        scores: of each class, larger is likelier. Logits and their softmax give different ranks:
-            a softmax divides each row by another number.
-        label: true class of each sample; anything where `weight` is 0.
-        weight: how often each row counts, 0 on padding; every row once where left out.
+        scores: Score of each class, higher if more likely. Logits and their softmax rank samples
+            differently, since softmax normalises each row.
+        label: True class of each sample; ignored where `weight` is 0.
+        weight: How often each row counts, 0 on padding; once if not given.
 
     Returns:
-        `mAP`, `mAUC`, `d_prime` (None where undefined: mAUC of one class alone, d' of a mAUC of 0
-        or 1), and `absent_classes`, the classes without a sample, which are left out.
+        `mAP`, `mAUC`, `d_prime` (None if undefined: mAUC of a single class, d' of a mAUC of 0 or
+        1), and `absent_classes`, the classes without a sample, which are excluded.
 
     Raises:
-        DataError: a score is not finite, a label is not a class, or no row counts.
+        DataError: A score is not finite, a label is not a class, or no row counts.
     """
     times = counted(weight, len(label))
-    scores, label, kept = finite("scores", scores, times), np.asarray(label), times > 0
-    check_classes("label", label[kept], scores.shape[1])
-    ranked = presort(scores[kept], label[kept])
-    precision, auc = (None if np.isnan(x) else float(x) for x in macro(ranked, times[kept]))
+    scores, label, is_counted = finite("scores", scores, times), np.asarray(label), times > 0
+    check_classes("label", label[is_counted], scores.shape[1])
+    ranked = presort(scores[is_counted], label[is_counted])
+    precision, auc = (None if np.isnan(x) else float(x) for x in macro(ranked, times[is_counted]))
     absent = sorted(set(range(scores.shape[1])) - set(ranked.classes.tolist()))
     return {"mAP": precision, "mAUC": auc, "d_prime": d_prime(auc), "absent_classes": absent}
 
@@ -164,13 +163,13 @@ def ranking_estimates(
 ) -> dict[str, dict[str, float | None]]:
     """`{value, low, high}` of each of `NAMES`; every row counts.
 
-    d' grows with mAUC, so the ends of its interval are those of mAUC, put into its formula.
+    d' increases with mAUC, so the ends of its interval follow from those of mAUC.
 
     Args:
-        scores: see `ranking_metrics`.
-        label: true class of each sample.
-        groups: see `bootstrap.bootstrap_interval`.
-        bootstrap: its `seed` and `replicates`.
+        scores: See `ranking_metrics`.
+        label: True class of each sample.
+        groups: See `bootstrap.bootstrap_interval`.
+        bootstrap: `seed` and `replicates` of `bootstrap.bootstrap_interval`.
     """
     ranked = presort(scores, label)
 

@@ -1,20 +1,20 @@
-"""Metrics of sentiment, a number in about [-3, 3] that may also have been rounded into classes.
+"""Metrics of sentiment, a number in about [-3, 3] that may be rounded to classes.
 
-*Regression view*: a predicted number against the true one. *Classification view* (the paper's): a
-predicted class against the rounded truth. The names carry the definition:
+The regression view compares predicted and true numbers. The classification view, which the paper
+uses, compares the predicted class with the rounded truth. Definitions by name:
 
 - `mae`: mean absolute error; `corr`: Pearson's correlation.
 - `acc7`, `acc5`: both clipped to +-3 (+-2), rounded half to even, and equal.
-- `acc2_nonzero`: prediction > 0 and truth > 0 agree, samples whose truth is 0 left out.
-- `acc2_has0`: the same with those samples, whose truth then counts as not positive.
+- `acc2_nonzero`: prediction > 0 and truth > 0 agree, over samples whose truth is not 0.
+- `acc2_has0`: the same over all samples; a truth of 0 counts as not positive.
 - `acc2_nonneg`: prediction >= 0 and truth >= 0 agree, over all samples.
-- `acc2` (classification): rounded prediction >= 0 and rounded truth >= 0 agree, samples whose
-  rounded truth is 0 left out. With the classes -3 to 3: class index >= 3.
-- `f1`, `f1_nonzero`, `f1_has0`, `f1_nonneg`: F1 of both answers in the same setting, weighted by
-  how often each was *predicted*. That is what the field's numbers hold, whose code hands the
-  predictions to `sklearn.metrics.f1_score` in the place of the truth.
+- `acc2` (classification): rounded prediction >= 0 and rounded truth >= 0 agree, over samples whose
+  rounded truth is not 0. With the classes -3 to 3: class index >= 3.
+- `f1`, `f1_nonzero`, `f1_has0`, `f1_nonneg`: F1 of both signs in the same setting, weighted by how
+  often each is *predicted*. Published numbers are computed this way, by code that passes the
+  predictions to `sklearn.metrics.f1_score` as the truth.
 
-Here `weight` may be any whole numbers, so that a bootstrap draw is one more call.
+`weight` may be any whole numbers, so that a bootstrap draw is one call.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def correlation(
     truth: Float[Array, " n"],
     weight: Real[Array, " n"] | None = None,
 ) -> float | None:
-    """Pearson's correlation; None where either side is constant."""
+    """Pearson's correlation; None if either side is constant."""
     predicted, truth, times = _checked(predicted, truth, weight)
     predicted, truth = predicted[times > 0], truth[times > 0]
     if np.ptp(predicted) == 0 or np.ptp(truth) == 0:
@@ -57,10 +57,10 @@ def correlation(
     times = times[times > 0]
     predicted = predicted - times @ predicted / times.sum()
     truth = truth - times @ truth / times.sum()
-    product, own, other = (
+    covariance, *variances = (
         times @ (a * b) for a, b in ((predicted, truth), (predicted, predicted), (truth, truth))
     )
-    return float(product / np.sqrt(own) / np.sqrt(other))
+    return float(covariance / np.sqrt(variances[0]) / np.sqrt(variances[1]))
 
 
 def rounded_accuracy(
@@ -80,12 +80,12 @@ def binary_scores(
     truth: Bool[np.ndarray, " n"],
     times: Int[np.ndarray, " n"],
 ) -> tuple[float | None, float | None]:
-    """Accuracy, and F1 of both answers weighted by how often each was predicted.
+    """Accuracy, and F1 of both signs weighted by how often each is predicted; None without samples.
 
     Args:
-        predicted: the answer given.
-        truth: the right one.
-        times: how often each sample counts; None comes back where none does.
+        predicted: Predicted sign of each sample.
+        truth: True sign of each sample.
+        times: How often each sample counts.
     """
     cells = np.bincount(2 * truth + predicted, weights=times, minlength=4).reshape(2, 2)
     right, called, support = np.diagonal(cells), cells.sum(axis=0), cells.sum(axis=1)
@@ -100,15 +100,15 @@ def regression_view(
     truth: Float[Array, " n"],
     weight: Real[Array, " n"] | None = None,
 ) -> dict[str, float | None]:
-    """Every metric of `REGRESSION`, by name; None where undefined (see the top of this module).
+    """Every metric of `REGRESSION`, by name; None if undefined.
 
     Args:
-        predicted: sentiment of each sample as predicted.
-        truth: the true one.
-        weight: how often each row counts, 0 on padding; every row once where left out.
+        predicted: Predicted sentiment of each sample.
+        truth: True sentiment of each sample.
+        weight: How often each row counts, 0 on padding; once if not given.
 
     Raises:
-        DataError: a number that counts is not finite, or no row counts.
+        DataError: A number that counts is not finite, or no row counts.
     """
     predicted, truth, times = _checked(predicted, truth, weight)
     above, positive = predicted > 0, truth > 0
@@ -132,15 +132,15 @@ def classification_view(
     truth: Real[Array, " n"],
     weight: Real[Array, " n"] | None = None,
 ) -> dict[str, float | None]:
-    """Every metric of `CLASSIFICATION`, by name; None where every rounded truth is 0.
+    """Every metric of `CLASSIFICATION`, by name; None if every rounded truth is 0.
 
     Args:
-        predicted: sentiment of the predicted class of each sample (class index - 3 for 7 classes).
-        truth: the true sentiment, or that of the true class.
-        weight: how often each row counts, 0 on padding; every row once where left out.
+        predicted: Sentiment of the predicted class of each sample (class index - 3 for 7 classes).
+        truth: True sentiment of each sample, or that of the true class.
+        weight: How often each row counts, 0 on padding; once if not given.
 
     Raises:
-        DataError: a number that counts is not finite, or no row counts.
+        DataError: A number that counts is not finite, or no row counts.
     """
     predicted, truth, times = _checked(predicted, truth, weight)
     predicted, truth = np.rint(predicted), np.rint(truth)
@@ -156,24 +156,23 @@ def sentiment_block(
     groups: np.ndarray | None,
     bootstrap: dict[str, int],
 ) -> dict[str, Any] | None:
-    """Both views of a classifier whose classes are steps of sentiment; every row counts.
+    """Both views of a classifier whose classes are levels of sentiment; every row counts.
 
-    The regression view judges the expected value `sum_c p_c * class_values[c]`, the classification
+    The regression view scores the expected value `sum_c p_c * class_values[c]`, the classification
     view the value of the most probable class.
 
     Args:
-        probabilities: class probabilities of each sample.
-        value: true sentiment of each sample, not rounded; None where the data have none.
-        class_values: sentiment that each class stands for.
-        train_counts: samples of each class in the training split, for the baseline.
-        groups: see `bootstrap.bootstrap_interval`.
-        bootstrap: its `seed` and `replicates`.
+        probabilities: Class probabilities of each sample.
+        value: True sentiment of each sample, not rounded; None if the data have none.
+        class_values: Sentiment of each class.
+        train_counts: Samples of each class in the training split, for the baseline.
+        groups: See `bootstrap.bootstrap_interval`.
+        bootstrap: `seed` and `replicates` of `bootstrap.bootstrap_interval`.
 
     Returns:
-        None without `value`, else `{value, low, high, majority, num_samples, left_out}` by name of
-        the metric. `majority` is what always giving one answer reaches, the most frequent in the
-        training split by the value of its classes: the class for `mae`, `acc7`, `acc5`, the sign
-        for the others.
+        None without `value`, else `{value, low, high, majority, num_samples, left_out}` by metric.
+        `majority` is the score of a constant prediction, the most frequent in the training split:
+        its class for `mae`, `acc7` and `acc5`, its sign for the others.
     """
     if value is None:
         return None
@@ -205,7 +204,7 @@ def sentiment_block(
 def _majority(
     values: np.ndarray, train_counts: np.ndarray, truth: np.ndarray
 ) -> dict[str, float | None]:
-    """Each metric of a constant answer; ties go to the lowest class and to the negative sign."""
+    """Each metric of a constant prediction; ties go to the lowest class and the negative sign."""
 
     def sign(positive: np.ndarray, negative: np.ndarray) -> float:
         return 1.0 if train_counts[positive].sum() > train_counts[negative].sum() else -1.0

@@ -147,12 +147,15 @@ def read_ablation(path: Path) -> dict[str, Any]:
     return read_stored(path, _ABLATION, _ABLATE)
 
 
-def read_predictions(path: Path, specs: Sequence[ModalitySpec]) -> dict[str, np.ndarray]:
+def read_predictions(
+    path: Path, specs: Sequence[ModalitySpec], classes: bool = True
+) -> dict[str, np.ndarray]:
     """Reads a `predictions_<split>.npz`.
 
     Args:
         path: Path of the file.
         specs: Modalities of the run.
+        classes: Whether the run predicts classes, whose labels and probabilities are checked.
 
     Raises:
         DataError: Entries are missing, have other shapes, or do not belong to this run.
@@ -162,23 +165,25 @@ def read_predictions(path: Path, specs: Sequence[ModalitySpec]) -> dict[str, np.
     def entry(name: str, num_axes: int, kinds: str) -> np.ndarray:
         return checked_entry(path, entries, name, num_axes, kinds, _REMEDY)
 
-    label = entry("label", 1, "iu")
-    arrays = {
-        "probabilities": entry("probabilities", 2, "f"),
-        "id": entry("id", 1, "iuU"),
-        "group": entry("group", 1, "iuU"),
-    }
+    arrays = {"id": entry("id", 1, "iuU"), "group": entry("group", 1, "iuU")}
+    if classes:
+        arrays |= {
+            "label": entry("label", 1, "iu"),
+            "probabilities": entry("probabilities", 2, "f"),
+        }
+    size = len(arrays["label" if classes else "id"])
     num_tokens = {f"kept/{spec.name}/indices": spec.num_tokens for spec in specs}
     arrays |= {name: entry(name, 2, "iu") for name in num_tokens if name in entries}
     for name, array in arrays.items():
-        if len(array) != len(label) or not len(label):
-            found = f"{len(array)} rows for {len(label)} labels"
-            raise misfit(path, name, found, "one row for each label", _REMEDY)
+        if len(array) != size or not size:
+            found = f"{len(array)} rows for {size} samples"
+            raise misfit(path, name, found, "one row for each sample", _REMEDY)
     for name, count in num_tokens.items():
         if name in arrays and arrays[name].size:
             low, high = arrays[name].min(), arrays[name].max()
             if low < -1 or high >= count:
                 expected = f"-1 to {count - 1}"
                 raise misfit(path, name, f"tokens {low} to {high}", expected, _REMEDY)
-    check_distributions(path, arrays["probabilities"], label, _REMEDY)
+    if classes:
+        check_distributions(path, arrays["probabilities"], arrays["label"], _REMEDY)
     return entries

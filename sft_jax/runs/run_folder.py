@@ -57,7 +57,9 @@ class Run:
         paths = {split: self.workdir / f"predictions_{split}.npz" for split in self.splits}
         specs = self.config.modalities
         return {
-            split: read_predictions(path, specs) for split, path in paths.items() if path.is_file()
+            split: read_predictions(path, specs, classes="class_names" in self.data)
+            for split, path in paths.items()
+            if path.is_file()
         }
 
     @functools.cached_property
@@ -96,7 +98,7 @@ def read_run(workdir: Path) -> Run:
     run = Run(
         workdir=workdir,
         config=read_config(workdir),
-        data=read_data(workdir, "class_names", "modalities", "counts"),
+        data=read_data(workdir, "modalities"),
         records=read_metrics(workdir / LOG_NAME),
         evaluations=read_evaluations(workdir),
     )
@@ -106,8 +108,10 @@ def read_run(workdir: Path) -> Run:
 
 def _check_class_counts(run: Run):
     """Raises `DataError` unless all files agree on the number of classes."""
+    if "class_names" not in run.data:
+        return
     expected = len(run.data["class_names"])
-    for split, counts in run.data["counts"].items():
+    for split, counts in run.data.get("counts", {}).items():
         if len(counts) != expected:
             raise DataError(
                 f"{run.workdir / 'data.json'}: counts.{split}: found {len(counts)} classes, "

@@ -162,10 +162,16 @@ def write_fold_predictions(path: Path, arrays: Mapping[str, np.ndarray]):
 def read_fold_predictions(path: Path, num_classes: int) -> dict[str, np.ndarray]:
     """Reads the predictions of a setting on a fold.
 
+    Args:
+        path: Path of the file.
+        num_classes: Number of classes; 0 if the task has none, whose answers are not checked.
+
     Raises:
         DataError: Entries are missing, have other shapes, or are no distributions.
     """
     entries = read_npz(path, REMEDY)
+    if not num_classes:
+        return entries
     seed, label, probabilities = (
         entries.get(name, np.zeros(())) for name in ("seed", "label", "probabilities")
     )

@@ -1,4 +1,4 @@
-"""The splits of a fold in memory, for runs that are trained together."""
+"""Folds of a study: their splits in memory, and conditions applied to them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,38 +14,36 @@ from sft_jax.data.sources import Source
 from sft_jax.training.session import Session
 from sft_jax.types import Batch, ConfigError
 
-# Folds lie side by side in the memory of every device.
+# Every device holds all folds in memory.
 LARGEST_BYTES = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """The data of a fold.
+    """Data of a fold.
 
     Attributes:
-        name: of the fold.
-        splits: every record of `train`, `valid` and `test` as one batch; none of an empty split.
-        group: of each test record.
-        ids: of each test record.
-        class_names: of the data.
-        test_units: what is held out for testing, such as subjects.
-        source_sha256: SHA-256 of the file it is from, empty where there is none.
+        name: Name of the fold.
+        splits: All records of `train`, `valid` and `test` as one batch each; no empty splits.
+        group: Group of each test record.
+        ids: Id of each test record.
+        test_units: Units held out for testing, such as subjects.
+        source_sha256: SHA-256 of the source file; empty if there is none.
     """
 
     name: str
     splits: dict[str, Batch]
     group: np.ndarray
     ids: np.ndarray
-    class_names: tuple[str, ...]
     test_units: tuple[str, ...]
     source_sha256: str
 
     @classmethod
     def of(cls, name: str, session: Session) -> "Fold":
-        """Reads a prepared source whole.
+        """Reads all records of a prepared source.
 
         Raises:
-            ConfigError: it is too large for that.
+            ConfigError: The data are too large.
         """
         info = session.source.info
         size = sum(info.num_records.values()) * info.record_bytes
@@ -70,25 +68,24 @@ class Fold:
             splits=splits,
             group=np.asarray(session.source.groups("test")),
             ids=np.asarray(session.source.ids("test")),
-            class_names=info.class_names,
             test_units=info.split_units.get("test", ()),
             source_sha256=info.source_sha256,
         )
 
 
 class FoldReader:
-    """Opens and reads each fold once, however many settings see it."""
+    """Opens and reads each fold once for all settings."""
 
     def __init__(self):
         self._sources: dict[Any, Source] = {}
         self._folds: dict[Any, Fold] = {}
 
     def __call__(self, name: str, config: Config) -> tuple[Session, Fold]:
-        """The session of a configuration, and its data as fold `name`.
+        """Returns the session of a configuration, and its data as fold `name`.
 
         Raises:
-            ConfigError: settings that do not fit the data, or data too large.
-            DataError: data that cannot be used.
+            ConfigError: The settings do not fit the data, or the data are too large.
+            DataError: The data cannot be used.
         """
         session = Session.open(config, source=self._sources.get(config.data))
         self._sources[config.data] = session.source
@@ -99,16 +96,16 @@ class FoldReader:
         return session, self._folds[key]
 
 
-def under(condition: Condition, batch: Batch, seed: int = 0) -> Batch:
-    """A split with what the condition takes away masked, the same for every caller.
+def apply_condition(condition: Condition, batch: Batch, seed: int = 0) -> Batch:
+    """Masks what a condition removes from a split; deterministic.
 
     Args:
-        condition: what to take away.
-        batch: `[n, ...]`.
-        seed: of the places of gaps.
+        condition: Condition to apply.
+        batch: Records of a split `[n, ...]`.
+        seed: Seed for the positions of gaps.
 
     Raises:
-        ConfigError: the batch has no such modality.
+        ConfigError: The batch lacks a modality of the condition.
     """
     unknown = set(condition.missing) - set(batch["mask"])
     if unknown:
@@ -132,16 +129,16 @@ def under(condition: Condition, batch: Batch, seed: int = 0) -> Batch:
 
 
 def _gaps(real: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """One stretch of each row, of that share of its real time steps."""
+    """An interval in each row that covers a share of its unmasked time steps."""
     lengths = real.sum(axis=1)
     sizes = np.round(share * lengths).astype(int)
     starts = np.floor(random.random(len(real)) * (lengths - sizes + 1)).astype(int)
-    order = np.cumsum(real, axis=1) - 1  # position among the real steps
+    order = np.cumsum(real, axis=1) - 1  # position among the unmasked time steps
     return (order >= starts[:, None]) & (order < (starts + sizes)[:, None]) & real
 
 
 def rows_of(batches: Sequence[Int[np.ndarray, " _"]], batch_size: int) -> np.ndarray:
-    """Positions of several runs' batches as `[r, b]`, -1 where a batch is short."""
+    """Positions of the batches of several runs as `[r, b]`, filled up with -1."""
     rows = np.full((len(batches), batch_size), -1, np.int32)
     for row, positions in zip(rows, batches, strict=True):
         row[: len(positions)] = positions

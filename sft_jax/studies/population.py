@@ -1,10 +1,10 @@
-"""Many runs of one shape, trained together: the step of one run, mapped over all of them.
+"""Populations: runs of one shape that are trained together by mapping the step of a single run.
 
-The runs of a population share the compiled program, and differ in their seed, the fold of the data
-they see, and the order they see it in. Letters: `r` runs, `g` folds, `n` records of a split.
+The runs share the compiled program, and differ in their seed, their fold of the data, and the order
+of its records. Letters: `r` runs, `g` folds, `n` records of a split.
 
-A run takes the very steps it would take alone: the same keys, and the same rows in the same order.
-Devices share the runs among them, each with a copy of the data, so that none waits for another.
+Each run takes the same steps as if trained alone: the same keys, and the same rows in the same
+order. Runs are distributed over the devices, each with a copy of the data, so no device waits.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ from sft_jax.training.step import Metrics, StepConfig, train_step
 from sft_jax.types import Batch, Leaf
 
 RUNS = PartitionSpec("runs")
-_EVERYWHERE = PartitionSpec()
+_REPLICATED = PartitionSpec()
 
 
 @flax.struct.dataclass
 class Members:
-    """Who the runs are.
+    """Seeds and folds of the runs.
 
     Attributes:
-        seed: `[r]` of each run.
-        fold: `[r]` position of its data in the stacked splits.
+        seed: Seed of each run `[r]`.
+        fold: Position of its data in the stacked splits `[r]`.
     """
 
     seed: Leaf
@@ -41,7 +41,7 @@ class Members:
 
 
 def stack_folds(folds: Sequence[Batch]) -> Batch:
-    """One split of every fold as one batch `[g, n, ...]`; short ones are padded with weight 0."""
+    """Stacks a split of every fold into a batch `[g, n, ...]`, padded with weight 0."""
     size = max(len(fold["weight"]) for fold in folds)
 
     def stack(*leaves):
@@ -52,12 +52,12 @@ def stack_folds(folds: Sequence[Batch]) -> Batch:
 
 
 def take_rows(split: Batch, fold: Int[Array, ""], rows: Int[Array, " b"]) -> Batch:
-    """The batch of `rows` of a fold; a row of -1 is padding, as `collate` pads.
+    """Takes a batch of rows from a fold; a position of -1 gives a padding row.
 
     Args:
-        split: of `stack_folds`.
-        fold: which one.
-        rows: positions in it.
+        split: Result of `stack_folds`.
+        fold: Position of the fold.
+        rows: Positions in the fold.
     """
     real = rows >= 0
     batch = jax.tree.map(lambda x: x[fold, jnp.maximum(rows, 0)], split)
@@ -74,17 +74,17 @@ class Population:
     """Compiled functions of a population.
 
     Attributes:
-        mesh: of one axis, `runs`.
+        mesh: Mesh with one axis, `runs`.
         create: `(members) -> states [r, ...]`.
         step: `(states, members, data, rows [r, b]) -> (states, metrics [r])`; states are donated.
-        logits: `(params, members, data, rows [r, s, b]) -> [r, s, b, c]`, batch after batch.
-        keep: `(kept, params, better [r]) -> kept`, with the parameters of runs that got better.
+        outputs: `(params, members, data, rows [r, s, b]) -> [r, s, b, o]`, batch by batch.
+        keep: `(best, params, better [r]) -> best`, updated for the runs that are better.
     """
 
     mesh: Mesh
     create: Callable[[Members], TrainState]
     step: Callable[[TrainState, Members, Batch, Array], tuple[TrainState, Metrics]]
-    logits: Callable[[Any, Members, Batch, Array], Array]
+    outputs: Callable[[Any, Members, Batch, Array], Array]
     keep: Callable[[Any, Any, Array], Any]
 
     @classmethod
@@ -95,15 +95,14 @@ class Population:
         devices: Sequence[jax.Device] | None = None,
         vectorized: bool | None = None,
     ) -> "Population":
-        """Compiles, at the first call of each, what one run does.
+        """Maps the functions of a single run over all runs; each compiles at its first call.
 
         Args:
-            config: of the step; its seed is that of each member instead.
-            init: the first state of a seed, which may be traced.
-            devices: to share the runs; all of them where left out.
-            vectorized: whether the runs of a device are one batched computation or follow each
-                other. Where left out they follow each other on CPUs, where products with an axis
-                of runs in front are slower than one after the other.
+            config: Configuration of the step; each run replaces its seed.
+            init: Function from a seed, which may be traced, to the first state.
+            devices: Devices to use; all by default.
+            vectorized: Whether the runs of a device are batched or take turns. By default they take
+                turns on CPUs, where batched matrix products are slower.
         """
         devices = jax.devices() if devices is None else list(devices)
         mesh = jax.make_mesh(
@@ -114,23 +113,23 @@ class Population:
             return init(member.seed)
 
         def step(state, member, rows, data):
-            own = dataclasses.replace(config, seed=member.seed)
-            return train_step(state, take_rows(data, member.fold, rows), config=own)
+            run_config = dataclasses.replace(config, seed=member.seed)
+            return train_step(state, take_rows(data, member.fold, rows), config=run_config)
 
-        def logits(params, member, rows, data):
+        def outputs(params, member, rows, data):
             def one_batch(rows):
                 batch = take_rows(data, member.fold, rows)
                 return config.apply(params, batch["inputs"], batch["mask"], None).logits
 
             return jax.lax.map(one_batch, rows)
 
-        def keep(kept, params, better):
-            return jax.tree.map(lambda old, new: jnp.where(better, new, old), kept, params)
+        def keep(best, params, better):
+            return jax.tree.map(lambda old, new: jnp.where(better, new, old), best, params)
 
         if vectorized is None:
             vectorized = devices[0].platform != "cpu"
         each = functools.partial(_over_runs, mesh, vectorized)
-        steps, all_logits = each(step, 3), each(logits, 3)
+        steps, all_outputs = each(step, 3), each(outputs, 3)
         return cls(
             mesh=mesh,
             create=jax.jit(each(create, 1)),
@@ -138,30 +137,30 @@ class Population:
                 lambda states, members, data, rows: steps(states, members, rows, data),
                 donate_argnums=0,
             ),
-            logits=jax.jit(
-                lambda params, members, data, rows: all_logits(params, members, rows, data)
+            outputs=jax.jit(
+                lambda params, members, data, rows: all_outputs(params, members, rows, data)
             ),
             keep=jax.jit(each(keep, 3), donate_argnums=0),
         )
 
     def put(self, tree: Any, *, runs: bool) -> Any:
-        """Arrays on the devices: shared out by runs, or whole on each."""
-        return jax.device_put(tree, NamedSharding(self.mesh, RUNS if runs else _EVERYWHERE))
+        """Places arrays on the devices, split by runs or replicated."""
+        return jax.device_put(tree, NamedSharding(self.mesh, RUNS if runs else _REPLICATED))
 
 
 def _over_runs(mesh: Mesh, vectorized: bool, function: Callable, mapped: int) -> Callable:
-    """`function` of one run for all of them; its first `mapped` arguments have an axis of runs."""
+    """Maps `function` over runs; its first `mapped` arguments have an axis of runs."""
 
     def on_device(*arguments):
-        own, shared = arguments[:mapped], arguments[mapped:]
+        by_run, shared = arguments[:mapped], arguments[mapped:]
         if vectorized:
-            return jax.vmap(lambda *run: function(*run, *shared))(*own)
-        return jax.lax.map(lambda run: function(*run, *shared), own)
+            return jax.vmap(lambda *run: function(*run, *shared))(*by_run)
+        return jax.lax.map(lambda run: function(*run, *shared), by_run)
 
-    def everywhere(*arguments):
-        specs = tuple(RUNS if i < mapped else _EVERYWHERE for i in range(len(arguments)))
+    def on_mesh(*arguments):
+        specs = tuple(RUNS if i < mapped else _REPLICATED for i in range(len(arguments)))
         return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)(
             *arguments
         )
 
-    return everywhere
+    return on_mesh

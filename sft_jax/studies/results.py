@@ -1,4 +1,4 @@
-"""Results of a study: which runs are missing, and adding those that are done."""
+"""The folder of a study while it runs: finds missing runs, and adds finished ones."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from sft_jax.runs.study_files import (
 )
 from sft_jax.studies.folds import Fold
 from sft_jax.studies.setting_runs import Trained, scores
-from sft_jax.tasks import from_config
+from sft_jax.tasks import Task, from_config
 from sft_jax.types import CheckpointError
 
 
@@ -40,7 +40,7 @@ class Results:
 
         Args:
             workdir: Folder of the study.
-            study: The whole study, even if only a part of it is to be run.
+            study: Full study, even if only a part of it is to be run.
 
         Raises:
             CheckpointError: The folder belongs to another study, or to another state of this one.
@@ -61,7 +61,7 @@ class Results:
         done = {
             (row["fold"], row["seed"]) for row in self._scores if row["setting"] == setting.name
         }
-        wanted = self._study if part is None else part
+        wanted = part or self._study
         return [
             fold
             for fold in wanted.folds
@@ -94,7 +94,8 @@ class Results:
             self._save_predictions(setting, trained, position)
             source = {"test": list(fold.test_units), "source_sha256": fold.source_sha256}
             _entry(self._record["folds"], fold.name).update(source)
-            self._record["class_names"] = list(fold.class_names)
+        legend = {name: values.tolist() for name, values in trained.task.legend.items()}
+        self._record.update(legend)
         _entry(self._record["settings"], setting.name).update(cost(trained.config))
         runs = {(trained.folds[fold].name, str(seed)) for fold, seed in trained.runs}
 
@@ -114,7 +115,7 @@ class Results:
         self._read()
 
     def _check_source(self, fold: Fold):
-        """Settings are compared fold by fold, so all of them must see the same source file."""
+        """Checks the source file, which all settings of a study must share, fold by fold."""
         before = _entry(self._record["folds"], fold.name).get("source_sha256")
         if before not in (None, fold.source_sha256):
             raise CheckpointError(
@@ -126,53 +127,60 @@ class Results:
     def _save_predictions(self, setting: Setting, trained: Trained, position: int):
         fold = trained.folds[position]
         path = predictions_path(self.workdir, setting.name, fold.name)
-        by_seed = self._stored_predictions(path, fold)
+        names = trained.task.stored_answers
+        by_seed = self._stored_predictions(path, fold, trained.task)
         complete = trained.answers["test", COMPLETE.name]
         for (run_fold, seed), answers in zip(trained.runs, complete, strict=True):
             if run_fold == position:
-                by_seed[seed] = answers["probabilities"].astype(np.float32)
+                by_seed[seed] = {name: answers[name].astype(np.float32) for name in names}
+        seeds = sorted(by_seed)
         arrays = {
-            "seed": np.array(sorted(by_seed)),
+            "seed": np.array(seeds),
             trained.task.target_name: fold.splits["test"]["target"],
             "group": fold.group,
             "id": fold.ids,
-            "probabilities": np.stack([by_seed[seed] for seed in sorted(by_seed)]),
+            **{name: np.stack([by_seed[seed][name] for seed in seeds]) for name in names},
         }
         write_fold_predictions(path, arrays)
 
-    def _stored_predictions(self, path: Path, fold: Fold) -> dict[int, np.ndarray]:
-        """Probabilities `[n, c]` of earlier runs on the same samples, by seed."""
+    def _stored_predictions(
+        self, path: Path, fold: Fold, task: Task
+    ) -> dict[int, dict[str, np.ndarray]]:
+        """Stored answers of earlier runs on the same samples, by seed."""
         if not path.is_file():
             return {}
-        stored = read_fold_predictions(path, len(fold.class_names))
+        stored = read_fold_predictions(path, len(self._record["class_names"]))
         if not np.array_equal(stored.get("id", ()), fold.ids):
             raise CheckpointError(
                 f"{path}: holds predictions of other records than the study has now; give a new "
                 "--workdir"
             )
-        return dict(zip(stored["seed"].tolist(), stored["probabilities"], strict=True))
+        return {
+            seed: {name: stored[name][position] for name in task.stored_answers}
+            for position, seed in enumerate(stored["seed"].tolist())
+        }
 
     def _merge(self, stored: dict[str, Any]):
-        """Takes over the stored record; what it says of existing runs must not have changed."""
-        now = self._record
-        changed = [key for key in ("name", "base", "conditions") if stored[key] != now[key]]
+        """Merges the stored record, whose description of existing runs must not have changed."""
+        record = self._record
+        changed = [key for key in ("name", "base", "conditions") if stored[key] != record[key]]
         for part in ("settings", "folds"):
-            given = {entry["name"]: entry for entry in now[part]}
+            current = {entry["name"]: entry for entry in record[part]}
             for entry in stored[part]:
                 name = entry["name"]
-                if name not in given:
-                    now[part].append(entry)  # after those that the study has now
-                elif given[name]["overrides"] != entry["overrides"]:
+                if name not in current:
+                    record[part].append(entry)  # after those of the current study
+                elif current[name]["overrides"] != entry["overrides"]:
                     changed.append(f"{part} {name!r}")
                 else:
-                    given[name].update(entry)
-        now["class_names"] = stored["class_names"]
+                    current[name].update(entry)
+        record["class_names"] = stored["class_names"]
         if changed:
             raise CheckpointError(
                 f"{self.workdir}: holds another state of the study, which differs in "
                 f"{', '.join(changed)}; give a new --workdir"
             )
-        now["seeds"] = sorted({*stored["seeds"], *now["seeds"]})
+        record["seeds"] = sorted({*stored["seeds"], *record["seeds"]})
 
 
 def _description(study: Study) -> dict[str, Any]:
@@ -203,5 +211,5 @@ def _curve_rows(trained: Trained) -> Iterable[dict[str, Any]]:
     for curve in trained.curves:
         for metric, values in curve.values.items():
             for (fold, seed), value in zip(trained.runs, values, strict=True):
-                where = {"fold": trained.folds[fold].name, "seed": seed, "step": curve.step}
-                yield {**where, "metric": metric, "value": float(value)}
+                run = {"fold": trained.folds[fold].name, "seed": seed, "step": curve.step}
+                yield {**run, "metric": metric, "value": float(value)}

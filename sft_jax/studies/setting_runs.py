@@ -1,4 +1,4 @@
-"""Runs a study: all folds and seeds of a setting are trained together, setting after setting."""
+"""Training of a study: all folds and seeds of a setting together, one setting after another."""
 
 import dataclasses
 import sys
@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from sft_jax.config.run import Config
 from sft_jax.config.study import COMPLETE, Setting, Study
 from sft_jax.data.pipeline import batch_order
-from sft_jax.studies.folds import Fold, FoldReader, rows_of, under
+from sft_jax.studies.folds import Fold, FoldReader, apply_condition, rows_of
 from sft_jax.studies.population import Members, Population, stack_folds
 from sft_jax.tasks import Task
 from sft_jax.training.optimizer import Plateau
@@ -32,16 +33,16 @@ class Curve(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What the runs of a setting came to.
+    """Trained runs of a setting.
 
     Attributes:
-        config: of all of them but for fold and seed, resolved against the data.
-        task: What they predict.
-        folds: their data, in order.
-        runs: `(position of the fold, seed)` of each.
-        curves: over training.
-        answers: `{(split, condition): answers of each run}`, see `Task.answer`.
-        chosen_step: step of the parameters that were judged, `[r]`.
+        config: Resolved configuration that all runs share, apart from fold and seed.
+        task: Task of the runs.
+        folds: Data of the folds.
+        runs: Position of the fold, and seed, of each run.
+        curves: Metrics during training.
+        answers: Result of `Task.answer` for each run, by split and condition.
+        chosen_step: Step of the parameters that were evaluated `[r]`.
     """
 
     config: Config
@@ -60,22 +61,22 @@ def train_setting(
     progress: Callable[[int], Any] = lambda steps: None,
     read: FoldReader | None = None,
 ) -> Trained:
-    """Trains one setting on every fold with every seed, and judges it.
+    """Trains and evaluates one setting on the given folds with every seed.
 
-    The parameters that are judged are those of the best validation, as in a single run, and the
-    last ones where there is no validation split.
+    As in a single run, the parameters with the best validation are evaluated, or the last ones
+    without a validation split.
 
     Args:
-        study: what to run.
-        setting: of the study.
-        folds: of the study.
-        progress: called with the number of steps that have just been taken.
-        read: what reads folds; shared by the settings of a study, it reads each fold once.
+        study: Study to run.
+        setting: Setting of the study.
+        folds: Folds of the study.
+        progress: Function that is called with the number of steps just taken.
+        read: Reader of the folds, to be shared by all settings so that it reads each fold once.
 
     Raises:
-        ConfigError: folds that differ in more than their data.
-        DataError: data that cannot be used.
-        NonFiniteError: a run diverged.
+        ConfigError: The folds differ in more than their data.
+        DataError: The data cannot be used.
+        NonFiniteError: A metric of a run is NaN or infinite.
     """
     read = FoldReader() if read is None else read
     opened = [read(fold.name, study.config(setting, fold, study.seeds[0])) for fold in folds]
@@ -90,8 +91,8 @@ def train_setting(
     for split in ("valid", "test"):
         for condition in (COMPLETE, *study.conditions) if split == "test" else (COMPLETE,):
             if all(split in fold.splits for fold in data):
-                batches = [under(condition, fold.splits[split]) for fold in data]
-                answers[split, condition.name] = trainer.answers(trainer.kept, batches)
+                batches = [apply_condition(condition, fold.splits[split]) for fold in data]
+                answers[split, condition.name] = trainer.answers(trainer.best_params, batches)
     return Trained(
         config=config,
         task=sessions[0].task,
@@ -104,43 +105,43 @@ def train_setting(
 
 
 def scores(trained: Trained) -> Iterator[dict[str, Any]]:
-    """One number a row: `fold, seed, split, condition, level, metric, value`."""
+    """Yields rows of scores: `fold, seed, split, condition, level, metric, value`."""
     for (split, condition), runs in trained.answers.items():
         for (fold, seed), answers in zip(trained.runs, runs, strict=True):
             data = trained.folds[fold]
             target = data.splits[split]["target"]
             group = data.group if split == "test" else None
-            where = {"fold": data.name, "seed": seed, "split": split, "condition": condition}
-            for level, metrics in judge(trained.task, answers, target, group).items():
+            run = {"fold": data.name, "seed": seed, "split": split, "condition": condition}
+            for level, metrics in score_levels(trained.task, answers, target, group).items():
                 for metric, value in metrics.items():
-                    yield {**where, "level": level, "metric": metric, "value": value}
+                    yield {**run, "level": level, "metric": metric, "value": value}
 
 
-def judge(
+def score_levels(
     task: Task, answers: dict[str, np.ndarray], target: np.ndarray, group: np.ndarray | None
 ) -> dict[str, dict[str, float]]:
-    """`{level: {metric: value}}` of one run: of its samples, and of groups of samples if any."""
-    found = {"sample": task.values(answers, target)}
+    """Scores `{level: {metric: value}}` per sample, and per group if samples share groups."""
+    levels = {"sample": task.values(answers, target)}
     if group is not None and len(np.unique(group)) < len(group):
-        found["group"] = task.values(*task.group(answers, target, group))
-    return found
+        levels["group"] = task.values(*task.group(answers, target, group))
+    return levels
 
 
 def _shared_config(sessions: Sequence[Session], name: str) -> Config:
-    """The configuration that folds share, but for what they hold out."""
+    """The configuration that all folds share, apart from their data."""
     first = sessions[0].config
     for session in sessions[1:]:
         other = dataclasses.replace(session.config, data=first.data)
         if other != first:
             raise ConfigError(
                 f"setting {name!r}: given folds that differ in more than their data, expected the "
-                "same model, lengths and training for all; leave such settings out of folds"
+                "same model, lengths and training for all; remove such settings from the folds"
             )
     return first
 
 
 class _SettingTrainer:
-    """The runs of one setting while they train; arrays of runs are padded to the devices."""
+    """Training of the runs of one setting; arrays of runs are padded to the devices."""
 
     def __init__(
         self,
@@ -155,7 +156,7 @@ class _SettingTrainer:
         trainer = Trainer.of(config, task, per_epoch)
         self.schedule = trainer.schedule
         self.population = Population.of(trainer.step, trainer.init)
-        # Devices take equal shares of the runs: the last run is repeated to fill up.
+        # Devices take equal shares of the runs, so the last run is repeated as padding.
         padded = [*runs, *[runs[-1]] * (-len(runs) % self.population.mesh.size)]
         fold, seed = (np.array(column, np.int32) for column in zip(*padded, strict=True))
         self.fold = fold
@@ -164,15 +165,15 @@ class _SettingTrainer:
         size = config.train.batch_size
         self.orders = [batch_order(sizes[f], size, s) for f, s in padded]
         self.train_split = self._put_split([fold.splits["train"] for fold in folds])
-        # Looked at only if every fold has one.
+        # Used only if every fold has one.
         self.valid: list[Any] = [fold.splits.get("valid") for fold in folds]
         if config.optimizer.schedule == "plateau" and None in self.valid:
             raise ConfigError(
                 "optimizer.schedule: given 'plateau' for folds without a validation split, "
-                "expected one to watch; hold samples out in data.options, or choose another"
+                "expected one; hold out samples in data.options, or choose another schedule"
             )
         self.states = self.population.create(self.members)
-        self.kept = jax.tree.map(lambda x: x + 0, self.states.params)  # states are donated
+        self.best_params = jax.tree.map(jnp.copy, self.states.params)  # states are donated
         self.chosen_step = np.zeros(len(padded), int)
         self.best = np.full(len(padded), -np.inf)
         self.plateaus = [Plateau()] * len(padded)
@@ -192,17 +193,17 @@ class _SettingTrainer:
                 if all(split is not None for split in self.valid):
                     values |= self._validate(step)
                 curves.append(Curve(step, {k: v[: self.num_runs] for k, v in values.items()}))
-        # Without validation, or with none late enough to choose by, the last parameters are judged.
-        last = self.population.put(self.chosen_step == 0, runs=True)
-        self.kept = self.population.keep(self.kept, self.states.params, last)
+        # Without a validation that counts, the last parameters are evaluated.
+        unchosen = self.population.put(self.chosen_step == 0, runs=True)
+        self.best_params = self.population.keep(self.best_params, self.states.params, unchosen)
         self.chosen_step[self.chosen_step == 0] = self.schedule.total
         return curves
 
     def answers(self, params: Any, batches: Sequence[Batch]) -> list[dict[str, np.ndarray]]:
-        """Answers of each run, on its fold's batch."""
-        return [self.task.answer(x) for x in self._logits(params, batches)[: self.num_runs]]
+        """Answers of each run on the batch of its fold."""
+        return [self.task.answer(x) for x in self._outputs(params, batches)[: self.num_runs]]
 
-    def _logits(self, params: Any, batches: Sequence[Batch]) -> list[np.ndarray]:
+    def _outputs(self, params: Any, batches: Sequence[Batch]) -> list[np.ndarray]:
         size = self.config.train.batch_size
         counts = [len(batch["weight"]) for batch in batches]
         num_steps = -(-max(counts) // size)
@@ -211,20 +212,20 @@ class _SettingTrainer:
             row[:count] = np.arange(count)
         rows = rows.reshape(len(batches), num_steps, size)[self.fold]
         split = self._put_split(batches)
-        logits = self.population.logits(
+        outputs = self.population.outputs(
             params, self.members, split, self.population.put(rows, runs=True)
         )
-        by_run = np.asarray(logits).reshape(len(rows), num_steps * size, -1)
+        by_run = np.asarray(outputs).reshape(len(rows), num_steps * size, -1)
         return [x[: counts[fold]] for x, fold in zip(by_run, self.fold, strict=True)]
 
     def _validate(self, step: int) -> dict[str, np.ndarray]:
-        """Metrics of every run; keeps the parameters of those that are better than before."""
-        outputs = self._logits(self.states.params, self.valid)
-        found = [
+        """Metrics of every run; updates the best parameters and the plateau rule."""
+        outputs = self._outputs(self.states.params, self.valid)
+        runs = [
             self.task.values(self.task.answer(x), self.valid[fold]["target"])
             for x, fold in zip(outputs, self.fold, strict=True)
         ]
-        values = {name: np.array([run[name] for run in found]) for name in self.task.logged}
+        values = {name: np.array([run[name] for run in runs]) for name in self.task.logged}
         _check_finite(step, {"validation loss": values["loss"]}, self.names)
         best = self.task.metrics[self.config.train.best_metric]
         score = values[best.name] * (1.0 if best.higher_is_better else -1.0)
@@ -232,7 +233,7 @@ class _SettingTrainer:
         self.best = np.where(better, score, self.best)
         self.chosen_step[better] = step
         flags = self.population.put(better, runs=True)
-        self.kept = self.population.keep(self.kept, self.states.params, flags)
+        self.best_params = self.population.keep(self.best_params, self.states.params, flags)
         if self.config.optimizer.schedule == "plateau":
             self.plateaus = [
                 plateau.update(float(loss), self.config.optimizer)
@@ -244,9 +245,9 @@ class _SettingTrainer:
         return {f"valid {name}": value for name, value in values.items()}
 
     def _sums(self, step: int, pending: list[Any]) -> dict[str, np.ndarray]:
-        """Training metrics since the last time, as the log of a single run has them."""
-        found = means(jax.device_get(pending))
-        values = {f"train {name}": found[name] for name in self.task.logged}
+        """Training metrics since the last call, as in the log of a single run."""
+        averages = means(jax.device_get(pending))
+        values = {f"train {name}": averages[name] for name in self.task.logged}
         _check_finite(step, values, self.names)
         return values
 
@@ -269,5 +270,5 @@ def _check_finite(step: int, values: dict[str, np.ndarray], names: Sequence[str]
 
 
 def progress_bar(total: int, description: str) -> tqdm:
-    """A bar of steps, for `train_setting`."""
+    """Progress bar over optimizer steps, for `train_setting`."""
     return tqdm(total=total, desc=description, unit="step", dynamic_ncols=True)

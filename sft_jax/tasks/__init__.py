@@ -1,7 +1,7 @@
-"""Tasks: what is predicted, with its loss, its answers, its scores and its part of a report.
+"""Tasks: what is predicted, with its loss, answers, scores and sections of a report.
 
-`TASKS` is the only place that names the tasks there are; everything else makes one with
-`from_source`, `from_run`, `from_study` or `from_config` and calls it through `base.Task`.
+`TASKS` is the only list of the tasks. All other code creates one by `from_source`, `from_run`,
+`from_study` or `from_config`, and calls it through `base.Task`.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,20 @@ from sft_jax.config.run import Config
 from sft_jax.config.task import TaskConfig
 from sft_jax.tasks.base import Metric, Task
 from sft_jax.tasks.classification import Classification
-from sft_jax.types import ConfigError
+from sft_jax.types import CheckpointError, ConfigError
 
-__all__ = ["TASKS", "Metric", "Task", "from_config", "from_run", "from_source", "from_study"]
+__all__ = [
+    "TASKS",
+    "Metric",
+    "Task",
+    "from_config",
+    "from_run",
+    "from_source",
+    "from_study",
+    "required_data",
+]
 
-# By `config.task.name`; each has the constructors below as class methods.
+# Tasks by `config.task.name`; the constructors below are class methods of each.
 TASKS: dict[str, Any] = {"classification": Classification}
 
 
@@ -23,7 +32,7 @@ def from_source(config: Config, info: Any) -> Task:
     """The task of a configuration on prepared data.
 
     Args:
-        config: Configuration of the run; what the data decide may be left open.
+        config: Configuration of the run; its `model.num_classes` may be 0.
         info: `data.records.DataInfo` of the source.
 
     Raises:
@@ -37,12 +46,24 @@ def from_run(config: Config, data: Mapping[str, Any]) -> Task:
 
     Raises:
         ConfigError: There is no task of that name.
+        CheckpointError: The content lacks an entry that the task requires.
     """
+    missing = [name for name in required_data(config) if name not in data]
+    if missing:
+        raise CheckpointError(
+            f"data.json: found no {', '.join(missing)}, expected what task {config.task.name!r} "
+            "writes there; restore the file, or train into a new workdir"
+        )
     return _entry(config.task.name).from_run(config, data)
 
 
+def required_data(config: Config) -> tuple[str, ...]:
+    """Entries of `data.json` that the task of a run requires."""
+    return tuple(_entry(config.task.name).required_data)
+
+
 def from_config(config: Config) -> Task:
-    """The task of a configuration alone, to train on made-up data; it cannot score.
+    """The task of a configuration without data, for measurements; it cannot score.
 
     Raises:
         ConfigError: There is no task of that name.
@@ -51,7 +72,7 @@ def from_config(config: Config) -> Task:
 
 
 def from_study(record: Mapping[str, Any]) -> Task:
-    """The task of a study, from the content of its `study.json`; it reports, and cannot score.
+    """The task of a study, from the content of its `study.json`; it cannot score.
 
     Raises:
         ConfigError: There is no task of that name.

@@ -1,7 +1,7 @@
-"""The contract between a task and the rest of the package.
+"""The task protocol, and the data types of metrics and reports that it uses.
 
-A task knows everything about what is being predicted. Training, studies and reports call it and
-carry on whatever it returns, so that a new task is one module and one entry in `tasks.TASKS`.
+A task defines everything about the prediction. Training, studies and reports call it and handle
+whatever it returns, so that a new task is one module and one entry in `tasks.TASKS`.
 
 Letters: `b` batch, `n` samples of a split, `o` outputs of the model's head.
 """
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-# A metric as it is summed up, over samples or not yet: divide the first by the second.
+# Sum and count of a metric, per sample or over samples; their ratio is its value.
 Sum = tuple[jax.Array, jax.Array]
 
 
@@ -36,7 +36,7 @@ class Metric:
 
     @property
     def is_share(self) -> bool:
-        """Whether values are shares between 0 and 1."""
+        """Whether values are fractions between 0 and 1."""
         return self.format == "percent"
 
     def value(self, value: float | None) -> str | None:
@@ -69,7 +69,7 @@ class Metric:
 
 
 def metric_named(metrics: Mapping[str, Metric], name: str) -> Metric:
-    """The metric of a name, as stored files have it; an unknown one is shown as a number."""
+    """The metric with a name from a stored file; an unknown one is formatted as a number."""
     return metrics.get(name) or Metric(name=name, title=name, format="number")
 
 
@@ -180,7 +180,7 @@ ReportBlock = TableBlock | TextBlock | FigureBlock
 
 @dataclasses.dataclass(frozen=True)
 class ReportSection:
-    """A part of a report that depends on the task, as data; `reports` draws it."""
+    """A section of a report as data, for `reports` to draw."""
 
     title: str
     blocks: Sequence[ReportBlock]
@@ -188,16 +188,16 @@ class ReportSection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A split that was evaluated: of a run, or of one setting of a study with its runs pooled.
+    """An evaluated split of a run, or of a setting of a study with its runs pooled.
 
     Attributes:
         split: Name of the split.
-        evaluation: What `Task.score` returned; None of a study's setting.
-        answers: What `Task.answer` returned, `{name: [n, ...]}`; empty if none were stored.
-        target: `[n, ...]` true targets, in the same order; None if none were stored.
-        groups: Name of each sample's group if a bootstrap draws groups, else None.
-        ids: Name of each sample, to pair the samples of several runs; None if not known.
-        seeds: Seed of the run behind each sample if runs are pooled, else None.
+        evaluation: Result of `Task.score`; None for a setting of a study.
+        answers: Result of `Task.answer`, `{name: [n, ...]}`; empty if none are stored.
+        target: True targets `[n, ...]`; None if none are stored.
+        groups: Group of each sample if the bootstrap resamples groups, else None.
+        ids: Id of each sample, to pair the samples of several runs; None if unknown.
+        seeds: Seed of the run of each sample if runs are pooled, else None.
         highlighted: Whether to draw figures of this entry alone, such as a confusion matrix.
     """
 
@@ -226,10 +226,10 @@ class Scored:
 
 @runtime_checkable
 class Task(Protocol):
-    """What is predicted.
+    """A prediction task.
 
     Losses and sums are pure functions of arrays, traced into the compiled step. Scores are exact:
-    they run on the host, over a whole split, in float64.
+    they are computed on the host, over an entire split, in float64.
     """
 
     @property
@@ -249,7 +249,7 @@ class Task(Protocol):
 
     @property
     def logged(self) -> Sequence[str]:
-        """Names of what `sums` returns, which training logs and validates by; has `loss`."""
+        """Names of the metrics from `sums`, for the log and validation; includes `loss`."""
         ...
 
     @property
@@ -257,27 +257,51 @@ class Task(Protocol):
         """Name of the entry that holds the true targets in files of predictions."""
         ...
 
+    @property
+    def stored_answers(self) -> Sequence[str]:
+        """Names of the answers that a study stores, from which the others follow."""
+        ...
+
+    @property
+    def legend(self) -> Mapping[str, np.ndarray]:
+        """Arrays that explain the answers, such as class names; stored beside predictions."""
+        ...
+
+    @property
+    def required_data(self) -> Sequence[str]:
+        """Entries of `data.json` that `from_run` requires; a class attribute."""
+        ...
+
+    @classmethod
+    def data_record(cls, info: Any) -> dict[str, Any]:
+        """Entries of a run's `data.json` that describe the targets of a `DataInfo`."""
+        ...
+
     def loss(
         self, outputs: Float[Array, "b o"], target: Array
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """Training loss of each sample, and what each sample counts for.
+        """Training loss of each sample, and its count.
 
         The loss of a batch is `sum(weight * loss) / sum(weight * count)` over the global batch.
         """
         ...
 
     def sums(self, outputs: Float[Array, "b o"], target: Array) -> dict[str, Sum]:
-        """Metrics of each sample as `{name: (sum [b], count [b])}`; cheap, they run in the step.
+        """Cheap metrics of each sample, inside the step: `{name: (sum [b], count [b])}`.
 
         The metric of a batch or a split is `sum(weight * sum) / sum(weight * count)`.
         """
         ...
 
     def answer(self, outputs: Any) -> dict[str, Any]:
-        """What the model says of each sample, `{name: [b, ...]}`, from its outputs `[b, o]`.
+        """Predictions `{name: [b, ...]}` from the outputs `[b, o]` of the model.
 
-        Traced for arrays of JAX; computed on the host in float64 for arrays of NumPy.
+        JAX arrays are traced; NumPy arrays are computed on the host in float64.
         """
+        ...
+
+    def summary(self, answers: Mapping[str, np.ndarray]) -> str:
+        """A line about the predictions, for the terminal."""
         ...
 
     def values(
@@ -286,20 +310,19 @@ class Task(Protocol):
         target: np.ndarray,
         times: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """The few exact metrics of studies and comparisons, `logged` among them, by name.
+        """Exact metrics for studies and comparisons, by name; includes `logged`.
 
         Args:
-            answers: What `answer` returned, and possibly `loss`, the loss of each sample that
-                `sums` returned.
-            target: `[n, ...]` true targets.
-            times: `[n]` how often each sample counts; once where left out.
+            answers: Result of `answer`, and optionally the `loss` of each sample from `sums`.
+            target: True targets `[n, ...]`.
+            times: How often each sample counts `[n]`; once by default.
         """
         ...
 
     def group(
         self, answers: Mapping[str, np.ndarray], target: np.ndarray, groups: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Answers and targets of groups of samples `[g, ...]`, in order of the groups' names."""
+        """Answers and targets of groups of samples `[g, ...]`, in order of the group names."""
         ...
 
     def score(
@@ -315,25 +338,24 @@ class Task(Protocol):
         """Exact metrics of a split with baseline and intervals: `evaluation_<split>.json`.
 
         Args:
-            answers: What `answer` returned.
-            target: `[n, ...]` true targets.
+            answers: Result of `answer`.
+            target: True targets `[n, ...]`.
             split: Name of the split.
             step: Optimizer steps that the model has taken.
-            groups: Name of each sample's group, for the bootstrap to draw; None draws samples.
-            context: What else is known of the samples: `outputs` of the model `[n, o]`, `values`
-                of the source's records `[n]`.
+            groups: Group of each sample, for the bootstrap to resample; None resamples samples.
+            context: Further arrays: `outputs` of the model `[n, o]` and `values` of the records in
+                the source `[n]`.
         """
         ...
 
     def random_target(self, rng: np.random.Generator, rows: int) -> np.ndarray:
-        """Random targets `[b, ...]` of the right shape and dtype, to measure and plan with."""
+        """Random targets `[b, ...]` of the right shape and dtype, for measurements."""
         ...
 
     def report(self, scored: Mapping[str, Scored]) -> Sequence[ReportSection]:
         """Sections of a report that depend on the task.
 
         Args:
-            scored: Splits of one run by their names, or one split of several runs or of the
-                settings of a study by name.
+            scored: Splits of one run, or one split of several runs or settings, by name.
         """
         ...

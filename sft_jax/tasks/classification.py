@@ -1,9 +1,10 @@
-"""Classification: one of several classes for each sample.
+"""Classification: each sample belongs to one of several classes.
 
 Letters: `b` batch, `n` samples of a split, `c` classes.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def cross_entropy(
     Args:
         logits: Unnormalised scores.
         label: Class of each sample.
-        label_smoothing: Share of the target that is spread evenly over all classes.
+        label_smoothing: Probability that is spread evenly over all classes.
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     target = jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.float32)
@@ -44,15 +45,14 @@ def cross_entropy(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification:
-    """The task of naming one class a sample; see `base.Task` for what its methods promise.
+    """The classification task; see `base.Task` for its methods.
 
     Attributes:
         class_names: Name of each class.
         train_counts: Samples of each class in the training split, for the majority baseline; empty
-            where nothing is scored.
-        class_values: Number that each class stands for, such as a degree of sentiment; empty where
-            classes have none.
-        label_smoothing: Share of the target that the training loss spreads over all classes.
+            if the task does not score.
+        class_values: Value of each class, such as a level of sentiment; empty if there are none.
+        label_smoothing: Label smoothing of the training loss.
     """
 
     class_names: tuple[str, ...]
@@ -64,6 +64,8 @@ class Classification:
     main_metric = MAIN_METRIC
     logged = ("loss", "top1")
     target_name = "label"
+    stored_answers = ("probabilities",)
+    required_data = ("class_names",)
 
     @classmethod
     def from_source(cls, config: Config, info: Any) -> "Classification":
@@ -74,6 +76,14 @@ class Classification:
             class_values=tuple(info.class_values),
             label_smoothing=config.train.label_smoothing,
         )
+
+    @classmethod
+    def data_record(cls, info: Any) -> dict[str, Any]:
+        """Class names, and the samples of each class by split."""
+        return {
+            "class_names": list(info.class_names),
+            "counts": {split: list(counts) for split, counts in info.class_counts.items()},
+        }
 
     @classmethod
     def from_run(cls, config: Config, data: Mapping[str, Any]) -> "Classification":
@@ -95,7 +105,7 @@ class Classification:
 
     @classmethod
     def from_study(cls, record: Mapping[str, Any]) -> "Classification":
-        """The task of a study, from its `study.json`; it reports, and cannot score."""
+        """The task of a study, from its `study.json`; it cannot score."""
         return cls(class_names=tuple(record["class_names"]))
 
     @property
@@ -103,20 +113,25 @@ class Classification:
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def legend(self) -> dict[str, np.ndarray]:
+        """Class names."""
+        return {"class_names": np.asarray(self.class_names)}
+
     def loss(
         self, outputs: Float[Array, "b c"], target: Int[Array, " b"]
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """Cross-entropy with label smoothing; every sample counts for one."""
+        """Cross-entropy with label smoothing; every sample has a count of 1."""
         losses = cross_entropy(outputs, target, self.label_smoothing)
         return losses, jnp.ones_like(losses)
 
     def sums(
         self, outputs: Float[Array, "b c"], target: Int[Array, " b"]
     ) -> dict[str, tuple[Float[Array, " b"], Float[Array, " b"]]]:
-        """Cross-entropy without label smoothing, and whether the first choice is right."""
+        """Cross-entropy without label smoothing, and whether the predicted class is correct."""
         losses = cross_entropy(outputs, target)
         one = jnp.ones_like(losses)
-        correct = (outputs.argmax(axis=-1) == target).astype(losses.dtype)
+        correct = (self.answer(outputs)["predicted"] == target).astype(losses.dtype)
         return {"loss": (losses, one), "top1": (correct, one)}
 
     def answer(self, outputs: Any) -> dict[str, Any]:
@@ -125,13 +140,18 @@ class Classification:
         probabilities = softmax(outputs) if on_host else jax.nn.softmax(outputs)
         return {"probabilities": probabilities, "predicted": probabilities.argmax(axis=-1)}
 
+    def summary(self, answers: Mapping[str, np.ndarray]) -> str:
+        """Number of samples predicted as each class, the most frequent first."""
+        counts = Counter(self.class_names[i] for i in answers["predicted"])
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
     def values(
         self,
         answers: Mapping[str, np.ndarray],
         target: np.ndarray,
         times: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """Top-1, macro F1 and cross-entropy (of `loss` where the answers hold it)."""
+        """Top-1 accuracy, macro F1 and cross-entropy (from `loss` if given)."""
         probabilities, target, times = distributions(answers["probabilities"], target, times)
         confusion = confusion_matrix(
             target, probabilities.argmax(axis=1), probabilities.shape[1], times
@@ -149,7 +169,7 @@ class Classification:
     def group(
         self, answers: Mapping[str, np.ndarray], target: np.ndarray, groups: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Groups judged by the mean probabilities of their samples."""
+        """Mean probabilities of the samples of each group."""
         votes = vote(answers["probabilities"], target, groups)
         predicted = votes.probabilities.argmax(axis=-1)
         return {"probabilities": votes.probabilities, "predicted": predicted}, votes.label

@@ -7,7 +7,12 @@ import numpy as np
 
 from sft_jax.metrics import sentiment
 from sft_jax.metrics.bootstrap import estimates
-from sft_jax.metrics.calibration import NUM_BINS, calibration_error, named_class, reliability
+from sft_jax.metrics.calibration import (
+    NUM_BINS,
+    calibration_error,
+    confidence_and_hits,
+    reliability,
+)
 from sft_jax.metrics.classification import confusion_matrix
 from sft_jax.tasks.base import (
     Code,
@@ -210,7 +215,7 @@ def _paired_change(first: Scored, other: Scored) -> dict[str, float | None] | No
     """
     if not first.can_be_paired_with(other):
         return None
-    before, after = (named_class(*_answers(entry))[1] for entry in (first, other))
+    before, after = (confidence_and_hits(*_answers(entry))[1] for entry in (first, other))
 
     def difference(times: np.ndarray) -> np.ndarray:
         return np.array([times @ (after - before) / times.sum()])
@@ -308,14 +313,14 @@ def _calibration(scored: Mapping[str, Scored]) -> ReportSection | None:
 def _calibration_row(entry: Scored) -> dict[str, Any]:
     """Calibration of a run with its interval, or of pooled runs with their spread over seeds."""
     probabilities, target = _answers(entry)
-    confidence, correct = named_class(probabilities, target)
+    confidence, correct = confidence_and_hits(probabilities, target)
     if entry.seeds is not None:
         errors = []
         means = []
         for seed in np.unique(entry.seeds):
-            own = entry.seeds == seed
-            errors.append(calibration_error(confidence[own], correct[own]))
-            means.append((confidence[own].mean(), correct[own].mean()))
+            chosen = entry.seeds == seed
+            errors.append(calibration_error(confidence[chosen], correct[chosen]))
+            means.append((confidence[chosen].mean(), correct[chosen].mean()))
         mean_confidence, accuracy = np.mean(means, axis=0)
         row = {
             "ECE": f"{100 * np.mean(errors):.1f}",

@@ -1,4 +1,4 @@
-"""Scores of a classifier over a whole split: every metric, with baseline and intervals.
+"""Scores of a classifier on a split, with baseline and intervals.
 
 Letters: `n` samples, `c` classes.
 """
@@ -42,28 +42,28 @@ def evaluate(
     seed: int = 0,
     replicates: int = 1000,
 ) -> dict[str, Any]:
-    """Every metric of a split in plain values: the content of `evaluation_<split>.json`.
+    """Every metric of a split: the content of `evaluation_<split>.json`.
 
-    `top3` is there from 4 classes on, `top5` from 10. What is undefined is None. Intervals cover
-    95 % and resample groups where there are some; they are None with fewer than two of them.
+    `top3` needs 4 classes, `top5` 10. Undefined values are None. The 95 % intervals resample groups
+    if there are any; with fewer than two, the ends are None.
 
     Args:
-        probabilities: class probabilities of each sample.
-        label: true class of each sample.
-        weight: how often each row counts, 0 on padding.
-        split: its name.
-        step: of the optimizer.
-        class_names: name of each class.
-        train_counts: samples of each class in the training split, for the majority baseline.
-        group: name of each sample's group, e.g. its recording.
-        scores: logits, for mAP and mAUC to rank by; the probabilities where left out (other ranks).
-        class_values: sentiment that each class stands for; given with `value`, adds `sentiment`.
-        value: true sentiment of each sample, not rounded.
-        seed: draws the bootstrap.
-        replicates: of the bootstrap.
+        probabilities: Class probabilities of each sample.
+        label: True class of each sample.
+        weight: How often each row counts, 0 on padding; once if not given.
+        split: Name of the split.
+        step: Optimizer steps that the model has taken.
+        class_names: Name of each class.
+        train_counts: Samples of each class in the training split, for the majority baseline.
+        group: Group of each sample, such as its recording.
+        scores: Logits, by which mAP and mAUC rank samples; the probabilities by default.
+        class_values: Sentiment of each class; together with `value`, adds `sentiment`.
+        value: True sentiment of each sample, not rounded.
+        seed: Seed of the bootstrap.
+        replicates: Number of bootstrap replicates.
 
     Raises:
-        DataError: names and classes disagree in number, or the arrays cannot be used.
+        DataError: The numbers of names and classes differ, or the arrays are invalid.
     """
     probabilities, label, times = distributions(probabilities, label, weight)
     _check_names(split, class_names, train_counts, probabilities.shape[1])
@@ -110,7 +110,7 @@ def _sample_level(
 def _class_level(
     probabilities: np.ndarray, label: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Scores of each class, the confusion, and names of the classes without a sample."""
+    """Scores of each class, the confusion matrix, and the classes without a sample."""
     confusion = confusion_matrix(label, probabilities.argmax(axis=1), len(class_names))
     scores = per_class(confusion)
     return {
@@ -126,9 +126,9 @@ def _class_level(
 
 
 def _majority(class_names: Sequence[str], train_counts: Array, label: np.ndarray) -> dict[str, Any]:
-    """Each metric of naming the training split's most frequent classes first, whatever the input.
+    """Each metric of ranking classes by their frequency in the training split.
 
-    The loss is left out: it belongs to probabilities, which an order of classes does not have.
+    There is no loss, since a ranking has no probabilities.
     """
     counts = np.broadcast_to(np.asarray(train_counts, np.float64), (len(label), len(class_names)))
     majority, top1 = majority_baseline(train_counts, label)
@@ -151,7 +151,7 @@ def _group_level(
     groups: np.ndarray | None,
     bootstrap: dict[str, int],
 ) -> dict[str, Any] | None:
-    """Groups judged by `vote`; None without them, for single samples, and for mixed classes."""
+    """Scores of groups by `vote`; None without groups, for single samples, and mixed classes."""
     if groups is None:
         return None
     members: dict[str, set[int]] = {}

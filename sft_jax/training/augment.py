@@ -8,12 +8,12 @@ from jaxtyping import Array, Bool, Float, Key, Num
 
 from sft_jax.config.run import AugmentConfig
 
-# Streams of keys beside those of rotation (0) and of the modalities (1 on).
+# Indices of keys; 0 is the rotation, and 1 and above are the modalities.
 _MIRROR, _HIDE = 1000, 1001
 
 
 def random_rotation(key: Key[Array, ""], degrees: float) -> Float[Array, "3 3"]:
-    """A rotation about a uniform axis by a uniform angle in `[-degrees, degrees]`."""
+    """Draws a rotation about a uniform axis by a uniform angle in `[-degrees, degrees]`."""
     axis_key, angle_key = jax.random.split(key)
     axis = jax.random.normal(axis_key, (3,), jnp.float32)
     x, y, z = axis / jnp.linalg.norm(axis)
@@ -33,13 +33,13 @@ def augment(
 ) -> dict[str, Num[Array, "b ..."]]:
     """Random reflection and rotation of the sensor frame, scaling and jitter.
 
-    Integer inputs pass unchanged.
+    Integer inputs are not changed.
 
     Args:
-        inputs: `{m: [b, t, f]}`, normalised without turning or moving the axes.
-        mask: `{m: [b, t]}`; masked steps stay zero.
-        keys: one a sample.
-        config: strengths; at zero the inputs come back as they are.
+        inputs: Inputs `{m: [b, t, f]}`, normalised without rotating or shifting the axes.
+        mask: Masks `{m: [b, t]}`; masked time steps stay zero.
+        keys: One key per sample.
+        config: Strength of each augmentation; all zero returns the inputs.
     """
     axes = jnp.array([-1.0, 1.0, 1.0], jnp.float32)
     signs = dict.fromkeys(config.mirror_polar, axes)
@@ -78,10 +78,10 @@ def hide(
     keys: Key[Array, " b"],
     config: AugmentConfig,
 ) -> tuple[dict[str, Num[Array, "b ..."]], dict[str, Bool[Array, "b _"]]]:
-    """Masks whole modalities, and stretches of those that are left, at random.
+    """Randomly masks entire modalities, and intervals of the remaining ones.
 
-    Arguments are those of `augment`. A sample keeps at least one modality that it has, and of each
-    that it keeps at least one step.
+    See `augment` for the arguments. Each sample keeps at least one of its modalities, and at least
+    one time step of each.
 
     Returns:
         Inputs, zero where masked, and masks.
@@ -90,14 +90,14 @@ def hide(
 
     def one_sample(sample, sample_mask, key):
         chance_key, place_key = jax.random.split(jax.random.fold_in(key, _HIDE))
-        there = jnp.stack([sample_mask[name].any() for name in names])
+        present = jnp.stack([sample_mask[name].any() for name in names])
         draws = jax.random.uniform(chance_key, (len(names),), jnp.float32)
-        draws = jnp.where(there, draws, -1.0)
+        draws = jnp.where(present, draws, -1.0)
         stays = (draws >= config.hide) | (jnp.arange(len(names)) == draws.argmax())
         inputs, mask = {}, {}
         for i, name in enumerate(names):
             place = jax.random.uniform(jax.random.fold_in(place_key, i), (2,), jnp.float32)
-            kept = sample_mask[name] & stays[i] & ~_stretch(sample_mask[name], config.gap, place)
+            kept = sample_mask[name] & stays[i] & ~_interval(sample_mask[name], config.gap, place)
             x = sample[name]
             blank = jnp.zeros((), x.dtype)
             inputs[name] = jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, blank)
@@ -109,12 +109,12 @@ def hide(
     return jax.vmap(one_sample)(inputs, mask, keys)
 
 
-def _stretch(
+def _interval(
     real: Bool[Array, " t"], longest: float, place: Float[Array, " 2"]
 ) -> Bool[Array, " t"]:
-    """A stretch of a uniform share of the real steps, at most `longest` of them and never all."""
+    """An interval of a random share, up to `longest`, of the unmasked time steps; never all."""
     count = real.sum()
     size = jnp.minimum(jnp.floor(longest * place[0] * (count + 1)), jnp.maximum(count - 1, 0))
     start = jnp.floor(place[1] * (count - size + 1))
-    order = jnp.cumsum(real) - 1  # position among the real steps
+    order = jnp.cumsum(real) - 1  # position among the unmasked time steps
     return real & (order >= start) & (order < start + size)

@@ -1,4 +1,4 @@
-"""Checkpoints: the newest few and the best one, each written whole or not at all (Orbax)."""
+"""Checkpoints by Orbax: the newest few and the best one, each written atomically."""
 
 import dataclasses
 import functools
@@ -22,14 +22,13 @@ from sft_jax.files.checksums import (
 )
 from sft_jax.files.errors import is_disk_error
 from sft_jax.runs.schema import accepted
-from sft_jax.training.progress import Progress
-from sft_jax.training.state import TrainState, differences
+from sft_jax.training.state import Progress, TrainState, differences
 from sft_jax.types import CheckpointError
 
-# How often a checkpoint may be replaced while it is read before that is taken for its fault.
+# Number of attempts at reading a checkpoint that a running training replaces meanwhile.
 _MOST_REPLACED = 4
-# What Orbax, TensorStore and the parsers below them raise on files that are not what they should
-# be. Not among them: errors of the devices, such as a memory that is full.
+# Errors that Orbax, TensorStore and their parsers raise on damaged files; not those of devices,
+# such as running out of memory.
 _UNREADABLE = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
     *(OSError, NotImplementedError, RecursionError),
@@ -37,9 +36,9 @@ _UNREADABLE = (
 
 
 class Checkpoints:
-    """The `checkpoints/last` and `checkpoints/best` folders of a run.
+    """The folders `checkpoints/last` and `checkpoints/best` of a run.
 
-    Saves run in the background; each becomes visible under its step only when it is complete.
+    Checkpoints are saved in the background and get their final name once they are complete.
     """
 
     def __init__(
@@ -52,15 +51,14 @@ class Checkpoints:
         """Opens the folders.
 
         Args:
-            workdir: of the run.
-            keep: newest checkpoints that stay in `last`.
-            read_only: neither create the folders, nor move damaged ones aside, nor sweep away what
-                an interrupted save left, since that may be the save of a training that still runs.
-            config: saved inside every checkpoint, so that one taken out of its run says what it is.
+            workdir: Folder of the run.
+            keep: Number of newest checkpoints in `last`.
+            read_only: Whether to leave the folders unchanged: to create none, to leave damaged
+                checkpoints in place, and unfinished ones, which a training may be writing.
+            config: Configuration to save in every checkpoint, so that it can be used by itself.
 
         Raises:
-            CheckpointError: the folders cannot be made, or what Orbax notes of a checkpoint is
-                mangled.
+            CheckpointError: The folders cannot be created, or metadata of Orbax is damaged.
         """
         self.root = Path(workdir).absolute() / "checkpoints"
         self._config, self._read_only = config or {}, read_only
@@ -70,23 +68,23 @@ class Checkpoints:
         }
 
     def save(self, kind: str, state: TrainState, progress: Progress):
-        """Starts to save in the background.
+        """Starts to save a checkpoint in the background.
 
-        A step that is there already was written by the same run before, bit for bit the same (on
-        other devices, to rounding), and stays. Later ones are gone back behind: they give way.
+        An existing checkpoint of the same step is kept: the same run has written it, with the same
+        content. Later checkpoints are deleted, since training has returned to before them.
 
         Raises:
-            CheckpointError: this one or the one before could not be written.
+            CheckpointError: This checkpoint or the previous one could not be written.
         """
         step, manager = int(jax.device_get(state.step)), self._managers[kind]
         if step in manager.all_steps():
             return
         with self._writing():
             if kind == "last":
-                # Its progress names the best one, which must not be lost to an interruption.
+                # Its progress refers to the best one, which must therefore be complete.
                 self._managers["best"].wait_until_finished()
-            for later in [found for found in manager.all_steps() if found > step]:
-                manager.delete(later)  # or Orbax would keep it and drop this one
+            for later in [other for other in manager.all_steps() if other > step]:
+                manager.delete(later)  # otherwise Orbax would keep it and drop this one
             manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -101,13 +99,13 @@ class Checkpoints:
         return self._managers[kind].latest_step()
 
     def restore(self, kind: str, abstract: TrainState) -> tuple[TrainState, Progress]:
-        """The newest whole checkpoint of a folder, put where `abstract` says.
+        """Restores the newest intact checkpoint of a folder into the shardings of `abstract`.
 
-        Damaged ones are named in a warning and, unless opened to read only, moved aside. One that
-        a training replaces while it is read gives way to the new one.
+        Damaged checkpoints are reported in a warning and, unless the folders are read-only, moved
+        aside. If a running training replaces the checkpoint meanwhile, the new one is read.
 
         Raises:
-            CheckpointError: there is none, all are damaged, or its parameters are not those of
+            CheckpointError: There is none, all are damaged, or the parameters do not match
                 `abstract`.
         """
         for _ in range(_MOST_REPLACED):
@@ -116,19 +114,18 @@ class Checkpoints:
             try:
                 return self._read(kind, step, abstract)
             except CheckpointError:
-                # Of several processes, others may have read it.
+                # With several processes, others may have read it.
                 if jax.process_count() > 1 or self._steps(kind)[:1] in ([], [newest]):
                     raise
         return self._read(kind, self._choose(kind).step, abstract)
 
     def resume(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
-        """Where training goes on: the newest whole checkpoint of `last`, or None to begin.
+        """Restores the newest intact checkpoint of `last`; None if there is none.
 
-        A best one that is damaged is written again by the training that follows, which therefore
-        goes on from before it.
+        If the best checkpoint is damaged, training resumes from before it and writes it again.
 
         Raises:
-            CheckpointError: as `restore`; or the best one is damaged and nothing is from before it.
+            CheckpointError: See `restore`; or the best one is damaged and no other precedes it.
         """
         chosen = self._agreed(self._choose_to_resume)
         if chosen.step < 0:
@@ -137,7 +134,7 @@ class Checkpoints:
         if progress.best is not None and chosen.best < 0:
             _warn(
                 f"{self.root / 'best'}: found no checkpoint, expected the one of step "
-                f"{progress.best_step}; the best of the validations still to come is kept"
+                f"{progress.best_step}; the best of the remaining validations is kept instead"
             )
             progress = dataclasses.replace(progress, best=None, best_step=0)
         return state, progress
@@ -146,9 +143,10 @@ class Checkpoints:
         folder = self.root / kind / str(step)
         try:
             if (folder / "config").is_dir():
-                own = ocp.args.Composite(config=ocp.args.JsonRestore())
-                accepted(self._managers[kind].restore(step, args=own).config, folder / "config")
-            # Orbax finds a difference only while it reads, and then leaves reads in flight behind.
+                arguments = ocp.args.Composite(config=ocp.args.JsonRestore())
+                stored = self._managers[kind].restore(step, args=arguments).config
+                accepted(stored, folder / "config")
+            # Orbax would find a difference only while it reads, and leave other reads unfinished.
             different = differences(self._stored(kind, step), abstract)
             if different:
                 raise ValueError("; ".join(different))
@@ -165,22 +163,22 @@ class Checkpoints:
                 raise _not_now(folder, error) from error
             remedy = "remove this checkpoint to fall back on the one before it"
             if has_checksums(folder):
-                remedy = "its files are as they were written: go on with the version that wrote it"
+                remedy = "its files are intact: use the version that wrote it"
             raise CheckpointError(
                 f"{folder}: could not be read as this configuration's model "
                 f"({str(error)[:300]}); {remedy}, or train into a new workdir"
             ) from error
 
     def _stored(self, kind: str, step: int) -> Any:
-        """What a checkpoint says of the arrays of its state."""
+        """Shapes and dtypes of the arrays in a checkpoint."""
         try:
             return self._managers[kind].item_metadata(step)["state"]
-        # Of a tree too deep, or names that are no text. No device is asked for anything here.
+        # The tree is too deep, or a name is not text; no device is involved here.
         except (RuntimeError, SystemError) as error:
             raise ValueError(str(error.__cause__ or error)) from error
 
     def _steps(self, kind: str) -> list[int]:
-        """Steps in a folder as it is now, the newest first."""
+        """Steps in a folder, reread, the newest first."""
         try:
             self._managers[kind].reload()
             return sorted(self._managers[kind].all_steps(), reverse=True)
@@ -195,57 +193,57 @@ class Checkpoints:
             raise _not_now(folder, error) from error
 
     def _choose(self, kind: str) -> "_Choice":
-        """The newest whole step, after the damaged ones have been moved aside."""
+        """The newest intact step, after moving damaged ones aside."""
         damaged: dict[int, str] = {}
-        # Looked at anew each time: a training that runs removes old ones while they are read.
+        # Reread each time, since a running training removes old checkpoints.
         while left := [step for step in self._steps(kind) if step not in damaged]:
             damage = self._damage(kind, left[0])
             if damage is None:
                 self._set_aside(kind, damaged, f"step {left[0]} is used instead")
                 return _Choice(left[0])
             damaged[left[0]] = damage
-        raise self._none_whole(kind, damaged)
+        raise self._none_intact(kind, damaged)
 
     def _choose_to_resume(self) -> "_Choice":
         best, last = self._steps("best"), self._steps("last")
         lost = self._damage("best", best[0]) if best else None
-        damaged, whole = dict[int, str](), list[int]()
+        damaged, too_late = dict[int, str](), list[int]()
         for step in last:
             damage = self._damage("last", step)
             if damage is not None:
                 damaged[step] = damage
             elif lost is not None and step >= best[0]:
-                whole.append(step)
-                damaged[step] = f"{self.root / 'last' / str(step)}: whole, but not before the best"
+                too_late.append(step)
+                damaged[step] = f"{self.root / 'last' / str(step)}: intact, but not before the best"
             else:
                 break
-        going_on = [step for step in last if step not in damaged]
-        if last and not going_on:
-            if lost is None or not whole:
-                raise self._none_whole("last", damaged)
+        usable = [step for step in last if step not in damaged]
+        if last and not usable:
+            if lost is None or not too_late:
+                raise self._none_intact("last", damaged)
             raise CheckpointError(
-                f"{lost}: this best checkpoint is damaged, no whole one in {self.root / 'last'} is "
-                f"from before it; remove {best[0]} from {self.root / 'best'} to go on and keep the "
-                f"best of the validations still to come, evaluate what there is (step {whole[0]}) "
-                "with --checkpoint=last, or train into a new workdir"
+                f"{lost}: this best checkpoint is damaged, and no intact one in "
+                f"{self.root / 'last'} precedes it; remove {best[0]} from {self.root / 'best'} to "
+                "resume and keep the best of the remaining validations, evaluate step "
+                f"{too_late[0]} with --checkpoint=last, or train into a new workdir"
             )
-        step = going_on[0] if going_on else -1
-        then = f"the training goes on from step {max(step, 0)}"
-        self._set_aside("last", damaged, then)
-        # Afterwards, so that an interruption in between is made good by doing it all again.
+        step = usable[0] if usable else -1
+        consequence = f"the training resumes from step {max(step, 0)}"
+        self._set_aside("last", damaged, consequence)
+        # In this order, so that an interruption in between can be repaired by starting again.
         if lost is not None:
-            self._set_aside("best", {best[0]: lost}, f"{then} and writes it again")
+            self._set_aside("best", {best[0]: lost}, f"{consequence} and writes it again")
         return _Choice(step, best[0] if best else -1)
 
-    def _set_aside(self, kind: str, damaged: dict[int, str], then: str):
+    def _set_aside(self, kind: str, damaged: dict[int, str], consequence: str):
         for step, damage in sorted(damaged.items(), reverse=True):
-            _warn(f"{damage}; {then}")
+            _warn(f"{damage}; {consequence}")
             if not self._read_only:
                 move_aside(self.root / kind / str(step))
         if damaged:
             self._steps(kind)
 
-    def _none_whole(self, kind: str, damaged: dict[int, str]) -> CheckpointError:
+    def _none_intact(self, kind: str, damaged: dict[int, str]) -> CheckpointError:
         folder = self.root / kind
         if not damaged:
             return CheckpointError(
@@ -254,14 +252,14 @@ class Checkpoints:
             )
         remedy = f"remove {folder} to train again from the beginning"
         if kind == "best":
-            remedy = "train again, which writes it again where it can, or give --checkpoint=last"
+            remedy = "resume the training, which may write it again, or give --checkpoint=last"
         return CheckpointError(
-            f"{folder}: found no whole checkpoint ({'; '.join(damaged.values())}); bring the files "
-            f"back, or {remedy}"
+            f"{folder}: found no intact checkpoint ({'; '.join(damaged.values())}); restore the "
+            f"files, or {remedy}"
         )
 
     def _agreed(self, choose: Callable[[], "_Choice"]) -> "_Choice":
-        """The choice of process 0, for all."""
+        """The choice of process 0, for all processes."""
         if jax.process_count() == 1:
             return choose()
         choice, failure = _FAILED, None
@@ -269,12 +267,12 @@ class Checkpoints:
             try:
                 choice = choose()
             except (CheckpointError, OSError) as error:
-                failure = error  # the others wait to hear of it
+                failure = error  # raised after the others have been told
         choice = _Choice(*map(int, multihost_utils.broadcast_one_to_all(np.array(choice))))
         if failure is not None:
             raise failure
         if choice == _FAILED:
-            raise CheckpointError(f"{self.root}: process 0 cannot go on; see what it says")
+            raise CheckpointError(f"{self.root}: process 0 failed; see its error message")
         for kind in self._managers:
             self._steps(kind)
         return choice
@@ -286,29 +284,29 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             if not is_disk_error(error):
                 raise
-            whole = [path.name for path in (self.root / "last").glob("*") if path.name.isdigit()]
-            newest = f"step {max(map(int, whole))}" if whole else "none"
+            saved = [path.name for path in (self.root / "last").glob("*") if path.name.isdigit()]
+            newest = f"step {max(map(int, saved))}" if saved else "none"
             raise CheckpointError(
                 f"{self.root}: a checkpoint could not be written ({_short(error)}); see that "
-                "the disk has room and may be written to, then give the same command again (newest "
-                f"whole checkpoint: {newest})"
+                "the disk has room and is writable, then give the same command again (newest "
+                f"complete checkpoint: {newest})"
             ) from error
 
     def wait(self):
-        """Blocks until everything that was begun is on disk.
+        """Blocks until all checkpoints are on disk.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: One could not be written.
         """
         with self._writing():
             for manager in self._managers.values():
                 manager.wait_until_finished()
 
     def close(self):
-        """Waits, then releases the folders.
+        """Waits until all checkpoints are on disk, and closes the folders.
 
         Raises:
-            CheckpointError: something could not be written.
+            CheckpointError: One could not be written.
         """
         with self._writing():
             for manager in self._managers.values():
@@ -316,7 +314,7 @@ class Checkpoints:
 
 
 class _Choice(NamedTuple):
-    """Newest step to use, -1 to begin; newest best step there was, -1 if none."""
+    """Newest step to use, and newest best step; -1 if there is none."""
 
     step: int
     best: int = -1
@@ -330,13 +328,13 @@ def _warn(text: str):
 
 
 def _short(error: Exception) -> str:
-    text = str(error)  # the reason comes behind the path, which may be long
+    text = str(error)  # the reason follows the path, which may be long
     return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
 
 
 def _not_now(folder: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"{folder}: could not be read ({error}), which need not be its fault; nothing was changed, "
+        f"{folder}: could not be read ({error}), perhaps only for a moment; nothing was changed, "
         "give the same command again"
     )
 
@@ -344,12 +342,12 @@ def _not_now(folder: Path, error: OSError) -> CheckpointError:
 def _unreadable(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{folder}: holds a _CHECKPOINT_METADATA that cannot be read ({str(error)[:300]}); remove "
-        "that file, without which the checkpoint loads, too"
+        "that file, which is not needed to load the checkpoint"
     )
 
 
 def _sum_unfinished(folder: Path):
-    """Adds sums to the checkpoint that is written and has not got its name yet."""
+    """Adds checksums to the checkpoint that is written but does not have its final name yet."""
     for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
         write_checksums(unfinished)
 
@@ -359,8 +357,8 @@ def _open(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
         return _manager(folder, keep, read_only)
     except OSError as error:
         raise CheckpointError(
-            f"{folder}: could not be opened ({error}); see that the disk has room and may be "
-            "written to, then give the same command again"
+            f"{folder}: could not be opened ({error}); see that the disk has room and is "
+            "writable, then give the same command again"
         ) from error
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
@@ -368,12 +366,12 @@ def _open(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """No: the loop looks for it. Older Orbax asks JAX's service, which is switched off."""
+        """False: the loop handles signals, and older versions of Orbax ask a disabled service."""
         return False
 
 
 def _manager(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
-    # Two folders may be written at once, and processes must not meet at the other's barrier.
+    # Both folders may be written at the same time, and their barriers must not be mixed up.
     processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
     json_handler = functools.partial(ocp.JsonCheckpointHandler, multiprocessing_options=processes)
     return _Manager(
@@ -391,8 +389,7 @@ def _manager(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
             multiprocessing_options=processes,
             async_options=ocp.AsyncOptions(
                 post_finalization_callback=functools.partial(_sum_unfinished, folder),
-                # In the background, threads would wait for folders that cannot be made, and the
-                # process for those threads.
+                # In the background, a folder that cannot be created would block the process.
                 create_directories_asynchronously=False,
             ),
         ),

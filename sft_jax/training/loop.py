@@ -1,7 +1,7 @@
-"""The training loop: the order of side effects around the compiled step, and nothing else.
+"""The training loop: side effects around the compiled step, in order.
 
-A step: next batch, compiled step, keep its metrics on the device. At a boundary, in this order:
-fetch and check the metrics, write the log, validate, save the best, save the last.
+Every step takes a batch and leaves its metrics on the device. When due, in this order: fetch and
+check the metrics, write the log, validate, save the best checkpoint, save the last one.
 """
 
 import dataclasses
@@ -22,29 +22,27 @@ from sft_jax.config.run import Config
 from sft_jax.runs.metric_log import MetricLog
 from sft_jax.tasks.base import Task
 from sft_jax.training.checkpoint import Checkpoints
-from sft_jax.training.diagnosis import Diagnosis
-from sft_jax.training.progress import Progress
+from sft_jax.training.diagnosis import Diagnosis, Replay, scale_like
+from sft_jax.training.optimizer import Schedule
 from sft_jax.training.recorder import Recorder
-from sft_jax.training.replay import Replay, scale_like
-from sft_jax.training.schedule import Schedule
 from sft_jax.training.sharding import put_batch
 from sft_jax.training.signals import stop_requests
-from sft_jax.training.state import TrainState
+from sft_jax.training.state import Progress, TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Everything the loop calls, built by whoever starts it.
+    """Objects and functions that the loop calls.
 
     Attributes:
         task: Task whose metrics are logged and choose the best checkpoint.
         step: Compiled `(state, batch) -> (state, metrics)`.
         batches: Endless iterator with `get_state` and `set_state`.
-        validate: `(params) -> {metric: value}`, or None without a validation split.
+        validate: Validation, `(params) -> {metric: value}`; None without a validation split.
         checkpoints: Storage of states.
         mesh: Mesh of the step.
-        first: Function that draws the first state again, to go back to.
-        diagnosis: Explanation of numbers that are not finite; None leaves them unexplained.
+        first: Function that draws the first state again, to repeat steps from there.
+        diagnosis: Explanations of non-finite numbers; None gives none.
     """
 
     task: Task
@@ -57,21 +55,22 @@ class Parts:
     diagnosis: Diagnosis | None = None
 
     def explain(self, params: Any, step: int) -> str:
-        """Why the validation of `params` went wrong; "" where nobody can tell."""
-        alone = jax.process_count() == 1
-        return self.diagnosis.of_validation(params) if self.diagnosis and alone else ""
+        """The cause of a fault in the validation of `params`, or "" if unknown."""
+        if self.diagnosis is None or jax.process_count() > 1:
+            return ""
+        return self.diagnosis.of_validation(params)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How training ended.
+    """Outcome of a training.
 
     Attributes:
-        step: optimizer steps taken.
-        finished: false when a signal stopped it before the end.
-        best: best value of the deciding metric, or None.
-        best_step: where it was reached.
-        stopped_by: signal that asked this process to stop, or None.
+        step: Optimizer steps taken.
+        finished: Whether the schedule was completed; false after a signal.
+        best: Best value of the metric that chooses checkpoints, or None.
+        best_step: Step of that value.
+        stopped_by: Signal that stopped this process, or None.
     """
 
     step: int
@@ -89,20 +88,20 @@ def train(
     state: TrainState,
     workdir: Path,
 ) -> Outcome:
-    """Trains to the end of the schedule, from the newest checkpoint if there is one.
+    """Trains to the end of the schedule, starting from the newest checkpoint if there is one.
 
-    SIGTERM, Ctrl-C and SIGHUP let the step end, save and return early.
+    On SIGTERM, Ctrl-C and SIGHUP, it finishes the step, saves and returns.
 
     Args:
-        config: resolved configuration.
-        schedule: when to do what.
-        parts: what to call.
-        abstract: shapes and shardings of the state, to restore into.
-        state: first state, used (and donated) unless there is a checkpoint.
-        workdir: for the logs.
+        config: Resolved configuration.
+        schedule: Durations in optimizer steps.
+        parts: Objects and functions to call.
+        abstract: Abstract state, to restore checkpoints into.
+        state: First state, used (and donated) if there is no checkpoint.
+        workdir: Folder for the logs.
 
     Raises:
-        NonFiniteError: a metric is NaN or infinite; the newest checkpoint is from before it.
+        NonFiniteError: A metric is NaN or infinite; the newest checkpoint precedes it.
     """
     replay = Replay(
         step=parts.step,
@@ -118,10 +117,10 @@ def train(
     is_main_process = jax.process_index() == 0  # one process writes for all
     if is_main_process and first:
         remaining = schedule.total - first
-        status = f"{remaining} steps are left"
+        status = f"{remaining} steps left"
         if remaining <= 0:
-            status = "nothing is left to train; to train longer, begin a new workdir"
-        print(f"going on from the checkpoint of step {first}: {status}", flush=True)
+            status = "no steps left; to train longer, use a new workdir"
+        print(f"resuming from the checkpoint of step {first}: {status}", flush=True)
     log = MetricLog(workdir, first) if is_main_process else None
     recorder = Recorder(log, parts.task.logged, schedule.steps_per_epoch)
     quiet = None if is_main_process else True
@@ -135,7 +134,7 @@ def train(
             bar.update()
             last = step == schedule.total
             logs = step % config.train.log_every == 0
-            stopped = _agreed(requested() is not None, logs)
+            stopped = _agree_to_stop(requested() is not None, logs)
             if stopped and is_main_process:
                 tqdm.write(f"stopping after step {step}: saving", file=sys.stderr)
             evaluates = parts.validate and (step % schedule.eval_every == 0 or last)
@@ -172,7 +171,7 @@ def _judge(
     step: int,
     values: dict[str, float],
 ) -> tuple[TrainState, Progress, bool]:
-    """Plateau rule and best checkpoint after a validation."""
+    """Applies the plateau rule, and decides whether a validation is the best so far."""
     if config.optimizer.schedule == "plateau":
         plateau = progress.plateau.update(values["loss"], config.optimizer)
         progress = dataclasses.replace(progress, plateau=plateau)
@@ -185,10 +184,10 @@ def _judge(
     return state, progress, False
 
 
-def _agreed(signalled: bool, boundary: bool) -> bool:
-    """Whether to stop: at once when alone, else when any process was signalled, at a boundary.
+def _agree_to_stop(signalled: bool, boundary: bool) -> bool:
+    """Whether to stop: a single process at once, several at the next boundary, all together.
 
-    Processes that stopped at different steps would wait for each other for ever.
+    Processes that stopped at different steps would wait for each other forever.
     """
     if jax.process_count() == 1:
         return signalled

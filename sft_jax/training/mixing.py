@@ -1,4 +1,4 @@
-"""The mixup of one training step: when there is one, and how it is drawn."""
+"""Mixup of a training step: its plan, and the random draw of each step."""
 
 import dataclasses
 
@@ -14,16 +14,16 @@ from sft_jax.types import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixupPlan:
-    """Mixup with everything that a configuration leaves to data and devices.
+    """Mixup settings resolved for the data and the devices.
 
     Attributes:
         mode: `any`, `within` or `fused`.
-        alpha: of the Beta distribution.
-        warmup_steps: first steps, which blend nothing.
-        group_size: consecutive rows of the global batch that find their partners among each other.
-        num_modalities: rows of `lam`.
-        num_pre_layers: blocks before fusion.
-        num_post_layers: blocks after it.
+        alpha: Parameter of the Beta distribution.
+        warmup_steps: Number of first steps without mixup.
+        group_size: Consecutive rows of the global batch that are partners of each other.
+        num_modalities: Number of modalities, the rows of `lam`.
+        num_pre_layers: Number of blocks before fusion.
+        num_post_layers: Number of blocks after fusion.
     """
 
     mode: str
@@ -39,7 +39,7 @@ class MixupPlan:
         """The plan of a resolved configuration; None without mixup.
 
         Raises:
-            ConfigError: a device (or micro-batch of one) would hold part of a group.
+            ConfigError: A device or micro-batch would hold only part of a group.
         """
         mixup, train = config.mixup, config.train
         if mixup.mode == "none":
@@ -68,14 +68,14 @@ def draw_mixup(
     positions: Int[Array, " b"],
     weight: Float[Array, " b"],
 ) -> Mixup:
-    """The draw of a step, by seed, step and position in the global batch.
+    """Draws the mixup of a step from seed, step and position in the global batch.
 
     Args:
-        plan: of the run.
-        seed: of the run.
-        step: optimizer steps taken so far.
-        positions: of whole groups of rows in the global batch, group after group.
-        weight: 0 on rows that pad the batch.
+        plan: Plan of the run.
+        seed: Seed of the run.
+        step: Optimizer steps taken so far.
+        positions: Positions of rows in the global batch, in complete groups.
+        weight: Weight of each row, 0 on padding rows.
     """
     depth = draw_depth(
         step_key(seed, step, "mixup depth"), plan.mode, plan.num_pre_layers, plan.num_post_layers

@@ -1,4 +1,4 @@
-"""Prediction from a run folder, in memory and without the data it was trained on."""
+"""Prediction with a trained run, in memory and without the data it was trained on."""
 
 import dataclasses
 import functools
@@ -19,25 +19,24 @@ from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record
 from sft_jax.models import registry
 from sft_jax.runs.run_files import read_config, read_data
-from sft_jax.tasks import from_run
+from sft_jax.tasks import Task, from_run, required_data
 from sft_jax.training import session
+from sft_jax.training.evaluation import eval_outputs, host_answers
 from sft_jax.training.sharding import make_mesh
-from sft_jax.training.step import eval_outputs
 from sft_jax.training.trainer import Trainer, apply_function
 from sft_jax.types import ConfigError, DataError
 
 LARGEST_BATCH = 256
-_NEEDED = ("normalizer", "class_names")
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What a pool kept of one modality.
+    """Tokens of one modality that a pool kept.
 
     Attributes:
-        indices: `[n, k]` token in each slot, -1 in empty slots; pools that rank have the most
-            salient first.
-        saliency: `[n, k]` its saliency; None of pools that do not look at it.
+        indices: Token in each slot `[n, k]`, -1 in empty slots; most salient first if the pool
+            ranks tokens.
+        saliency: Saliency of these tokens `[n, k]`; None if the pool does not use it.
     """
 
     indices: np.ndarray
@@ -49,34 +48,41 @@ class Prediction:
     """Predictions for `n` samples.
 
     Attributes:
-        id: `[n]` names of the samples, their positions where they have none.
-        probabilities: `[n, c]` float32.
-        predicted: `[n]` most probable class.
-        class_names: names of the `c` classes.
-        kept: what was kept, by modality; only of pools that select.
+        id: Names of the samples `[n]`; their positions if they have no names.
+        answers: Result of `Task.answer`, `{name: [n, ...]}`.
+        legend: Arrays that explain the answers, see `Task.legend`.
+        kept: Kept tokens by modality, for pools that select tokens.
     """
 
     id: np.ndarray
-    probabilities: np.ndarray
-    predicted: np.ndarray
-    class_names: tuple[str, ...]
-    kept: dict[str, Kept]
+    answers: Mapping[str, np.ndarray]
+    legend: Mapping[str, np.ndarray]
+    kept: Mapping[str, Kept]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Class probabilities `[n, c]`, float32; of classification."""
+        return self.answers["probabilities"]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Most probable class `[n]`; of classification."""
+        return self.answers["predicted"]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the `c` classes; of classification."""
+        return tuple(self.legend["class_names"].tolist())
 
     def entries(self) -> dict[str, np.ndarray]:
-        """By name: `id`, `probabilities`, `predicted`, `class_names`, `kept/<m>/...`."""
+        """All arrays by name: `id`, the answers, the legend, and `kept/<m>/...`."""
         kept = {
             f"kept/{name}/{part}": getattr(kept, part)
             for name, kept in self.kept.items()
             for part in ("indices", "saliency")
             if getattr(kept, part) is not None
         }
-        return {
-            "id": self.id,
-            "probabilities": self.probabilities,
-            "predicted": self.predicted,
-            "class_names": np.asarray(self.class_names),
-            **kept,
-        }
+        return {"id": self.id, **self.answers, **self.legend, **kept}
 
     def save(self, path: Path):
         """Writes `entries` as `.npz`."""
@@ -91,53 +97,55 @@ class Predictor:
     sizes up to the next power.
 
     Attributes:
-        config: of the run.
-        params: the model's parameters.
-        normalizer: of the run; `predict` applies it.
-        class_names: names of the classes.
+        config: Configuration of the run.
+        params: Parameters of the model.
+        normalizer: Normalizer of the run, which `predict` applies.
+        task: Task of the run.
     """
 
-    def __init__(
-        self, config: Config, params: Any, normalizer: Normalizer, class_names: Sequence[str]
-    ):
-        """Takes what `load` finds in a run folder."""
-        self.config, self.class_names = config, tuple(class_names)
+    def __init__(self, config: Config, params: Any, normalizer: Normalizer, task: Task):
+        """Compiles the model for prediction; `load` does so from a run folder."""
+        self.config, self.task = config, task
         self.params, self.normalizer = params, normalizer
-        task = from_run(config, {"class_names": self.class_names})
         apply = apply_function(registry.build(config))
         self._outputs = jax.jit(functools.partial(eval_outputs, apply=apply, task=task))
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; of classification."""
+        return tuple(self.task.legend["class_names"].tolist())
+
     def with_pools(self, pool: str, k: int | None = None) -> "Predictor":
-        """The same parameters with another pool in every modality; no pool has any of its own.
+        """The same model with another pool in every modality; pools have no parameters.
 
         Args:
-            pool: one of `types.POOLS`.
-            k: tokens that every modality hands on, or all it has where they are fewer; a pool over
-                windows hands on at least as many. Not used by `none`.
+            pool: One of `types.POOLS`.
+            k: Tokens that every modality keeps, or all of them if there are fewer; a pool over
+                windows keeps at least as many. Not used by `none`.
 
         Raises:
-            ConfigError: an unknown pool, no `k` where one is needed, or a model without pools.
+            ConfigError: The pool is unknown or needs `k`, or the model has no pools.
         """
         if self.config.model.name != "sft":
             raise ConfigError(
                 f"with_pools: given a run of model {self.config.model.name!r}, expected 'sft', the "
-                "one that has pools; open another run"
+                "only one with pools; open another run"
             )
         specs = tuple(_pooled(spec, pool, k) for spec in self.config.modalities)
         config = dataclasses.replace(self.config, modalities=specs)
-        return Predictor(config, self.params, self.normalizer, self.class_names)
+        return Predictor(config, self.params, self.normalizer, self.task)
 
     def predict(self, arrays: Any) -> Prediction:
-        """Classifies samples.
+        """Predicts for samples.
 
         Args:
             arrays: Mapping `{m: [n, t, f]}` (`[n, t]` ids for token modalities) in the units of the
-                training data, at most as long as the model's; optionally `mask/<m> [n, t]` bool or
-                `length/<m> [n]`, and `id [n]`. Values may be NumPy or JAX arrays, columns of
-                pandas, or nested lists. A modality left out counts as missing.
+                training data, with at most as many time steps as the model's; optionally
+                `mask/<m> [n, t]` bool or `length/<m> [n]`, and `id [n]`. Values may be NumPy or JAX
+                arrays, columns of pandas, or nested lists. An omitted modality counts as missing.
 
         Raises:
-            DataError: arrays that do not fit the model or each other.
+            DataError: The arrays do not fit the model or each other.
         """
         table = self.table(arrays)
         for remark in table.remarks:
@@ -145,17 +153,17 @@ class Predictor:
         return self.predict_table(table)
 
     def table(self, arrays: Any, where: str = "arrays") -> ArrayTable:
-        """Checks arrays and takes the modalities of the run.
+        """Checks arrays and selects the modalities of the run.
 
-        Other entries are left out if they do not look like modalities, or if all modalities of the
-        run are there; the table's remarks name them.
+        Other entries are ignored if they do not look like modalities, or if all modalities of the
+        run are present; the table's remarks name them.
 
         Args:
-            arrays: As for `predict`.
-            where: What errors call them.
+            arrays: See `predict`.
+            where: Name of the arrays in error messages.
 
         Raises:
-            DataError: arrays that do not fit each other, or whose names are not the run's.
+            DataError: The arrays do not fit each other, or have other names than the modalities.
         """
         if not isinstance(arrays, Mapping):
             raise DataError(
@@ -176,7 +184,7 @@ class Predictor:
         return check_arrays(entries, require_label=False, where=where, modalities=present)
 
     def predict_table(self, table: ArrayTable) -> Prediction:
-        """Classifies the samples of a table that `table` returned."""
+        """Predicts for the samples of a table from `table`."""
         specs = self.config.modalities
         absent = [spec for spec in specs if spec.name not in table.inputs]
         parts = []
@@ -190,9 +198,8 @@ class Predictor:
         joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
         return Prediction(
             id=np.asarray(table.id),
-            probabilities=joined["answers"]["probabilities"],
-            predicted=joined["answers"]["predicted"],
-            class_names=self.class_names,
+            answers=host_answers(joined["answers"]),
+            legend=self.task.legend,
             kept={name: Kept(**kept) for name, kept in joined["kept"].items()},
         )
 
@@ -201,24 +208,24 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
     """Opens a run for prediction on one device.
 
     Args:
-        workdir: folder of a run that has a checkpoint.
-        checkpoint: `best` or `last`; the best where there is one.
+        workdir: Folder of a run that has a checkpoint.
+        checkpoint: `best` or `last`; None takes the best if there is one.
 
     Raises:
-        CheckpointError: there is no run, or no checkpoint.
+        CheckpointError: There is no run, or no checkpoint.
     """
     workdir = Path(workdir).expanduser().absolute()
-    config, data = read_config(workdir), read_data(workdir, *_NEEDED)
+    config = read_config(workdir)
+    data = read_data(workdir, "normalizer", *required_data(config))
+    task = from_run(config, data)
     mesh = make_mesh(TrainConfig(), jax.devices()[:1])
-    state = session.restore(
-        Trainer.of(config, from_run(config, data), 1, mesh), workdir, checkpoint
-    )
+    state = session.restore(Trainer.of(config, task, 1, mesh), workdir, checkpoint)
     normalizer = Normalizer.from_json(data["normalizer"])
-    return Predictor(config, state.params, normalizer, data["class_names"])
+    return Predictor(config, state.params, normalizer, task)
 
 
 def _pooled(spec: ModalitySpec, pool: str, k: int | None) -> ModalitySpec:
-    """`spec` with a pool that hands on `k` tokens, or as few more as its windows allow."""
+    """`spec` with a pool that keeps `k` tokens, or as few more as its windows allow."""
     count = None if k is None else min(k, spec.num_tokens)
     sizes: dict[str, Any] = {"k": count if pool in COUNTING_POOLS else None, "window": None}
     if pool in WINDOW_POOLS and count:

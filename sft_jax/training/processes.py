@@ -1,4 +1,4 @@
-"""Several processes as one run: joining, synchronising and leaving them.
+"""Runs of several processes: connecting, synchronising and ending them.
 
 One process runs on every host (or for every GPU). `jax.distributed` connects them at the address
 of the first one, the coordinator, which also watches their heartbeats.
@@ -20,10 +20,10 @@ from jax.experimental import multihost_utils
 
 from sft_jax.types import ConfigError
 
-# A process that dies is noticed before; one that prepares large data may take long.
+# Dead processes are noticed earlier; preparing large data may take this long.
 _PATIENCE_MS = 12 * 3600 * 1000
 
-# Named as JAX names its own; a flag comes before its variable.
+# Names follow JAX; a flag takes precedence over its variable.
 VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
@@ -33,13 +33,13 @@ VARIABLES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-    """What `jax.distributed.initialize` is told; None is left to it to find out.
+    """Arguments of `jax.distributed.initialize`, which detects those that are None.
 
     Attributes:
-        coordinator: `host:port` of process 0, the same for all.
-        count: of processes.
-        index: of this one.
-        local_devices: of this host that are this process's; empty for all of them.
+        coordinator: Address `host:port` of process 0.
+        count: Number of processes.
+        index: Index of this process.
+        local_devices: Devices of this host that belong to this process; empty means all.
     """
 
     coordinator: str | None = None
@@ -55,21 +55,21 @@ def requested(
     distributed: bool | None,
     environ: Mapping[str, str],
 ) -> Processes | None:
-    """Whom to join, from flags and environment; None runs alone.
+    """Processes to join, from flags and environment; None for a single process.
 
     Args:
-        coordinator: flag, `host:port`.
-        num_processes: flag.
-        process_index: flag.
-        distributed: flag: true lets JAX detect what is not given (TPU slices, Slurm, Open MPI,
-            Kubernetes), false runs alone whatever the environment says, None detects where Slurm
-            or Open MPI has started several processes.
-        environ: the environment.
+        coordinator: Flag, `host:port`.
+        num_processes: Flag.
+        process_index: Flag.
+        distributed: Flag: true lets JAX detect missing values (on TPU slices, Slurm, Open MPI and
+            Kubernetes), false runs a single process, None detects them if Slurm or Open MPI has
+            started several processes.
+        environ: Environment variables.
 
     Raises:
-        ConfigError: values that are no numbers, out of range, or only some of the three.
+        ConfigError: Values are invalid, or only some of the three are given.
     """
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "coordinator": coordinator or environ.get(VARIABLES["coordinator"]),
         "num_processes": _number("num_processes", num_processes, environ),
         "process_index": _number("process_index", process_index, environ),
@@ -78,25 +78,25 @@ def requested(
         flags = {"coordinator": coordinator, "num_processes": num_processes}
         _refuse_beside_nodistributed({**flags, "process_index": process_index})
         return None
-    detects = distributed or (_launched(environ) and None in given.values())
-    missing = [name for name, value in given.items() if value is None]
-    if not detects and len(missing) == len(given):
+    detects = distributed or (_launched(environ) and None in values.values())
+    missing = [name for name, value in values.items() if value is None]
+    if not detects and len(missing) == len(values):
         return None
     if not detects and missing:
-        found = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        known = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
         wanted = " and ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
         raise ConfigError(
-            f"processes: given only {found}, expected coordinator, num_processes and process_index "
+            f"processes: given only {known}, expected coordinator, num_processes and process_index "
             f"together; add {wanted}, or --distributed to have them detected on a TPU slice, under "
             "Slurm or Open MPI"
         )
-    _check(**given)
-    if given["num_processes"] == 1:
+    _check(**values)
+    if values["num_processes"] == 1:
         return None
     return Processes(
-        coordinator=given["coordinator"],
-        count=given["num_processes"],
-        index=given["process_index"],
+        coordinator=values["coordinator"],
+        count=values["num_processes"],
+        index=values["process_index"],
         local_devices=_local_devices(environ),
     )
 
@@ -117,8 +117,8 @@ def _refuse_beside_nodistributed(flags: dict[str, str | int | None]):
     for name, value in flags.items():
         if value is not None:
             raise ConfigError(
-                f"{name}: given {value} with --nodistributed, which runs alone; leave one of the "
-                "two out"
+                f"{name}: given {value} with --nodistributed, which runs a single process; omit "
+                "one of the two"
             )
 
 
@@ -129,9 +129,9 @@ def _launched(environ: Mapping[str, str]) -> bool:
 
 
 def _local_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """All devices for a process that is alone on its host, JAX's own rule otherwise.
+    """All devices if this process is the only one on its host; otherwise JAX decides.
 
-    JAX gives one device to every process under Slurm and Open MPI, however few processes there are.
+    Under Slurm and Open MPI, JAX would give every process one device.
     """
     if environ.get("JAX_LOCAL_DEVICE_IDS"):
         return None
@@ -154,29 +154,29 @@ def _check(coordinator: str | None, num_processes: int | None, process_index: in
     if num_processes is not None and num_processes < 1:
         raise ConfigError(f"num_processes: given {num_processes}, expected at least 1")
     if process_index is not None and not 0 <= process_index < (num_processes or 1 << 31):
-        given, expected = f"{process_index}", "at least 0"
+        value, expected = f"{process_index}", "at least 0"
         if num_processes is not None:
-            given, expected = f"{given} of {num_processes} processes", f"0 to {num_processes - 1}"
+            value, expected = f"{value} of {num_processes} processes", f"0 to {num_processes - 1}"
         raise ConfigError(
-            f"process_index: given {given}, expected {expected}; every process has its own"
+            f"process_index: given {value}, expected {expected}; every process has its own"
         )
 
 
 def join(processes: Processes | None, heartbeat_timeout: int, startup_timeout: int):
-    """Connects this process with the others, before the first use of a device.
+    """Connects this process to the others, before the first use of a device.
 
     Args:
-        processes: from `requested`; None stays alone.
-        heartbeat_timeout: seconds without a sign of life after which a process counts as dead,
-            and the others are ended.
-        startup_timeout: seconds to wait for all of them to come; JAX then ends the process.
+        processes: Result of `requested`; None for a single process.
+        heartbeat_timeout: Seconds without a heartbeat after which a process counts as dead and the
+            others are ended.
+        startup_timeout: Seconds to wait for all processes before JAX ends this one.
 
     Raises:
-        ConfigError: nothing detected, or a slice that was to be joined.
+        ConfigError: JAX detects no processes, or detects a slice that `processes` ignores.
     """
     if processes is not None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        # Its signal handler would swallow a SIGTERM outside of training; the loop has its own.
+        # Its signal handler would swallow a SIGTERM outside the loop, which has its own.
         jax.config.update("jax_enable_preemption_service", False)
         try:
             jax.distributed.initialize(
@@ -195,8 +195,8 @@ def join(processes: Processes | None, heartbeat_timeout: int, startup_timeout: i
         _watch()
     elif jax.process_count() > 1:
         raise ConfigError(
-            f"processes: found a slice with {jax.process_count()} of them, expected to be told to "
-            "join them; add --distributed"
+            f"processes: found a slice with {jax.process_count()} processes, expected "
+            "--distributed; add it to join them"
         )
 
 
@@ -208,23 +208,23 @@ _watchers: list[subprocess.Popen] = []
 
 
 def _watch():
-    """Lets a shell say what to do where this process is ended before it can.
+    """Starts a shell that prints a remedy if this process is ended from outside.
 
-    Where heartbeats are missed or the coordinator is gone, JAX ends a process past all handlers of
-    Python's, and its words name no remedy. The shell waits at a pipe that is closed with this
-    process, and is told of a usual end.
+    If heartbeats are missed or the coordinator is gone, JAX ends the process without running
+    Python's handlers. The shell waits on a pipe that closes with this process, and is told of a
+    normal exit.
     """
     where = f"process {jax.process_index()} of {jax.process_count()}"
-    said = f"{where}: was ended. If JAX did so, {_REMEDY}"
-    command = ["/bin/sh", "-c", 'read -r word || echo "$0" >&2', said]
+    message = f"{where}: was ended. If JAX did so, {_REMEDY}"
+    command = ["/bin/sh", "-c", 'read -r word || echo "$0" >&2', message]
     _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE))
     atexit.register(_dismiss)
 
 
 def _dismiss():
-    """Tells the shell that this process ends by itself."""
+    """Tells the shell that this process exits normally."""
     while _watchers:
-        # It may be gone before, by a signal to the whole group.
+        # A signal to the process group may have ended it before.
         with contextlib.suppress(BrokenPipeError):
             _watchers.pop().communicate(b"ends\n")
 
@@ -232,11 +232,11 @@ def _dismiss():
 def sync_processes(name: str):
     """Waits until all processes have reached this call; returns at once for a single one.
 
-    Processes prepare data at different speeds, and Gloo gives up connecting after half a minute. So
-    they wait for each other before their first collective operation.
+    Processes prepare data at different speeds, but Gloo waits only half a minute for a connection.
+    So they are synchronised before the first collective operation.
 
     Args:
-        name: Name of the place in the program, different for each.
+        name: Unique name of the barrier.
     """
     ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=_PATIENCE_MS)
     multihost_utils.sync_global_devices(name)
@@ -244,26 +244,26 @@ def sync_processes(name: str):
 
 @contextlib.contextmanager
 def shutdown_on_exit() -> Iterator[None]:
-    """Ends a joined process at once when something goes wrong inside.
+    """Ends a connected process at once after an error.
 
-    At a usual exit processes wait for each other, which those that still compute would not hear of;
-    they notice a process that is gone.
+    A normal exit would wait for the other processes, which would never learn of the error; they do
+    notice if this process is gone.
     """
     try:
         yield
         _dismiss()
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else None
-        usual = isinstance(error, SystemExit) and not code
+        is_normal = isinstance(error, SystemExit) and not code
         _dismiss()
-        if usual or not jax.distributed.is_initialized():
+        if is_normal or not jax.distributed.is_initialized():
             raise
         where = f"process {jax.process_index()} of {jax.process_count()}"
         interrupted = isinstance(error, KeyboardInterrupt)
-        said = isinstance(code, str) or interrupted
-        text = "interrupted" if interrupted else code if said else traceback.format_exc()
+        is_explained = isinstance(code, str) or interrupted
+        text = "interrupted" if interrupted else code if is_explained else traceback.format_exc()
         print(f"{where}: {text}", file=sys.stderr, flush=True)
-        if not said:
+        if not is_explained:
             print(f"If this is about a connection, {_REMEDY}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)

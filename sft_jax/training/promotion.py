@@ -1,4 +1,4 @@
-"""Rules of implicit promotion under which the package's programs are traced."""
+"""Implicit type promotion while the programs of the package are traced."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,10 @@ F = TypeVar("F", bound=Callable)
 
 
 def standard_promotion(function: F) -> F:
-    """`function` under JAX's default promotion of dtypes and ranks.
+    """Traces `function` with JAX's default promotion of dtypes and ranks.
 
-    A program may set `jax_numpy_dtype_promotion` to `strict` or `jax_numpy_rank_promotion` to
-    `raise` to check its own code; that must not stop it from training and using a model.
+    Users may set `jax_numpy_dtype_promotion` to `strict` or `jax_numpy_rank_promotion` to `raise`
+    to check their own code, and must still be able to train and use models.
     """
 
     @functools.wraps(function)

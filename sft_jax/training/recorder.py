@@ -1,4 +1,4 @@
-"""Metrics of training steps: left on the device until a boundary, then checked and written."""
+"""Metrics of training steps: kept on the device until they are due, then checked and logged."""
 
 import sys
 import time
@@ -15,30 +15,27 @@ from sft_jax.types import NonFiniteError
 
 
 def means(steps: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, Any]:
-    """Metrics over several steps from the `(sum, count)` of each; 0 where nothing counts.
+    """Means of metrics over several steps, from the `(sum, count)` of each; 0 if the count is 0.
 
-    Numbers, or arrays where the sums have an axis of runs.
+    The values are numbers, or arrays if the sums have an axis of runs.
     """
-    found = {}
+    values = {}
     for name in steps[0]:
         total, count = (np.sum([step[name][part] for step in steps], axis=0) for part in (0, 1))
-        found[name] = total / np.where(count > 0, count, 1)
-    return found
+        values[name] = total / np.where(count > 0, count, 1)
+    return values
 
 
 class Recorder:
-    """Collects the metrics of training steps and writes them to a log.
-
-    It is a context manager, which closes the log.
-    """
+    """Collects the metrics of training steps and writes them to a log; a context manager."""
 
     def __init__(self, log: MetricLog | None, shown: Sequence[str], steps_per_epoch: int):
-        """Begins to measure time.
+        """Starts the clock for `samples_per_second`.
 
         Args:
-            log: Log to write to; None of processes that do not write.
-            shown: Names of the metrics for the progress bar.
-            steps_per_epoch: Optimizer steps of an epoch.
+            log: Log to write to; None in processes that do not write.
+            shown: Metrics for the progress bar; they come first in the log.
+            steps_per_epoch: Optimizer steps per epoch.
         """
         self._log, self._shown, self._steps_per_epoch = log, shown, steps_per_epoch
         self._pending: list[tuple[int, Metrics]] = []
@@ -52,17 +49,17 @@ class Recorder:
             self._log.close()
 
     def add(self, step: int, metrics: Metrics):
-        """Takes the metrics of a step without waiting for them."""
+        """Adds the metrics of a step without waiting for them."""
         self._pending.append((step, metrics))
 
     def flush(self, explain: Callable[[int], str]) -> dict[str, str]:
-        """Fetches, checks and writes what is pending.
+        """Fetches, checks and writes the pending metrics.
 
         Args:
-            explain: Function from a step to the cause of its metrics not being finite.
+            explain: Function from a step to the cause of its non-finite metrics.
 
         Returns:
-            Text of the shown metrics by name.
+            Formatted values of the shown metrics, by name.
 
         Raises:
             NonFiniteError: A metric is not finite; names the first such step.
@@ -75,10 +72,12 @@ class Recorder:
         for step, metrics in fetched:
             sums = {name: metric[0] for name, metric in metrics.items()}
             check_finite(step, sums, "data of that step", explain)
-        values = {name: float(x) for name, x in means([m for _, m in fetched]).items()}
+        averages = means([metrics for _, metrics in fetched])
+        order = dict.fromkeys((*self._shown, *averages))
+        values = {name: float(averages[name]) for name in order}
         step, newest = fetched[-1]
         samples = values.pop("samples") * len(fetched)
-        values["learning_rate"] = float(newest["learning_rate"][0])  # that of the newest step
+        values["learning_rate"] = float(newest["learning_rate"][0])
         values["samples_per_second"] = samples / max(seconds, 1e-9)
         self._write("train", step, values)
         return {name: f"{values[name]:.4f}" for name in self._shown}
@@ -108,23 +107,23 @@ def check_finite(step: int, values: Mapping[str, Any], suspect: str, explain: Ca
     """Raises `NonFiniteError` for the first value that is not finite, with its cause.
 
     Args:
-        step: Optimizer step that the values belong to.
+        step: Optimizer step of the values.
         values: Metrics by name.
-        suspect: Data to look at, for the message.
+        suspect: Data that the message advises to inspect.
         explain: Function from the step to a clause that states the cause, or "".
     """
     for name, value in values.items():
         if not np.isfinite(value):
-            found = f"step {step}: metric {name!r} is {value}, expected a finite number"
-            tqdm.write(found, file=sys.stderr)  # looking for the cause may take a while
+            problem = f"step {step}: metric {name!r} is {value}, expected a finite number"
+            tqdm.write(problem, file=sys.stderr)  # finding the cause may take a while
             failure = None
             try:
                 cause = explain(step)
-            # Whatever goes wrong then, such as a full disk, is less than what is known already.
+            # The problem itself matters more than a failure to explain it, such as a full disk.
             except Exception as error:
                 failure = error
                 cause = f"its cause could not be found ({type(error).__name__}: {error})"
             raise NonFiniteError(
-                f"{found}; {f'{cause}. The' if cause else 'the'} newest checkpoint is from before "
-                f"it. Lower optimizer.learning_rate, or look at the {suspect}"
+                f"{problem}; {f'{cause}. The' if cause else 'the'} newest checkpoint is from "
+                f"before it. Lower optimizer.learning_rate, or look at the {suspect}"
             ) from failure

@@ -1,4 +1,4 @@
-"""From a configuration and a folder to a run: trains it, evaluates it."""
+"""Training and evaluation of a run, from a configuration and a folder."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,15 @@ from sft_jax.types import Batch, CheckpointError, ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A run opened for work: its resolved configuration and what is built from it."""
+    """A resolved configuration with its data, task and mesh.
+
+    Attributes:
+        config: Resolved configuration.
+        source: Prepared data.
+        normalizer: Normalizer of the inputs.
+        task: Task of the run.
+        mesh: Mesh of all devices.
+    """
 
     config: Config
     source: Source
@@ -52,18 +60,18 @@ class Session:
         fingerprint: str | None = None,
         source: Source | None = None,
     ) -> "Session":
-        """Prepares the data if need be and resolves `config` against it.
+        """Prepares the data if necessary and resolves `config` with it.
 
         Args:
-            config: as given, or as stored in a run.
-            normalizer: stored in a run; from the training split's statistics otherwise.
-            fingerprint: of the data a run was trained on, where it must be the same.
-            source: of `config.data`, where it is open already.
+            config: Configuration, resolved or not.
+            normalizer: Normalizer of a run; None computes it from the training split.
+            fingerprint: Fingerprint that the data must have; None accepts any.
+            source: Source of `config.data` if it is already open.
 
         Raises:
-            ConfigError: settings that do not fit data or devices.
-            DataError: data that cannot be used.
-            CheckpointError: other data than the run's.
+            ConfigError: The settings do not fit the data or the devices.
+            DataError: The data cannot be used.
+            CheckpointError: The data are not those of the run.
         """
         mesh = make_mesh(config.train)
         if source is None and fingerprint is not None:
@@ -73,8 +81,8 @@ class Session:
         if fingerprint not in (None, info.fingerprint):
             raise CheckpointError(
                 f"{info.directory}: holds data with fingerprint {info.fingerprint}, expected "
-                f"{fingerprint}, which the run was trained on; bring back the file it began with, "
-                "or the data_dir with what was prepared for it"
+                f"{fingerprint}, which the run was trained on; restore the file it was trained on, "
+                "or give the data_dir with its prepared data"
             )
         task = from_source(config, info)
         check_best_metric(config, task)
@@ -86,16 +94,16 @@ class Session:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the training split, the ragged one included."""
+        """Optimizer steps per pass over the training split, including a last partial batch."""
         return -(-self.source.info.num_records["train"] // self.config.train.batch_size)
 
     @property
     def trainer(self) -> Trainer:
-        """The training of this run."""
+        """Trainer of this run."""
         return Trainer.of(self.config, self.task, self.steps_per_epoch, self.mesh)
 
     def batches(self, split: str) -> Any:
-        """The records of a split in order, as batches of this process."""
+        """Iterates over the records of a split in order, as batches of this process."""
         return eval_batches(
             self.source.split(split),
             self.config.modalities,
@@ -107,19 +115,19 @@ class Session:
 
 
 def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
-    """Trains `config` in `workdir`, going on where an earlier call was stopped.
+    """Trains in a folder, or resumes the training there.
 
     Args:
-        config: as given.
-        workdir: folder of the run.
-        command: the command line, for the report.
+        config: Configuration, resolved or not.
+        workdir: Folder of the run.
+        command: Command line, for the report.
 
     Raises:
-        ConfigError: settings that cannot be used.
-        DataError: data that cannot be used.
-        CheckpointError: the folder belongs to another run, another process trains there, or it
-            cannot be written to.
-        NonFiniteError: training diverged.
+        ConfigError: The settings cannot be used.
+        DataError: The data cannot be used.
+        CheckpointError: The folder belongs to another run, another process trains there, or it is
+            not writable.
+        NonFiniteError: A metric is NaN or infinite.
     """
     session = Session.open(config, source=_source_for(config, workdir))
     config = session.config
@@ -144,24 +152,24 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
             ]
             for text in warnings:
                 print(f"warning: {text}", file=sys.stderr, flush=True)
-        return _train_there(session, trainer, abstract, state, workdir)
+        return _train_locked(session, trainer, abstract, state, workdir)
 
 
 def _source_for(config: Config, workdir: Path) -> Source:
-    """The data of `config`, as they were prepared for the run in `workdir` if there is one."""
+    """Data of `config`, as prepared for the run in `workdir` if there is one."""
     if not (workdir / "data.json").exists():
         return open_source(config.data)
     return open_source_of_run(config.data, read_data(workdir, "fingerprint")["fingerprint"])
 
 
-def _train_there(
+def _train_locked(
     session: Session,
     trainer: Trainer,
     abstract: TrainState,
     state: TrainState,
     workdir: Path,
 ) -> loop.Outcome:
-    """Trains in a folder that is this run's and nobody else's."""
+    """Trains in a folder that is locked."""
     config = session.config
     checkpoints = Checkpoints(workdir, config.train.keep, config=stamped(to_dict(config)))
     parts = loop.Parts(
@@ -177,9 +185,9 @@ def _train_there(
     try:
         outcome = loop.train(config, trainer.schedule, parts, abstract, state, workdir)
     except BaseException:
-        # Other processes may be gone, or wait for this one; closing would wait for them.
+        # Closing would wait for the other processes, which may be gone or wait for this one.
         if jax.process_count() == 1:
-            with contextlib.suppress(CheckpointError):  # said already, or less than what is raised
+            with contextlib.suppress(CheckpointError):  # must not hide the error that is raised
                 checkpoints.close()
         raise
     checkpoints.close()
@@ -187,12 +195,12 @@ def _train_there(
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation yields.
+    """Result of an evaluation.
 
     Attributes:
-        session: the run.
-        metrics: What `Task.score` returned.
-        predictions: arrays `[n, ...]` by name of their entry in `predictions_<split>.npz`.
+        session: Session of the run.
+        metrics: Result of `Task.score`.
+        predictions: Arrays `[n, ...]` by the name of their entry in `predictions_<split>.npz`.
     """
 
     session: Session
@@ -210,16 +218,17 @@ def evaluate(
     """Scores a run on a split and writes `evaluation_<split>.json`, `predictions_<split>.npz`.
 
     Args:
-        workdir: of a run that has a checkpoint.
+        workdir: Folder of a run that has a checkpoint.
         split: `train`, `valid` or `test`.
-        checkpoint: `best` or `last`; the best where there is one.
-        data_dir: where prepared data are kept, if not where they were in training.
-        ablate: score it without each of several modalities, too, into `ablation_<split>.json`.
+        checkpoint: `best` or `last`; None takes the best if there is one.
+        data_dir: Folder of the prepared data if it has moved since training.
+        ablate: Whether to score the run without each modality as well, for
+            `ablation_<split>.json`.
 
-    The devices here need not be those of the training.
+    The devices may differ from those of the training.
 
     Raises:
-        CheckpointError: no run, no checkpoint, or other data than the run's.
+        CheckpointError: There is no run or no checkpoint, or the data are not those of the run.
     """
     record = read_data(workdir, "normalizer", "fingerprint")
     normalizer = Normalizer.from_json(record["normalizer"])
@@ -270,7 +279,7 @@ def evaluate(
 def _without_each(
     session: Session, eval_step: Any, params: Any, split: str
 ) -> dict[str, Collected]:
-    """Outputs on a split by the modality that is taken away; nothing where there is only one."""
+    """Outputs on a split by the modality that is masked; empty for a single modality."""
     names = [spec.name for spec in session.config.modalities]
     return {
         name: collect(eval_step, params, without(session.batches(split), name), session.mesh)
@@ -279,7 +288,7 @@ def _without_each(
 
 
 def restore(trainer: Trainer, workdir: Path, checkpoint: str | None = None) -> TrainState:
-    """A run's state from its best checkpoint, or its last where there is no best."""
+    """Restores a run from its best checkpoint, or the last if there is no best."""
     checkpoints = Checkpoints(workdir, trainer.config.train.keep, read_only=True)
     try:
         if checkpoint is None:
@@ -290,9 +299,9 @@ def restore(trainer: Trainer, workdir: Path, checkpoint: str | None = None) -> T
 
 
 def for_these_devices(config: Config, data_dir: str | None) -> Config:
-    """A stored configuration with a mesh of the devices that are here, and their batch size.
+    """Adapts the mesh and the batch size of a stored configuration to the present devices.
 
-    Without mixup, which evaluation has no use for, and whose groups need not divide that batch.
+    Mixup is removed: evaluation does not use it, and its groups need not divide the new batch.
     """
     devices = jax.device_count()
     train = dataclasses.replace(
@@ -336,8 +345,9 @@ def _diagnosis(session: Session, trainer: Trainer) -> Diagnosis:
         return lambda position: session.source.ids(split)[position]
 
     def of_step(params: Any, batch: Batch, done: int) -> str:
-        own = {"model": trainer.model, "config": trainer.step, "name": name("train")}
-        return explain_step(params, batch, done, **own)
+        return explain_step(
+            params, batch, done, model=trainer.model, config=trainer.step, name=name("train")
+        )
 
     def of_validation(params: Any) -> str:
         eval_step = trainer.compile_eval_step()
@@ -346,27 +356,27 @@ def _diagnosis(session: Session, trainer: Trainer) -> Diagnosis:
         culprits = outputs.id[~finite].tolist()
         if not culprits:
             return "but repeated, it is finite for every sample"
-        some, records = culprits[:MOST_NAMED], session.source.split("valid")
+        shown, records = culprits[:MOST_NAMED], session.source.split("valid")
         batch = collate(
-            [records[position] for position in some],
-            some,
+            [records[position] for position in shown],
+            shown,
             session.config.modalities,
             session.normalizer,
-            len(some),
+            len(shown),
         )
-        own = {"model": trainer.model, "name": name("valid"), "count": len(culprits)}
-        return explain_rows(params, batch, **own)
+        return explain_rows(
+            params, batch, model=trainer.model, name=name("valid"), count=len(culprits)
+        )
 
     return Diagnosis(of_step=of_step, of_validation=of_validation)
 
 
 def _data_record(session: Session, state: TrainState) -> dict[str, Any]:
-    """What the run folder keeps of its data, so that it can predict without it."""
+    """Content of `data.json`, with which the run can predict without its data."""
     info = session.source.info
     return {
-        "class_names": list(info.class_names),
+        **session.task.data_record(info),
         "modalities": [dataclasses.asdict(modality) for modality in info.modalities],
-        "counts": {split: list(counts) for split, counts in info.class_counts.items()},
         "groups": {split: len(groups) for split, groups in info.groups.items()},
         "fingerprint": info.fingerprint,
         "normalizer": session.normalizer.to_json(),

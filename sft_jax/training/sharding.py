@@ -1,4 +1,4 @@
-"""The device mesh, and where parameters and batches live on it."""
+"""The device mesh, and the placement of parameters and batches on it."""
 
 import math
 import re
@@ -15,9 +15,9 @@ from sft_jax.types import ConfigError
 AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
 
-# First match of the parameter's path decides which axis is split over "fsdp", counted from the end,
-# since the parameters of a stack have an axis of layers in front; the rest is replicated. An axis
-# that the mesh does not divide is left whole, so that of the width is preferred to that of heads.
+# The first pattern that matches a parameter's path gives the axis to split over "fsdp". Axes count
+# from the end, since stacked layers have a leading axis. Other parameters are replicated, and so
+# are those whose axis the mesh does not divide; hence the width is preferred to the heads.
 RULES: tuple[tuple[str, int], ...] = (
     (r"qkv_kernel$", -4),  # [d, 3, h, e]
     (r"attention/out/kernel$", -1),  # [h, e, d]
@@ -27,10 +27,10 @@ RULES: tuple[tuple[str, int], ...] = (
 
 
 def make_mesh(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A `("data", "fsdp")` mesh; a size of -1 takes the devices that are left.
+    """A `("data", "fsdp")` mesh; a size of -1 takes the remaining devices.
 
     Raises:
-        ConfigError: sizes that do not multiply to the device count, or a batch they cannot split.
+        ConfigError: The sizes do not multiply to the number of devices, or do not divide the batch.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [config.data_parallel, config.fsdp_parallel]
@@ -55,9 +55,9 @@ def make_mesh(config: TrainConfig, devices: Sequence[jax.Device] | None = None) 
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A `NamedSharding` for every leaf of a state, by `RULES` on its path.
+    """Returns a `NamedSharding` for every leaf of a state, from `RULES`.
 
-    Optimizer moments carry their parameter's path, so they follow it.
+    The paths of optimizer moments end with their parameter's path, so the same rules apply.
     """
 
     def shard(path, leaf):
@@ -71,7 +71,7 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def split_axes(params: Any, mesh: Mesh) -> dict[str, int]:
-    """The axis, counted from the end, of every parameter that is split, by its path."""
+    """The split axis, counted from the end, of every split parameter, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     axes = {
         path_name(path): split_axis(path_name(path), leaf.shape, mesh.shape["fsdp"])
@@ -81,7 +81,7 @@ def split_axes(params: Any, mesh: Mesh) -> dict[str, int]:
 
 
 def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
-    """The axis in which `RULES` split a parameter in `parts`, counted from the end, or None."""
+    """The axis, counted from the end, along which `RULES` split a parameter, or None."""
     for pattern, axis in RULES:
         if re.search(pattern, name):
             divides = parts > 1 and -axis <= len(shape) and shape[axis] % parts == 0
@@ -90,29 +90,29 @@ def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """A path in a tree, with slashes."""
+    """A path in a pytree, joined by slashes."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows of a global batch, as arrays split over all devices.
+    """Places the rows of this process in a global batch that is split over all devices.
 
     Args:
-        batch: numpy leaves, each with `b / processes` rows.
-        mesh: of all processes.
+        batch: NumPy arrays of `b / processes` rows each.
+        mesh: Mesh of all processes.
     """
     sharding = NamedSharding(mesh, BATCH)
 
     def put(x):
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
-    # The one transfer that is meant; with several processes JAX counts it as an implicit one.
+    # The only intended transfer; with several processes, JAX counts it as an implicit one.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(put, batch)
 
 
 def describe_mesh(mesh: Mesh) -> str:
-    """One line, such as `4 x cpu, data 4, fsdp 1`."""
+    """Describes a mesh in a line, such as `4 x cpu, data 4, fsdp 1`."""
     kind = mesh.devices.flat[0].device_kind
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return f"{mesh.size} x {kind}, {sizes}"

@@ -10,18 +10,18 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], signal.Signals | None]]:
-    """Keeps the signals of `STOPPING` from ending the process, and yields the first one received.
+    """Records the signals in `STOPPING` instead of ending the process; yields the first received.
 
-    A Ctrl-C after that ends the process at once. Signals that were ignored before (`nohup`) stay
-    ignored. Outside of the main thread, which alone may handle signals, they act as before.
+    A later Ctrl-C ends the process at once. Signals that were ignored (`nohup`) stay ignored.
+    Outside the main thread, which alone can handle signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     received: list[signal.Signals] = []
     before = {number: signal.getsignal(number) for number in STOPPING}
-    # The system's action also ends a process that hangs in compiled code. Python's own is left to
-    # those who use the package as a library, such as a notebook, whose process must live on.
+    # The system's default action also ends a process that hangs in compiled code. If Python's
+    # handler is installed, as in a notebook, it is restored: that process must survive.
     python = before[signal.SIGINT] is signal.default_int_handler
     second = signal.default_int_handler if python else signal.SIG_DFL
 

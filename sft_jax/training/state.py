@@ -1,5 +1,7 @@
-"""What training carries from step to step."""
+"""State of a training run: the arrays on its devices, and the progress of its loop."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,21 +13,30 @@ import optax
 from jax.sharding import Mesh
 
 from sft_jax.config.modality import ModalitySpec
+from sft_jax.files.json_files import anything, integer, map_of, nullable, number, record
+from sft_jax.training.optimizer import Plateau
 from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.randomness import Seed
 from sft_jax.training.sharding import parameter_shardings
 from sft_jax.types import Leaf
 
+# The lowest loss is infinite before the first validation.
+_PLATEAU = record({"scale": number(least=0), "best": number(most=math.inf), "stale": integer()})
+_PROGRESS = record(
+    {"data": map_of(anything), "plateau": _PLATEAU},
+    {"best": nullable(number()), "best_step": integer()},
+)
+
 
 @flax.struct.dataclass
 class TrainState:
-    """A pytree: parameters, optimizer state, and two scalars.
+    """Arrays of a training run, as a pytree.
 
     Attributes:
-        step: int32 optimizer steps taken.
-        params: the model's parameters, float32.
-        opt_state: of the optax transformation.
-        lr_scale: float32 factor on the learning rate, set by the plateau rule between epochs.
+        step: Optimizer steps taken, int32.
+        params: Parameters of the model, float32.
+        opt_state: State of the optimizer.
+        lr_scale: Factor on the learning rate, float32, set by the plateau rule.
     """
 
     step: Leaf
@@ -34,8 +45,39 @@ class TrainState:
     lr_scale: Leaf
 
 
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """State of the loop on the host, saved as JSON beside the arrays.
+
+    Attributes:
+        data: Position of the iterator over the training data.
+        plateau: State of the plateau rule.
+        best: Best value so far of the metric that chooses the best checkpoint, or None.
+        best_step: Step of that value.
+    """
+
+    data: dict[str, Any]
+    plateau: Plateau = dataclasses.field(default_factory=Plateau)
+    best: float | None = None
+    best_step: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Converts to plain dicts and numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Progress":
+        """Restores what `to_json` returned.
+
+        Raises:
+            ValueError: Entries are missing or have other types.
+        """
+        _PROGRESS(content, "progress")
+        return cls(**{**content, "plateau": Plateau(**content["plateau"])})
+
+
 def example_inputs(specs: tuple[ModalitySpec, ...]) -> tuple[dict, dict]:
-    """One all-real sample of zeros: inputs and mask, for shape inference."""
+    """Inputs and mask of one unmasked sample of zeros, for shape inference."""
     inputs, mask = {}, {}
     for spec in specs:
         if spec.tokenizer == "token":
@@ -49,7 +91,7 @@ def example_inputs(specs: tuple[ModalitySpec, ...]) -> tuple[dict, dict]:
 def state_initializer(
     model: nn.Module, optimizer: optax.GradientTransformation, seed: Seed
 ) -> Callable[[], TrainState]:
-    """A function of nothing that draws the first state; to be traced, not called eagerly."""
+    """Returns a function that draws the first state; to be traced rather than called eagerly."""
 
     @standard_promotion
     def init() -> TrainState:
@@ -75,10 +117,10 @@ def abstract_state(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
 
 
 def create_state(init: Callable[[], TrainState], mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """Draws the state straight into its shardings.
+    """Draws the first state directly into its shardings.
 
     Returns:
-        The state, and what `abstract_state` says of it.
+        The state, and its abstract counterpart from `abstract_state`.
     """
     abstract = abstract_state(init, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -86,7 +128,7 @@ def create_state(init: Callable[[], TrainState], mesh: Mesh) -> tuple[TrainState
 
 
 def differences(stored: Any, expected: Any) -> list[str]:
-    """What is not in both of two trees, or not of one shape and dtype; the first few."""
+    """The first few leaves that two trees do not share with the same shape and dtype, as text."""
 
     def describe(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -95,11 +137,11 @@ def differences(stored: Any, expected: Any) -> list[str]:
             for path, x in leaves
         }
 
-    found, wanted = describe(stored), describe(expected)
+    actual, wanted = describe(stored), describe(expected)
     different = [
-        f"{name}: found {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
+        f"{name}: found {actual.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
+        for name in sorted(actual.keys() | wanted.keys())
+        if actual.get(name) != wanted.get(name)
     ]
-    # Moments differ wherever parameters do.
+    # Parameters first: the optimizer's moments differ wherever they do.
     return sorted(different, key=lambda line: not line.startswith("params"))[:3]

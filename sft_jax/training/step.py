@@ -1,9 +1,9 @@
-"""The training step: one pure function, and the ways to compile it.
+"""The training step: one pure function, and its compilation over a mesh.
 
-The gradient of a shard of the batch is computed device by device (`shard_map`), so that no
-activation can cross devices; the sums of gradients and metrics are the only communication, beside
-the parameter gathers of an `fsdp` axis, whose gradients are summed and split in one go. The update
-runs on the sharded state.
+Each device computes the gradient of its rows of the batch inside `shard_map`, so no activation
+crosses devices. The only collectives are one sum of gradients and metrics and, with an `fsdp` axis,
+one gather per split parameter, whose gradient is reduce-scattered. The update runs on the sharded
+state.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
@@ -30,36 +31,37 @@ from sft_jax.training.sharding import AXES, BATCH, parameter_shardings, path_nam
 from sft_jax.training.state import TrainState
 from sft_jax.types import Batch
 
-# (params, inputs, mask, keys or None[, mixup]) -> output with `logits` and `pooled`
+# (params, inputs, mask, keys or None[, mixup]) -> output with `logits` and `pooled`.
 ApplyFn = Callable[..., Any]
 # Metrics of a batch: `{name: (sum, count)}`.
 Metrics = dict[str, Sum]
 Keys = Key[Array, " b"]
-# From the path of a parameter and this device's part of it to the whole.
+# (path of a parameter, this device's shard of it) -> the full parameter.
 Gather = Callable[[str, jax.Array], jax.Array]
 
 
 @contextlib.contextmanager
 def gather_before(params: Any, gather: Gather) -> Iterator[Any]:
-    """Yields all parameters whole, for a model that gathers none itself."""
+    """Yields the full parameters, for a model that does not gather them itself."""
     yield jax.tree_util.tree_map_with_path(lambda path, x: gather(path_name(path), x), params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """What the step needs beside state and batch.
+    """Static configuration of the training step.
 
     Attributes:
         apply: Model as a pure function.
-        task: Source of loss and metrics.
-        optimizer: Transformation of gradients.
-        schedule: Learning rate by step, for the record only.
+        task: Task that defines loss and metrics.
+        optimizer: Gradient transformation.
+        schedule: Learning rate by step, for the log only.
         augmentation: Augmentation inside the step.
         accumulate: Number of micro-batches.
         seed: Seed for augmentation, dropout and mixup.
-        mixup: None without; `apply` takes a `Mixup` as its last argument otherwise.
-        gathering: context in which `apply` is traced where parameters are split, and which yields
-            what it is handed of them.
+        mixup: Mixup plan, with which `apply` takes a `Mixup` as its last argument; None disables
+            mixup.
+        gathering: Context manager that `apply` is traced in if parameters are split; it yields the
+            parameters to pass to `apply`.
     """
 
     apply: ApplyFn
@@ -82,18 +84,18 @@ def loss_and_sums(
     config: StepConfig,
     split: Mapping[str, int] | None = None,
 ):
-    """Summed weighted loss of a micro-batch, and what it counts for with the task's metrics.
+    """Weighted sum of the losses of a micro-batch, with its divisor and the task's metrics.
 
-    The metrics compare with a sample's own target, so that they compare with validation; under
-    mixup they judge the blended samples. `split` is that of `shard_gradients`.
+    The metrics use each sample's own target, as validation does, so under mixup they score the
+    blended samples. `split` is described in `shard_gradients`.
 
     Returns:
-        The loss, and `count` (its divisor), `samples` (the weights' sum) and `metrics`
+        The summed loss, and `count` (its divisor), `samples` (sum of the weights) and `metrics`
         (`{name: (sum, count)}`).
     """
     if split:
-        with config.gathering(params, functools.partial(_gather, split)) as whole:
-            return loss_and_sums(whole, batch, positions, step, config=config)
+        with config.gathering(params, functools.partial(_gather, split)) as full_params:
+            return loss_and_sums(full_params, batch, positions, step, config=config)
     weight, target = batch["weight"], batch["target"]
     inputs, mask, model_keys = model_inputs(batch, positions, step, config=config)
     if config.mixup is None:
@@ -114,34 +116,36 @@ def loss_and_sums(
 def mixed_loss(
     task: Task, outputs: jax.Array, target: jax.Array, mixup: Mixup
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and count of blended samples: `share` of their own target's, the rest of the partner's.
+    """Loss and count of blended samples, interpolated between their own and their partner's target.
 
     Args:
-        task: Source of the loss.
-        outputs: `[b, o]` outputs of the model for the blended samples.
-        target: `[b, ...]` target of each sample.
-        mixup: How they were blended.
+        task: Task that defines the loss.
+        outputs: Outputs of the model for the blended samples `[b, o]`.
+        target: Target of each sample `[b, ...]`.
+        mixup: Mixup that blended the samples.
     """
     share = mixup.label_share
-    own = task.loss(outputs, target)
-    other = task.loss(outputs, target[mixup.partner])
-    loss, count = (share * a + (1 - share) * b for a, b in zip(own, other, strict=True))
-    return loss, count
+    loss, count = task.loss(outputs, target)
+    partner_loss, partner_count = task.loss(outputs, target[mixup.partner])
+    return (
+        share * loss + (1 - share) * partner_loss,
+        share * count + (1 - share) * partner_count,
+    )
 
 
 def model_inputs(
     batch: Batch, positions: Int[Array, " b"], step: jax.Array, *, config: StepConfig
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Keys]:
-    """What the model is given of a micro-batch: augmented inputs, masks, a key a sample."""
+    """Augmented inputs, masks, and one dropout key per sample."""
     keys = sample_keys(config.seed, step, "train", positions)
-    changes = (stream_keys(keys, "augment"), config.augmentation)
-    inputs = augment(batch["inputs"], batch["mask"], *changes)
-    inputs, mask = hide(inputs, batch["mask"], *changes)
+    augment_keys = stream_keys(keys, "augment")
+    inputs = augment(batch["inputs"], batch["mask"], augment_keys, config.augmentation)
+    inputs, mask = hide(inputs, batch["mask"], augment_keys, config.augmentation)
     return inputs, mask, stream_keys(keys, "dropout")
 
 
 def _gather(split: Mapping[str, int], path: str, x: jax.Array) -> jax.Array:
-    """A parameter from the devices along `fsdp`; its gradient is summed and split on return."""
+    """Gathers a split parameter along `fsdp`; its gradient is reduce-scattered."""
     if path not in split:
         return x
     return jax.lax.all_gather(x, "fsdp", axis=x.ndim + split[path], tiled=True)
@@ -160,16 +164,16 @@ def shard_gradients(
     """Gradient of the mean loss over the global batch, from this device's rows of it.
 
     Args:
-        params: replicated, but for those in `split`.
-        step: optimizer steps taken so far.
-        batch: rows of this device, `[b / devices, ...]`.
-        config: of the step.
-        axes: mapped axis names to sum over; none on a single device.
-        split: by path, the axis (from the end) in which the mapped axis `fsdp` splits a parameter.
+        params: Parameters, replicated except for those in `split`.
+        step: Optimizer steps taken so far.
+        batch: Rows of this device `[b / devices, ...]`.
+        config: Configuration of the step.
+        axes: Mapped axis names to sum over; empty on a single device.
+        split: Axis, counted from the end, along which `fsdp` splits a parameter, by its path.
 
     Returns:
-        The gradient, split as `params`, and the metrics; what is whole is equal on all devices.
-        Metric `samples` is the number of real samples.
+        The gradient, split like `params`, and the metrics, equal on all devices. The metric
+        `samples` is the number of real samples.
     """
     rows = batch["weight"].shape[0]
     first = jax.lax.axis_index(tuple(axes)) * rows if axes else 0
@@ -179,15 +183,15 @@ def shard_gradients(
     if config.accumulate == 1:
         sums = gradient(params, batch, positions)
     else:
-        # Micro-batch i takes every accumulate-th row (group of rows, under mixup) from the i-th on.
+        # Micro-batch i takes every accumulate-th row (or mixup group of rows), from the i-th on.
         size = 1 if config.mixup is None else config.mixup.group_size
 
-        def cut(x):
+        def split_rows(x):
             x = x.reshape(-1, config.accumulate, size, *x.shape[1:])
             x = jnp.moveaxis(x, 1, 0)
             return x.reshape(config.accumulate, -1, *x.shape[3:])
 
-        micro = jax.tree.map(cut, (batch, positions))
+        micro = jax.tree.map(split_rows, (batch, positions))
         zeros = jax.tree.map(
             jnp.zeros_like, jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], micro))
         )
@@ -203,22 +207,28 @@ def shard_gradients(
 
 
 def _sum_over(axes: Sequence[str], sums: Any, split: Mapping[str, int]) -> Any:
-    """The sums of all devices; gradients of split parameters have been summed along `fsdp`."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(sums[0])
-    own = {path_name(path): x for path, x in leaves}
-    whole = {name: x for name, x in own.items() if name not in split}
-    whole, metrics = jax.lax.psum((whole, sums[1]), tuple(axes))
-    others = tuple(axis for axis in axes if axis != "fsdp" and jax.lax.axis_size(axis) > 1)
-    parts = {name: own[name] for name in split}
-    own = {**whole, **(jax.lax.psum(parts, others) if others else parts)}
-    return jax.tree.unflatten(structure, [own[path_name(path)] for path, _ in leaves]), metrics
+    """Sums over all devices; gradients of split parameters are already summed along `fsdp`."""
+    grads, totals = sums
+    leaves, structure = jax.tree_util.tree_flatten_with_path(grads)
+    by_path = {path_name(path): x for path, x in leaves}
+    replicated = {name: x for name, x in by_path.items() if name not in split}
+    # All metrics travel as one vector: a collective for each scalar would cost its latency.
+    vector, restore = ravel_pytree(totals)
+    replicated, vector = jax.lax.psum((replicated, vector), tuple(axes))
+    other_axes = tuple(axis for axis in axes if axis != "fsdp" and jax.lax.axis_size(axis) > 1)
+    shards = {name: by_path[name] for name in split}
+    if other_axes:
+        shards = jax.lax.psum(shards, other_axes)
+    summed = {**replicated, **shards}
+    grads = jax.tree.unflatten(structure, [summed[path_name(path)] for path, _ in leaves])
+    return grads, restore(vector)
 
 
 @standard_promotion
 def apply_gradients(
     state: TrainState, grads: Any, metrics: Metrics, *, config: StepConfig
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer update; adds the gradient's norm and the learning rate to the metrics."""
+    """One optimizer update; adds the gradient norm and the learning rate to the metrics."""
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: u * state.lr_scale, updates)
     one = jnp.ones(())
@@ -239,23 +249,23 @@ def apply_gradients(
 def train_step(
     state: TrainState, batch: Batch, *, config: StepConfig, axes: Sequence[str] = ()
 ) -> tuple[TrainState, Metrics]:
-    """The whole step on one device's rows; as it stands for `jax.pmap(..., axis_name=axes[0])`."""
+    """The full step on the rows of one device; also runs under `jax.pmap(axis_name=axes[0])`."""
     grads, metrics = shard_gradients(state.params, state.step, batch, config=config, axes=axes)
     return apply_gradients(state, grads, metrics, config=config)
 
 
 def compile_train_step(config: StepConfig, mesh: Mesh, abstract_state: TrainState) -> Any:
-    """`jax.jit` of the step over a mesh: `(state, batch) -> (state, metrics)`, state donated."""
+    """Jits the step over a mesh: `(state, batch) -> (state, metrics)`; the state is donated."""
     replicated = PartitionSpec()
     shardings = parameter_shardings(abstract_state, mesh)
-    parts = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
+    param_specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
     split = split_axes(abstract_state.params, mesh)
     gradients = jax.shard_map(
         functools.partial(shard_gradients, config=config, axes=AXES, split=split),
         mesh=mesh,
-        in_specs=(parts, replicated, BATCH),
-        out_specs=(parts, replicated),
-        check_vma=False,  # scans inside the model start from unsharded zeros
+        in_specs=(param_specs, replicated, BATCH),
+        out_specs=(param_specs, replicated),
+        check_vma=False,  # scans inside the model start from replicated zeros
     )
 
     def step(state, batch):
@@ -268,41 +278,3 @@ def compile_train_step(config: StepConfig, mesh: Mesh, abstract_state: TrainStat
         out_shardings=(shardings, NamedSharding(mesh, replicated)),
         donate_argnums=0,
     )
-
-
-@standard_promotion
-def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn, task: Task) -> dict[str, Any]:
-    """Outputs, answers, metrics and the pools' choice of every row; no randomness.
-
-    Ids and targets are handed through, so that rows stay together however devices are ordered.
-
-    Returns:
-        `id`, `target`, `outputs [b, o]`, `answers`, `sums` (those of `task.sums`) and `kept`.
-    """
-    output = apply(params, batch["inputs"], batch["mask"], None)
-    kept = {
-        name: {"indices": pooled.indices}
-        | ({} if pooled.saliency is None else {"saliency": pooled.saliency})
-        for name, pooled in output.pooled.items()
-        if pooled.indices is not None
-    }
-    return {
-        "id": batch["id"],
-        "target": batch["target"],
-        "outputs": output.logits,
-        "answers": task.answer(output.logits),
-        "sums": task.sums(output.logits, batch["target"]),
-        "kept": kept,
-    }
-
-
-def compile_eval_step(apply: ApplyFn, task: Task, mesh: Mesh) -> Any:
-    """`jax.jit` of `eval_outputs` over a mesh: `(params, batch) -> outputs`, rows kept in place."""
-    outputs = jax.shard_map(
-        functools.partial(eval_outputs, apply=apply, task=task),
-        mesh=mesh,
-        in_specs=(PartitionSpec(), BATCH),
-        out_specs=BATCH,
-        check_vma=False,
-    )
-    return jax.jit(outputs, out_shardings=NamedSharding(mesh, BATCH))

@@ -1,4 +1,4 @@
-"""What is printed before training starts: parameters, tokens, devices, attention."""
+"""Summary of a run that is printed before training starts."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ from sft_jax.training.sharding import describe_mesh
 
 
 def describe(config: Config, parameters: dict[str, int], mesh: Mesh) -> str:
-    """A few lines for a person.
+    """Describes model, parameters, tokens, mixup and devices in a few lines.
 
     Args:
-        config: resolved.
-        parameters: by part, with `total`.
-        mesh: of the run.
+        config: Resolved configuration.
+        parameters: Number of parameters by part, and in `total`.
+        mesh: Mesh of the run.
     """
     model = config.model
     parts = ", ".join(f"{name} {count:,}" for name, count in parameters.items() if name != "total")

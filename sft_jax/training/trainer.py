@@ -1,4 +1,4 @@
-"""A resolved configuration put together: model, optimizer, first state, training step."""
+"""The trainer: model, optimizer, initial state and compiled steps of a resolved configuration."""
 
 import dataclasses
 from typing import Any
@@ -11,26 +11,26 @@ from sft_jax.config.run import Config
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
 from sft_jax.tasks.base import Task
+from sft_jax.training.evaluation import compile_eval_step
 from sft_jax.training.mixing import MixupPlan
-from sft_jax.training.optimizer import build_optimizer, learning_rate
+from sft_jax.training.optimizer import Schedule, build_optimizer, learning_rate
 from sft_jax.training.randomness import Seed
-from sft_jax.training.schedule import Schedule
 from sft_jax.training.state import TrainState, abstract_state, create_state, state_initializer
-from sft_jax.training.step import ApplyFn, StepConfig, compile_eval_step, compile_train_step
+from sft_jax.training.step import ApplyFn, StepConfig, compile_train_step
 from sft_jax.types import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Everything that a configuration, a task and a mesh decide about training.
+    """Model, schedule and step of a training.
 
     Attributes:
         config: Resolved configuration.
-        task: What is predicted.
-        mesh: Devices of the step; None for a single one.
-        model: Model that is trained.
-        schedule: Durations in steps.
-        step: What the training step needs.
+        task: Task to train for.
+        mesh: Mesh of the step; None for a single device.
+        model: Model to train.
+        schedule: Durations in optimizer steps.
+        step: Configuration of the training step.
     """
 
     config: Config
@@ -44,16 +44,16 @@ class Trainer:
     def of(
         cls, config: Config, task: Task, steps_per_epoch: int, mesh: Mesh | None = None
     ) -> "Trainer":
-        """Puts learning rate, optimizer, model, mixup and step together.
+        """Builds learning rate, optimizer, model, mixup and step.
 
         Args:
             config: Resolved configuration.
-            task: What is predicted.
-            steps_per_epoch: Optimizer steps of one pass over the training split.
-            mesh: Devices of the step; None for a single one, such as that of a study's run.
+            task: Task to train for.
+            steps_per_epoch: Optimizer steps per pass over the training split.
+            mesh: Mesh of the step; None for a single device, such as for a run of a study.
 
         Raises:
-            ConfigError: The task has no such `train.best_metric`, or mixup does not fit the mesh.
+            ConfigError: The task does not log `train.best_metric`, or mixup does not fit the mesh.
         """
         check_best_metric(config, task)
         model, schedule = registry.build(config), Schedule.of(config, steps_per_epoch)
@@ -72,12 +72,12 @@ class Trainer:
         return cls(config=config, task=task, mesh=mesh, model=model, schedule=schedule, step=step)
 
     def init(self, seed: Seed | None = None) -> TrainState:
-        """Draws the first state, by the configured seed or another; to be traced."""
+        """Draws the first state with the configured seed or another; to be traced."""
         seed = self.config.train.seed if seed is None else seed
         return state_initializer(self.model, self.step.optimizer, seed)()
 
     def create_state(self) -> tuple[TrainState, TrainState]:
-        """The first state on the mesh, and its shapes, dtypes and shardings."""
+        """Draws the first state on the mesh; also returns its abstract counterpart."""
         return create_state(self.init, self._mesh)
 
     def abstract_state(self) -> TrainState:
@@ -85,16 +85,16 @@ class Trainer:
         return abstract_state(self.init, self._mesh)
 
     def compile_train_step(self, abstract: TrainState) -> Any:
-        """`jax.jit` of the step: `(state, batch) -> (state, metrics)`; the state is donated."""
+        """Jits the step: `(state, batch) -> (state, metrics)`; the state is donated."""
         return compile_train_step(self.step, self._mesh, abstract)
 
     def compile_eval_step(self) -> Any:
-        """`jax.jit` of the evaluation: `(params, batch) -> outputs`; see `step.eval_outputs`."""
+        """Jits the evaluation: `(params, batch) -> outputs`, see `evaluation.eval_outputs`."""
         return compile_eval_step(self.step.apply, self.task, self._mesh)
 
     @property
     def _mesh(self) -> Mesh:
-        assert self.mesh is not None  # a trainer without one only hands its parts to others
+        assert self.mesh is not None  # without a mesh, a trainer only provides its parts
         return self.mesh
 
 
@@ -108,12 +108,12 @@ def apply_function(model: nn.Module) -> ApplyFn:
 
 
 def resolve(config: Config, modalities: tuple, output_size: int) -> Config:
-    """Fills in what the data decide.
+    """Completes a configuration with what the data determine.
 
     Args:
-        config: Configuration as given.
-        modalities: Specs inferred from the data or checked against them.
-        output_size: Number of outputs that the task needs.
+        config: Configuration to complete.
+        modalities: Modalities, inferred from the data or checked with them.
+        output_size: Number of outputs of the task.
 
     Raises:
         ConfigError: The configuration states another number of classes than the data.
@@ -139,7 +139,7 @@ def check_best_metric(config: Config, task: Task):
 
 
 def count_parameters(params: Any) -> dict[str, int]:
-    """Parameters of each top-level part of a model, and `total`."""
+    """Number of parameters of each top-level module, and in `total`."""
     parts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()
     }

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, MixupConfig, OptimizerConfig, TrainConfig
-from sft_jax.training.loop import Schedule
+from sft_jax.training.optimizer import Schedule
 
 
 def unused_settings(config: Config, schedule: Schedule, validates: bool) -> list[str]:
-    """Says of each setting that has no effect what it is and what to change, a line each.
+    """Describes each setting without an effect, and what to change, in a line.
 
-    Only the data say how many steps an epoch has, so these are warnings and no errors.
+    These are warnings rather than errors, since the steps per epoch depend on the data.
 
     Args:
         config: Resolved configuration.
@@ -18,15 +18,15 @@ def unused_settings(config: Config, schedule: Schedule, validates: bool) -> list
         validates: Whether there is a validation split.
     """
     return [
-        *_about_optimizer(config, schedule, validates),
-        *_about_mixup(config, schedule),
-        *_about_validation(config, schedule, validates),
-        *_about_augmentation(config),
+        *_check_optimizer(config, schedule, validates),
+        *_check_mixup(config, schedule),
+        *_check_validation(config, schedule, validates),
+        *_check_augmentation(config),
     ]
 
 
 def unused_checkpoints(config: Config, schedule: Schedule) -> list[str]:
-    """The same of `train.checkpoint_every`, which a sweep does not use."""
+    """The same for `train.checkpoint_every`, which a sweep does not use."""
     every = config.train.checkpoint_every
     if every == TrainConfig.checkpoint_every or schedule.checkpoint_every <= schedule.total:
         return []
@@ -37,7 +37,7 @@ def unused_checkpoints(config: Config, schedule: Schedule) -> list[str]:
     ]
 
 
-def _about_optimizer(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
+def _check_optimizer(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
     optimizer, total = config.optimizer, schedule.total
     warmup = optimizer.warmup.to_steps(schedule.steps_per_epoch)
     if warmup > total:
@@ -52,14 +52,14 @@ def _about_optimizer(config: Config, schedule: Schedule, validates: bool) -> Ite
             "that the learning rate never falls; shorten optimizer.warmup or train longer"
         )
     if optimizer.schedule != "plateau":
-        given = [
+        changed = [
             name
             for name in ("plateau_factor", "plateau_patience")
             if getattr(optimizer, name) != getattr(OptimizerConfig, name)
         ]
-        if given:
+        if changed:
             yield (
-                f"optimizer.{', optimizer.'.join(given)}: given with schedule "
+                f"optimizer.{', optimizer.'.join(changed)}: given with schedule "
                 f"{optimizer.schedule!r}, which does not use it; leave it out or set "
                 "schedule='plateau'"
             )
@@ -74,18 +74,18 @@ def _about_optimizer(config: Config, schedule: Schedule, validates: bool) -> Ite
             )
 
 
-def _about_mixup(config: Config, schedule: Schedule) -> Iterator[str]:
+def _check_mixup(config: Config, schedule: Schedule) -> Iterator[str]:
     mixup = config.mixup
     warmup = mixup.warmup.to_steps(schedule.steps_per_epoch)
     if mixup.mode == "none":
-        given = [
+        changed = [
             name
             for name in ("alpha", "warmup", "groups")
             if getattr(mixup, name) != getattr(MixupConfig, name)
         ]
-        if given:
+        if changed:
             yield (
-                f"mixup.{', mixup.'.join(given)}: given with mode 'none', which blends nothing; "
+                f"mixup.{', mixup.'.join(changed)}: given with mode 'none', which blends nothing; "
                 "leave it out or choose another mode"
             )
     elif warmup >= schedule.total:
@@ -95,7 +95,7 @@ def _about_mixup(config: Config, schedule: Schedule) -> Iterator[str]:
         )
 
 
-def _about_validation(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
+def _check_validation(config: Config, schedule: Schedule, validates: bool) -> Iterator[str]:
     train, total = config.train, schedule.total
     after = f"train.best_after: given {to_dict(train.best_after)}"
     if not validates:
@@ -118,7 +118,7 @@ def _about_validation(config: Config, schedule: Schedule, validates: bool) -> It
         )
 
 
-def _about_augmentation(config: Config) -> Iterator[str]:
+def _check_augmentation(config: Config) -> Iterator[str]:
     if config.augment.hide and len(config.modalities) == 1:
         yield (
             f"augment.hide: given {config.augment.hide} for a single modality, which is never "

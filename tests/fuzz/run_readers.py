@@ -31,11 +31,11 @@ from sft_jax.runs.example_file import save_example
 from sft_jax.runs.run_folder import read_run
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.results import Results
+from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.classification_report import METRICS
 from sft_jax.training import checkpoint, optimizer
 from sft_jax.training.predictor import Predictor
-from sft_jax.training.progress import Progress
-from sft_jax.training.state import TrainState
+from sft_jax.training.state import Progress, TrainState
 from sft_jax.types import CheckpointError, ConfigError, DataError
 from tests import torch_writer
 from tests.fuzz.harness import Reader
@@ -307,7 +307,7 @@ def _predictor() -> Predictor:
     numbers = {"sound": (1.0, 2.0, 3.0), "words": (1.0,)}
     normalizer = Normalizer(kind="channel", shift=numbers, scale=numbers)
     params = Exportable.untrained(_TINY).params
-    return Predictor(_TINY, params, normalizer, ("down", "up", "still"))
+    return Predictor(_TINY, params, normalizer, Classification(class_names=("down", "up", "still")))
 
 
 def _samples(folder: Path) -> list[Path]:

@@ -20,9 +20,11 @@ from sft_jax.data.pipeline import Normalizer
 from sft_jax.interop.artefacts import artefact_files, artefact_table
 from sft_jax.interop.artefacts import stablehlo as stablehlo_format
 from sft_jax.interop.artefacts.artefact_files import Differences
+from sft_jax.tasks.classification import Classification
 from sft_jax.training.predictor import Predictor
 from sft_jax.types import ConfigError
 
+TASK = Classification(class_names=("down", "up", "still"))
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 MODEL = {"num_classes": 3, "embed_dim": 8, "num_heads": 2, "num_pre_layers": 0}
 
@@ -54,7 +56,7 @@ def predictor():
         for part in ("shift", "scale")
     }
     normalizer = Normalizer(kind="channel", **numbers)
-    return Predictor(own, drawn.params, normalizer, ("down", "up", "still"))
+    return Predictor(own, drawn.params, normalizer, TASK)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sft_jax.metrics.calibration import calibration_error, named_class, reliability
+from sft_jax.metrics.calibration import calibration_error, confidence_and_hits, reliability
 from sft_jax.types import DataError
 
 
@@ -33,7 +33,7 @@ def test_a_weight_counts_a_row_as_often(rng):
     weighted = reliability(probabilities, label, times)
     assert weighted.error == pytest.approx(reliability(*repeated).error)
     assert weighted.count.sum() == times.sum()
-    error = calibration_error(*named_class(probabilities, label), times)
+    error = calibration_error(*confidence_and_hits(probabilities, label), times)
     assert error == pytest.approx(weighted.error)
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sft_jax.metrics import bootstrap, ranking, sentiment
 from sft_jax.metrics import classification as metrics
-from sft_jax.metrics import ranking, sentiment
 from sft_jax.tasks import classification_scores
 from sft_jax.types import DataError
 
@@ -176,7 +176,7 @@ def test_vote_against_a_slow_loop(split):
 
 
 def test_vote_refuses_a_group_of_two_classes():
-    with pytest.raises(DataError, match=r"group 'x': found labels \[0, 2\].*one label a group"):
+    with pytest.raises(DataError, match=r"group 'x': found labels \[0, 2\].*one label per group"):
         metrics.vote(PROBABILITIES, LABEL, np.array(["x", "y", "z", "x"]))
 
 
@@ -274,7 +274,7 @@ def test_evaluate_intervals_are_those_of_bootstrap_interval():
     for groups, drawn in ((group, "group"), (None, "sample")):
         result = evaluated(**many, group=groups)
         top1 = result["metrics"]["top1"]
-        expected = metrics.bootstrap_interval(hits, 20, 0, groups=groups, replicates=200)
+        expected = bootstrap.bootstrap_interval(hits, 20, 0, groups=groups, replicates=200)
         assert (top1["low"], top1["high"]) == expected
         assert result["resampled"] == drawn
         widths.append(top1["high"] - top1["low"])

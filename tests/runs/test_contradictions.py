@@ -62,7 +62,7 @@ def predictions(**changes):
         ({"label": None}, r"label: found \[.*'probabilities'\], expected an entry label as"),
         ({"label": np.array([0, 1, 4])}, "label: found classes 0 to 4, expected 0 to 3"),
         ({"label": np.zeros(3)}, r"label: found float64 of shape \(3,\), expected 1 axes of int"),
-        ({"id": np.arange(2)}, "id: found 2 rows for 3 labels"),
+        ({"id": np.arange(2)}, "id: found 2 rows for 3 samples"),
         ({"probabilities": np.full((3, 4), np.nan)}, "3 rows that are no distribution"),
         ({"probabilities": np.ones((3, 4), int)}, "probabilities: found int64"),
         ({"kept/m0/indices": np.full((3, 1), 48)}, "tokens 48 to 48, expected -1 to 47"),

@@ -11,7 +11,7 @@ from sft_jax.config.run import Config
 from sft_jax.runs import run_files, schema
 from sft_jax.runs.run_folder import read_run
 from sft_jax.training.checkpoint import Checkpoints
-from sft_jax.training.progress import Progress
+from sft_jax.training.state import Progress
 from sft_jax.types import CheckpointError, ConfigError
 from sft_jax.version import __version__
 

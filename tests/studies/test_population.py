@@ -96,7 +96,7 @@ def test_logits_come_batch_after_batch(tiny, folds):
     data = population.put(stack_folds(folds), runs=False)
     params = population.create(members).params
     rows = np.array([[[0, 1], [2, -1]], [[11, 0], [1, 2]]], np.int32)
-    got = np.asarray(population.logits(params, members, data, population.put(rows, runs=True)))
+    got = np.asarray(population.outputs(params, members, data, population.put(rows, runs=True)))
     for run in range(2):
         own = jax.tree.map(lambda x, run=run: x[run], params)
         batch = folds[run]

@@ -23,7 +23,7 @@ from sft_jax.config.run import (
 from sft_jax.config.study import COMPLETE, Condition, Setting, Study
 from sft_jax.runs.run_folder import read_metrics
 from sft_jax.studies import results, setting_runs
-from sft_jax.studies.folds import FoldReader, under
+from sft_jax.studies.folds import FoldReader, apply_condition
 from sft_jax.tasks.classification import Classification
 from sft_jax.training import session
 from sft_jax.types import CheckpointError, ConfigError
@@ -198,14 +198,14 @@ def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_di
 def test_judged_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
     label, group = np.array([0, 0, 1, 1]), np.array(["x", "x", "y", "y"])
-    found = setting_runs.judge(TASK, {"probabilities": probabilities}, label, group)
+    found = setting_runs.score_levels(TASK, {"probabilities": probabilities}, label, group)
     assert found["sample"]["top1"] == 0.5
     assert found["group"]["top1"] == 1.0  # (0.65, 0.35) and (0.4, 0.6)
     expected = -np.log([0.9, 0.4, 0.8, 0.4]).mean()
     assert found["sample"]["loss"] == pytest.approx(expected)
-    assert set(setting_runs.judge(TASK, {"probabilities": probabilities}, label, np.arange(4))) == {
-        "sample"
-    }
+    assert set(
+        setting_runs.score_levels(TASK, {"probabilities": probabilities}, label, np.arange(4))
+    ) == {"sample"}
 
 
 def read_csv(path):
@@ -376,14 +376,14 @@ def test_conditions_take_away_what_they_say(together):
     assert all(
         np.array_equal(a, b)
         for a, b in zip(
-            jax.tree.leaves(under(COMPLETE, batch)), jax.tree.leaves(batch), strict=True
+            jax.tree.leaves(apply_condition(COMPLETE, batch)), jax.tree.leaves(batch), strict=True
         )
     )
-    missing = under(Condition("x", missing=("m1",)), batch)
+    missing = apply_condition(Condition("x", missing=("m1",)), batch)
     assert not missing["mask"]["m1"].any()
     assert not missing["inputs"]["m1"].any()
     np.testing.assert_array_equal(missing["inputs"]["m0"], batch["inputs"]["m0"])
-    gap = under(Condition("x", gap=0.5), batch)
+    gap = apply_condition(Condition("x", gap=0.5), batch)
     for name, real in batch["mask"].items():
         taken = real & ~gap["mask"][name]
         np.testing.assert_array_equal(taken.sum(axis=1), np.round(0.5 * real.sum(axis=1)))
@@ -392,4 +392,4 @@ def test_conditions_take_away_what_they_say(together):
             assert places.size == 0 or places[-1] - places[0] + 1 == places.size
         assert not gap["inputs"][name][~gap["mask"][name]].any()
     with pytest.raises(ConfigError, match="expected modalities of the data, m0, m1"):
-        under(Condition("x", missing=("m9",)), batch)
+        apply_condition(Condition("x", missing=("m9",)), batch)

@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 
 from sft_jax import tasks
-from sft_jax.config.run import TaskConfig
+from sft_jax.config.data import DataConfig, SyntheticOptions
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.run import Config, Duration, ModelConfig, TaskConfig, TrainConfig
+from sft_jax.config.study import Setting, Study
 from sft_jax.runs.metric_log import MetricLog
+from sft_jax.runs.study_folder import read_study_folder
+from sft_jax.studies.results import Results
+from sft_jax.studies.setting_runs import train_setting
 from sft_jax.tasks.base import Metric, Task
+from sft_jax.training import session
 from sft_jax.training.evaluation import collect
+from sft_jax.training.predictor import load
 from sft_jax.training.recorder import Recorder
 from sft_jax.training.sharding import make_mesh, put_batch
 from sft_jax.training.trainer import Trainer
@@ -32,13 +40,33 @@ class Lines:
     }
     main_metric = "far"
     logged = ("loss", "far")
-    target_name = "value"
+    target_name = "true_value"
+    stored_answers = ("value",)
+    required_data = ()
+    legend: ClassVar = {}
 
     @classmethod
     def from_config(cls, config):
         return cls()
 
+    @classmethod
+    def from_source(cls, config, info):
+        return cls(output_size=1)
+
+    @classmethod
+    def from_run(cls, config, data):
+        return cls(output_size=1)
+
+    @classmethod
+    def from_study(cls, record):
+        return cls(output_size=1)
+
+    @classmethod
+    def data_record(cls, info):
+        return {}
+
     def loss(self, outputs, target):
+        target = jnp.reshape(target, outputs.shape).astype(outputs.dtype)
         known = ~jnp.isnan(target)
         error = jnp.where(known, jnp.abs(outputs - jnp.where(known, target, 0)), 0)
         return error.sum(axis=1), known.sum(axis=1).astype(jnp.float32)
@@ -50,17 +78,31 @@ class Lines:
     def answer(self, outputs):
         return {"value": outputs}
 
+    def summary(self, answers):
+        return f"mean {answers['value'].mean():.2f}"
+
     def values(self, answers, target, times=None):
-        return {"loss": 0.0, "far": 0.0}
+        times = np.ones(len(target)) if times is None else times
+        error = np.abs(answers["value"] - target.reshape(len(target), -1)).sum(axis=1)
+        averages = (times @ error / times.sum(), times @ (error > 1) / times.sum())
+        return dict(zip(self.logged, map(float, averages), strict=True))
 
     def group(self, answers, target, groups):
         return dict(answers), target
 
     def score(self, answers, target, *, split, step, groups=None, **context):
-        return {}
+        estimates = {
+            name: {"value": value, "low": None, "high": None}
+            for name, value in self.values(answers, target).items()
+        }
+        rest = {"num_samples": len(target), "resampled": "sample", "group": None}
+        return {"split": split, "step": step, "metrics": estimates, **rest}
 
     def random_target(self, rng, rows):
         return rng.normal(size=(rows, 2)).astype(np.float32)
+
+    def report(self, scored):
+        return []
 
 
 @pytest.fixture
@@ -113,3 +155,52 @@ def test_an_unknown_task_is_told_with_those_there_are(config):
     config = dataclasses.replace(config, task=TaskConfig(name="linse"))
     with pytest.raises(ConfigError, match=r"task\.name: given 'linse', expected .*classification"):
         tasks.from_config(config)
+
+
+def test_it_goes_through_all_commands(monkeypatch, tmp_path):
+    """Trains, evaluates, predicts and sweeps on class numbers as values."""
+    monkeypatch.setitem(tasks.TASKS, "lines", Lines)
+    config = Config(
+        task=TaskConfig(name="lines"),
+        modalities=(ModalitySpec(name="m0", length=6, feature_dim=2, k=2),),
+        model=ModelConfig(embed_dim=8, num_heads=2, num_pre_layers=0, num_post_layers=1),
+        data=DataConfig(
+            source="synthetic",
+            options=SyntheticOptions(
+                lengths=(6,), feature_dims=(2,), num_train=16, num_valid=8, num_test=8
+            ),
+            data_dir=str(tmp_path / "data"),
+        ),
+        train=TrainConfig(duration=Duration(2.0, "steps"), batch_size=8, best_metric="far"),
+    )
+    workdir = tmp_path / "run-0"
+    assert session.train(config, workdir).best is not None
+    evaluation = session.evaluate(workdir)
+    assert evaluation.predictions["value"].shape == (8, 1)
+    predictor = load(workdir)
+    records = list(evaluation.session.source.split("test"))
+    prediction = predictor.predict({"m0": np.stack([r["inputs"]["m0"] for r in records])})
+    expected = evaluation.predictions["value"]
+    np.testing.assert_allclose(prediction.answers["value"], expected, atol=1e-5)
+    assert {"id", "value"} <= prediction.entries().keys()
+    study = Study(
+        name="toy",
+        title="Toy",
+        protocol="",
+        base=config,
+        settings=(Setting(name="a", overrides={}),),
+        folds=(Setting(name="all", overrides={}),),
+        seeds=(0, 1),
+    )
+    results = Results(tmp_path / "study", study)
+    for seeds in ((0,), (0, 1)):  # the second time beside the stored answers
+        part = dataclasses.replace(study, seeds=seeds)
+        trained = train_setting(part, study.settings[0], study.folds)
+        results.add(study.settings[0], trained, lambda config: {})
+    folder = read_study_folder(tmp_path / "study")
+    assert folder.metric == "far"
+    (stored,) = folder.predictions("a").values()
+    assert stored["value"].shape == (2, 8, 1)
+    np.testing.assert_array_equal(stored["true_value"], evaluation.predictions["true_value"])
+    report_dir = tmp_path / "report"
+    write_report([workdir], report_dir)

@@ -12,7 +12,7 @@ from sft_jax.config.run import TrainConfig
 from sft_jax.training import sharding
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.optimizer import Plateau
-from sft_jax.training.progress import Progress
+from sft_jax.training.state import Progress
 from sft_jax.types import CheckpointError
 
 PROGRESS = Progress(

@@ -16,7 +16,7 @@ from sft_jax.files import checksums
 from sft_jax.files.checksums import find_damage, write_checksums
 from sft_jax.training import checkpoint
 from sft_jax.training.checkpoint import Checkpoints
-from sft_jax.training.progress import Progress
+from sft_jax.training.state import Progress
 from sft_jax.types import CheckpointError
 
 PROGRESS = Progress(data={"position": 7})
@@ -174,9 +174,7 @@ def test_a_whole_checkpoint_that_cannot_be_read_now_is_not_to_be_removed(
     with pytest.raises(CheckpointError, match=r"last/10: could not be read .*command again"):
         resume(folder.parent, abstract)
     monkeypatch.setattr(checkpoint, "differences", lambda *_: ["x: float32[3] here"])
-    with pytest.raises(
-        CheckpointError, match=r"last/10: .*as they were written: .*version"
-    ) as error:
+    with pytest.raises(CheckpointError, match=r"last/10: .*files are intact: .*version") as error:
         resume(folder.parent, abstract)
     assert "remove" not in str(error.value)
     monkeypatch.undo()
@@ -238,7 +236,7 @@ def test_with_none_whole_nothing_is_moved(saved, abstract, tmp_path):
     for call in (restore, resume, restore):
         with pytest.raises(
             CheckpointError,
-            match=r"no whole .*6/config/metadata: not found.*5/state/manifest.*remove .*beginning",
+            match=r"no intact .*6/config/metadata: not found.*5/state/manifest.*remove .*beginning",
         ):
             call(tmp_path, abstract)
     assert names(last) == ["5", "6"]
@@ -265,7 +263,7 @@ def test_a_damaged_best_is_written_again_where_that_can_be(
     assert progress.best_step == 6
     # Or the next start, with no best, would take it for the newest.
     assert (names(folder / "last"), names(folder / "best")) == (["4", "6.damaged"], ["6.damaged"])
-    assert "goes on from step 4 and writes it again" in capsys.readouterr().err
+    assert "resumes from step 4 and writes it again" in capsys.readouterr().err
 
 
 def test_a_damaged_best_ahead_of_the_training_is_written_again(saved, state, abstract, tmp_path):
@@ -283,15 +281,15 @@ def test_a_damaged_best_is_an_error_where_it_cannot_be_written_again(
     for _ in range(2):
         with pytest.raises(
             CheckpointError,
-            match=r"best/6/state/_METADATA.*damaged.*remove 6 from .*best to go on",
+            match=r"best/6/state/_METADATA.*damaged.*remove 6 from .*best to resume",
         ):
             resume(tmp_path, abstract)
-    with pytest.raises(CheckpointError, match=r"what there is \(step 8\) with --checkpoint=last"):
+    with pytest.raises(CheckpointError, match=r"evaluate step 8 with --checkpoint=last"):
         resume(tmp_path, abstract)
     kept = shutil.copytree(folder / "last", tmp_path / "kept")
     for step in (7, 8):
         flip(folder / "last" / str(step) / "state" / "_METADATA")
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint .*remove .*/last to train"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint .*remove .*/last to train"):
         resume(tmp_path, abstract)
     shutil.copytree(kept, folder / "last", dirs_exist_ok=True)
     shutil.rmtree(folder / "best" / "6")

@@ -158,10 +158,10 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_sample(params, batch):
     )
 
 
-def test_a_loss_that_is_too_large_for_finite_logits(params, batch):
+def test_a_loss_that_is_too_large_for_finite_outputs(params, batch):
     params["head"]["bias"][:] = 3e38, -3e38, 0
     says = explain(params, batch)
-    assert says.endswith("every layer's output is finite, the loss of these logits is not")
+    assert says.endswith("every layer's output is finite, the loss of these outputs is not")
 
 
 def test_where_no_sample_is_to_blame_the_largest_gradient_is_named(params, batch):

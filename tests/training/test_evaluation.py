@@ -13,8 +13,7 @@ from sft_jax.models.pools import Pooled
 from sft_jax.tasks import classification_scores
 from sft_jax.tasks.classification import Classification
 from sft_jax.training import sharding
-from sft_jax.training.evaluation import Collected, collect
-from sft_jax.training.step import compile_eval_step
+from sft_jax.training.evaluation import Collected, collect, compile_eval_step
 
 RECORDS = 19
 TASK = Classification(class_names=("a", "b", "c"))

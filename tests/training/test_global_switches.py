@@ -6,17 +6,20 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-
-from sft_jax.config.modality import ModalitySpec
-from sft_jax.config.model import OPTIONS, ConcatOptions, ModelConfig
-from sft_jax.config.run import Config, MixupConfig, TrainConfig
-from sft_jax.data.pipeline import Normalizer
-from sft_jax.tasks import from_config
-from sft_jax.training.checkpoint import Checkpoints
-from sft_jax.training.predictor import Predictor
+from sft_jax.inference import Predictor
 from sft_jax.training.progress import Progress
+
+from sft_jax.config import BaselineConfig, Config, MixupConfig, ModelConfig, TrainConfig
+from sft_jax.data.pipeline import Normalizer
+from sft_jax.models import registry
+from sft_jax.training import run
+from sft_jax.training.checkpoint import Checkpoints
+from sft_jax.training.mixing import MixupPlan
+from sft_jax.training.optimizer import build_optimizer, learning_rate
 from sft_jax.training.sharding import make_mesh
-from sft_jax.training.trainer import Trainer
+from sft_jax.training.state import abstract_state, create_state, state_initializer
+from sft_jax.training.step import compile_train_step
+from sft_jax.types import ModalitySpec
 
 
 @contextlib.contextmanager
@@ -41,9 +44,11 @@ def config(tiny):
     return dataclasses.replace(own, augment=augment)
 
 
-def trainer(config):
-    mesh = make_mesh(TrainConfig(), jax.devices()[:1])
-    return Trainer.of(config, from_config(config), 4, mesh)
+def initializer(config):
+    rate = learning_rate(config.optimizer, total_steps=10, warmup_steps=2)
+    optimizer, model = build_optimizer(config.optimizer, rate), registry.build(config)
+    step = run.step_config(config, model, optimizer, rate, MixupPlan.of(config, 4, 1))
+    return state_initializer(model, optimizer, config.train.seed), step
 
 
 def predict(config, params, batch):
@@ -59,10 +64,11 @@ def predict(config, params, batch):
 
 def train_and_predict(config, batch):
     """First state, state and metrics after one step, predictions; as NumPy arrays."""
-    training = trainer(config)
-    state, abstract = training.create_state()
+    mesh = make_mesh(TrainConfig(), jax.devices()[:1])
+    init, step = initializer(config)
+    state, abstract = create_state(init, mesh)
     first = jax.device_get(state)
-    state, metrics = jax.device_get(training.compile_train_step(abstract)(state, batch))
+    state, metrics = jax.device_get(compile_train_step(step, mesh, abstract)(state, batch))
     predicted = predict(config, first.params, batch)
     predicted.pop("class_names")
     return {"first": first, "state": state, "metrics": metrics, "predicted": predicted}
@@ -89,13 +95,15 @@ def test_same_run_under_every_switch(switch, config, default, tiny):
 
 @pytest.mark.parametrize(("saved", "opened"), [(False, True), (True, False)])
 def test_checkpoint_opens_in_the_other_mode(tmp_path, config, default, saved, opened):
+    mesh = make_mesh(TrainConfig(), jax.devices()[:1])
+    init, _ = initializer(config)
     with jax.enable_x64(saved):
         checkpoints = Checkpoints(tmp_path, keep=1, config={})
         checkpoints.save("last", default["state"], Progress(data={}))
         checkpoints.close()
     with jax.enable_x64(opened):
         checkpoints = Checkpoints(tmp_path, keep=1, read_only=True)
-        state, _ = checkpoints.restore("last", trainer(config).abstract_state())
+        state, _ = checkpoints.restore("last", abstract_state(init, mesh))
         checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), default["state"])
 
@@ -120,10 +128,11 @@ def test_every_model_declares_the_dtypes_of_its_parameters(name):
             embed_dim=8,
             num_heads=2,
             num_post_layers=1,
-            options=ConcatOptions(window=3) if name == "concat" else OPTIONS[name](),
+            baseline=BaselineConfig(window=3 * (name == "concat")),
         ),
     )
+    init, _ = initializer(config)
     with jax.enable_x64(True):
-        shapes = jax.eval_shape(trainer(config).init)
+        shapes = jax.eval_shape(init)
     assert {str(x.dtype) for x in jax.tree.leaves(shapes.params)} == {"float32"}
     assert {str(x.dtype) for x in jax.tree.leaves(shapes)} == {"float32", "int32"}

@@ -15,8 +15,7 @@ from sft_jax.tasks import from_config
 from sft_jax.training import loop, sharding
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import Diagnosis
-from sft_jax.training.progress import Progress
-from sft_jax.training.state import TrainState
+from sft_jax.training.state import Progress, TrainState
 from sft_jax.types import NonFiniteError
 
 RATE = 1e-2
@@ -291,7 +290,7 @@ def test_a_finished_run_is_left_as_it_is(run, capsys):
     records = (run.workdir / "metrics.jsonl").read_text()
     run.events.clear()
     assert run.train() == first
-    assert "checkpoint of step 12: nothing is left to train; to" in capsys.readouterr().out
+    assert "checkpoint of step 12: no steps left; to" in capsys.readouterr().out
     assert run.events == []
     assert (run.workdir / "metrics.jsonl").read_text() == records
 

@@ -19,10 +19,12 @@ from sft_jax.data.pipeline import Normalizer
 from sft_jax.data.records import ModalityStatistics
 from sft_jax.models import registry
 from sft_jax.runs import run_files
+from sft_jax.tasks.classification import Classification
 from sft_jax.training import session
 from sft_jax.training.predictor import Predictor
 from sft_jax.types import CheckpointError, ConfigError, DataError
 
+TASK = Classification(class_names=("x", "y", "z"))
 SHAPES = {"audio": (20, 5), "video": (9, 6), "words": (7,)}
 
 
@@ -135,7 +137,7 @@ def test_pools_that_draw_are_saved_without_saliency(tmp_path):
     params = jax.jit(built.init)(jax.random.key(0), {"a": x}, {"a": mask})["params"]
     moments = ModalityStatistics(mean=(0.0, 0.0), std=(1.0, 1.0), rms=1.0, count=1)
     normalizer = Normalizer.from_statistics({"a": moments}, "none")
-    prediction = Predictor(config, params, normalizer, ("x", "y", "z")).predict({"a": x})
+    prediction = Predictor(config, params, normalizer, TASK).predict({"a": x})
     assert prediction.kept["a"].indices.shape == (3, 2)
     assert prediction.kept["a"].saliency is None
     prediction.save(tmp_path / "p.npz")
@@ -370,6 +372,6 @@ def test_a_pool_without_its_count_and_a_model_without_pools_are_errors(predictor
         predictor.with_pools("best", 3)
     model = dataclasses.replace(predictor.config.model, name="mbt")
     config = dataclasses.replace(predictor.config, model=model)
-    other = Predictor(config, {}, Normalizer(kind="none", shift={}, scale={}), ())
+    other = Predictor(config, {}, Normalizer(kind="none", shift={}, scale={}), TASK)
     with pytest.raises(ConfigError, match="given a run of model 'mbt', expected 'sft'"):
         other.with_pools("attn_topk", 3)

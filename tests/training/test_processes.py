@@ -98,7 +98,7 @@ def test_one_process_is_not_initialised(monkeypatch):
 
 def test_a_slice_that_was_not_joined_is_not_used(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(ConfigError, match=r"found a slice with 4 of them, .*add --distributed"):
+    with pytest.raises(ConfigError, match=r"found a slice with 4 processes, .*--distributed"):
         processes.join(None, heartbeat_timeout=100, startup_timeout=300)
 
 

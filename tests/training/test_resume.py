@@ -111,7 +111,7 @@ def test_a_terminated_run_says_so_and_goes_on(
     assert 7 <= saved < TOTAL
     workdir = shutil.copytree(stopped, tmp_path / "run")
     resumed, _ = trainer.finish(trainer.start(workdir))
-    assert f"from the checkpoint of step {saved}: {TOTAL - saved} steps are left\n" in resumed
+    assert f"from the checkpoint of step {saved}: {TOTAL - saved} steps left\n" in resumed
     expected, got = read_run(straight_run.workdir), read_run(workdir)
     assert_same_state(got.last, expected.last)
     assert_same_state(got.best, expected.best)

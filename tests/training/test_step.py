@@ -13,7 +13,7 @@ from sft_jax.config.run import Duration, MixupConfig
 from sft_jax.models import registry
 from sft_jax.models.blocks import gather_in_blocks
 from sft_jax.tasks import from_config
-from sft_jax.training import sharding, state, step
+from sft_jax.training import evaluation, sharding, state, step
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.trainer import apply_function
 
@@ -220,7 +220,7 @@ def num_elements(tree):
 def test_gradients_and_metrics_are_all_that_crosses_devices(layouts, name):
     found = collectives(layouts(name).step.as_text())
     assert {operation for operation, _ in found} == {"all-reduce"}
-    sums = 3  # loss, top1, count
+    sums = 6  # loss and top1 with their counts, count, samples
     expected = num_elements(layouts(name).state().params) + sums
     assert sum(size for _, size in found) == expected
 
@@ -244,7 +244,7 @@ def test_fsdp_adds_parameter_gathers_alone(layouts, name):
     # Of two parts each device has the sum of its own.
     assert scattered == Counter({size // 2: count for size, count in whole.items()})
     # The other gradients, what "data" adds to these, and the metrics; two norms of split gradients.
-    reduced = num_elements(params) - sum(leaf.size for leaf in split) // 2 + 3
+    reduced = num_elements(params) - sum(leaf.size for leaf in split) // 2 + 6
     assert sum(sizes["all-reduce"]) == reduced + 2 * len(split)
 
 
@@ -282,7 +282,9 @@ def test_eval_outputs_are_the_models_own(tiny, devices, count):
     mesh = sharding.make_mesh(config.train, devices[:count])
     params = first_state(tiny).params
     shardings = sharding.parameter_shardings(params, mesh)
-    eval_step = step.compile_eval_step(apply_function(model), from_config(tiny.config()), mesh)
+    eval_step = evaluation.compile_eval_step(
+        apply_function(model), from_config(tiny.config()), mesh
+    )
     batch = tiny.batch()
     with jax.transfer_guard("disallow"):
         placed = jax.device_put(params, shardings)

@@ -40,7 +40,7 @@ def run_document(
         cost: Rows of models, the run's first; empty if the cost is not known.
         cost_note: Explanation of these rows.
     """
-    scored = {split: scored_split(run, split) for split in run.splits}
+    scored = {split: scored_split(run, split, task) for split in run.splits}
     runs = {run.name: run}
     sections = [
         *task_sections(task, scored),
@@ -82,7 +82,7 @@ def runs_document(
     split = _common_split(runs)
     _check_comparable(runs, split)
     own_costs = {name: rows[0] for name, rows in zip(named, costs, strict=True) if rows}
-    scored = {name: scored_split(run, split) for name, run in named.items()}
+    scored = {name: scored_split(run, split, task) for name, run in named.items()}
     main = task.metrics[task.main_metric]
     sections = [
         *task_sections(task, scored),
@@ -189,7 +189,7 @@ def _modality_rows(run: Run) -> list[dict[str, Any]]:
 
 def _split_rows(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for split, counts in data["counts"].items():
+    for split, counts in data.get("counts", {}).items():
         row = {"split": split, "samples": sum(counts)}
         row["groups"] = data.get("groups", {}).get(split)
         if len(counts) <= _MOST_CLASS_COLUMNS:

@@ -27,7 +27,7 @@ from sft_jax.tasks.base import (
 _NO_ESTIMATE: Mapping[str, Any] = {"value": None, "low": None, "high": None}
 
 
-def scored_split(run: Run, split: str) -> Scored:
+def scored_split(run: Run, split: str, task: Task) -> Scored:
     """Evaluation and predictions of a split of a run."""
     evaluation = run.evaluation(split)
     predictions = run.predictions.get(split)
@@ -36,8 +36,8 @@ def scored_split(run: Run, split: str) -> Scored:
     return Scored(
         split=split,
         evaluation=evaluation,
-        answers={"probabilities": predictions["probabilities"]},
-        target=predictions["label"],
+        answers={name: predictions[name] for name in task.stored_answers},
+        target=predictions[task.target_name],
         groups=predictions["group"] if evaluation["resampled"] == "group" else None,
         ids=predictions["id"],
     )
@@ -126,7 +126,7 @@ def kept_tokens_section(runs: Mapping[str, Run], split: str) -> Section | None:
             counts = _kept_counts(spec, predictions)
             if counts is None:
                 continue
-            share = counts / len(predictions["label"])
+            share = counts / len(predictions["id"])
             row = _kept_row(spec, share)
             rows.append({"run": name, **row} if len(runs) > 1 else row)
             if len(runs) == 1:

@@ -31,7 +31,7 @@ def study_document(study: StudyFolder, task: Task) -> Document:
         _results_section(tables),
         _cost_section(tables),
         _conditions_section(tables),
-        *task_sections(task, _scored_settings(tables)),
+        *task_sections(task, _scored_settings(tables, task)),
         _curves_section(tables, task),
         _protocol_section(study),
     ]
@@ -44,21 +44,26 @@ def study_document(study: StudyFolder, task: Task) -> Document:
     )
 
 
-def _scored_settings(tables: StudyTables) -> dict[str, Scored]:
+def _scored_settings(tables: StudyTables, task: Task) -> dict[str, Scored]:
     """Stored predictions of each setting, with its folds and seeds pooled."""
     study, scored = tables.study, {}
     highlighted = (study.names[0], tables.best_setting())
     for name in study.names:
-        parts = list(study.predictions(name).values())
-        if parts:
-            probabilities = [part["probabilities"] for part in parts]
-            targets = [np.tile(part["label"], len(part["seed"])) for part in parts]
-            seeds = [np.repeat(part["seed"], len(part["label"])) for part in parts]
-            rows = np.concatenate([of.reshape(-1, of.shape[-1]) for of in probabilities])
+        parts = study.predictions(name).values()
+        runs = [(part, position) for part in parts for position in range(len(part["seed"]))]
+        if runs:
+            targets = [part[task.target_name] for part, _ in runs]
+            seeds = [
+                np.full(len(target), part["seed"][position])
+                for target, (part, position) in zip(targets, runs, strict=True)
+            ]
             scored[name] = Scored(
                 split="test",
                 evaluation=None,
-                answers={"probabilities": rows},
+                answers={
+                    answer: np.concatenate([part[answer][position] for part, position in runs])
+                    for answer in task.stored_answers
+                },
                 target=np.concatenate(targets),
                 seeds=np.concatenate(seeds),
                 highlighted=name in highlighted,
