@@ -1,4 +1,4 @@
-"""Cost of each layer of a model: tokens, products, attention maps, saved activations.
+"""Cost of a model layer by layer, and as table rows.
 
 Nothing is run. Products and saved activations are read off the traced program by module, so that no
 formula can drift from the code. The size of attention maps follows from the arguments of each
@@ -8,7 +8,7 @@ attention.
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,13 +17,17 @@ from jax.extend import core
 
 from sft_jax.attention.fixed_blocks import keys_of_token
 from sft_jax.config.run import Config
-from sft_jax.efficiency.flops import flops_by_scope, scope_of
-from sft_jax.efficiency.model_costs import traceable, written_out
+from sft_jax.efficiency.flops import CONVENTION, flops_by_scope, scope_of
+from sft_jax.efficiency.model_costs import num_parameters, output_sum, with_plain_attention
+from sft_jax.efficiency.variants import variant
 from sft_jax.models.layers import BlockConfig, MultiHeadAttention
 
 # Parts of a layer: the path of a layer ends before these.
 _PARTS = ("attention", "mlp", "proj", "embedding", "linear", "norm")
 _REST = "elsewhere"
+NOTE = f"""One sample. {CONVENTION};
+train is forward and backward pass. Maps: attention maps of all heads in float32, were they written
+out. Saved: what the forward pass keeps for the backward pass, parameters aside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +60,10 @@ def layer_costs(config: Config) -> list[LayerCost]:
     attention as the pairs of its pattern. Saved bytes are those of the implementation that would
     run on this machine.
     """
-    plain = written_out(config)
-    logits, shapes = traceable(plain)
-    forward = _by_layer(flops_by_scope(logits, shapes))
-    train = _by_layer(flops_by_scope(jax.grad(logits), shapes))
+    plain = with_plain_attention(config)
+    function, shapes = output_sum(plain)
+    forward = _by_layer(flops_by_scope(function, shapes))
+    train = _by_layer(flops_by_scope(jax.grad(function), shapes))
     attentions = _attentions(plain)
     names = list(dict.fromkeys([*forward, *attentions]))
     saved: Counter[str] = Counter()
@@ -69,15 +73,47 @@ def layer_costs(config: Config) -> list[LayerCost]:
     return [
         LayerCost(
             layer=name,
-            count=attentions[name][0].count if name in attentions else 1,
+            count=attentions[name][0].num_layers if name in attentions else 1,
             tokens=attentions[name][0].tokens if name in attentions else 0,
             forward_flops=forward[name],
             train_flops=train[name],
-            attention_bytes=sum(own.map_bytes for own in attentions.get(name, [])),
+            attention_bytes=sum(each.map_bytes for each in attentions.get(name, [])),
             saved_bytes=saved[name],
         )
         for name in names
     ]
+
+
+def model_row(name: str, config: Config, layers: Sequence[LayerCost]) -> dict[str, Any]:
+    """A row for a model with these layers."""
+    return {"model": name, "parameters": num_parameters(config), **_costs(layers)}
+
+
+def layer_row(layer: LayerCost) -> dict[str, Any]:
+    """A row for one layer, or for a stack of equal layers."""
+    return {
+        "layer": layer.layer,
+        "layers": layer.count,
+        "tokens": layer.tokens or None,
+        **_costs([layer]),
+    }
+
+
+def beside_dense(config: Config) -> list[dict[str, Any]]:
+    """Rows of a configured model and, if it pools, of the same model with every token kept."""
+    configs = {config.model.name: config}
+    if config.model.name == "sft" and any(spec.pool != "none" for spec in config.modalities):
+        configs["dense"] = variant(config, "dense")
+    return [model_row(name, each, layer_costs(each)) for name, each in configs.items()]
+
+
+def _costs(layers: Sequence[LayerCost]) -> dict[str, float]:
+    return {
+        "forward GFLOP": round(sum(layer.forward_flops for layer in layers) / 1e9, 4),
+        "train GFLOP": round(sum(layer.train_flops for layer in layers) / 1e9, 4),
+        "maps MB": round(sum(layer.attention_bytes for layer in layers) / 1e6, 2),
+        "saved MB": round(sum(layer.saved_bytes for layer in layers) / 1e6, 2),
+    }
 
 
 def _layer_of(scope: str) -> str:
@@ -111,17 +147,17 @@ class _Attention(NamedTuple):
     """One attention, or the attentions of a stack."""
 
     layer: str
-    count: int  # type: ignore[assignment]  # tuple.count, which nobody needs here
+    num_layers: int
     tokens: int
     map_bytes: int
 
 
 def _attentions(config: Config) -> dict[str, list[_Attention]]:
     """Attentions of every layer, observed while the model is traced."""
-    found: dict[tuple[tuple[str, ...], str], _Attention] = {}
-    logits, shapes = traceable(config)
+    observed: dict[tuple[tuple[str, ...], str], _Attention] = {}
+    function, shapes = output_sum(config)
 
-    def watch(call, args, kwargs, context):
+    def observe(call, args, kwargs, context):
         module, method = context.module, context.method_name
         if isinstance(module, MultiHeadAttention) and method in _ROWS:
             queries, keys = _ROWS[method](*args, **kwargs)
@@ -133,13 +169,13 @@ def _attentions(config: Config) -> dict[str, list[_Attention]]:
             size = 4 * module.config.num_heads * pairs * depth
             # Keyed by module, since the body of a loop may be traced several times.
             layer = "/".join(module.path[:-2])
-            found[module.path, method] = _Attention(layer, depth, keys, size)
+            observed[module.path, method] = _Attention(layer, depth, keys, size)
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(watch):
-        jax.eval_shape(logits, shapes)
+    with nn.intercept_methods(observe):
+        jax.eval_shape(function, shapes)
     layers: dict[str, list[_Attention]] = {}
-    for attention in found.values():
+    for attention in observed.values():
         layers.setdefault(attention.layer, []).append(attention)
     return layers
 
@@ -162,13 +198,16 @@ _ROWS: dict[str, Callable[..., tuple[int, int]]] = {
 
 def _saved(config: Config) -> Counter[str]:
     """Bytes by layer that the forward pass keeps for the backward pass, without parameters."""
-    logits, shapes = traceable(config)
-    jaxpr = jax.make_jaxpr(lambda variables: jax.tree.leaves(jax.vjp(logits, variables)[1]))(shapes)
-    jaxpr = jaxpr.jaxpr
+    function, shapes = output_sum(config)
+
+    def saved_arrays(variables):
+        return jax.tree.leaves(jax.vjp(function, variables)[1])
+
+    jaxpr = jax.make_jaxpr(saved_arrays)(shapes).jaxpr
     made_by = {var: scope_of(eqn) for eqn in jaxpr.eqns for var in eqn.outvars}
     saved: Counter[str] = Counter()
-    kept = [var for var in jaxpr.outvars if not isinstance(var, core.Literal) and var in made_by]
-    for var in dict.fromkeys(kept):
+    residuals = [v for v in jaxpr.outvars if not isinstance(v, core.Literal) and v in made_by]
+    for var in dict.fromkeys(residuals):
         array: Any = var.aval
         saved[_layer_of(made_by[var])] += array.size * array.dtype.itemsize
     return saved
