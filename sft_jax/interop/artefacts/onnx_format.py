@@ -1,4 +1,4 @@
-"""The exported function as ONNX, by way of `jax2onnx`, and with weights in eight bits.
+"""Export to ONNX with `jax2onnx`, and quantisation of the weights to int8.
 
 Needs the extra `export`.
 """
@@ -23,17 +23,23 @@ OPSET = 21
 
 
 def to_onnx(model: Exportable) -> bytes:
-    """The function of `interop.export.inference` for any batch size, as a file for onnxruntime.
+    """Converts the function of `stablehlo.inference` for any batch size to ONNX.
 
-    Attention is written out, and layers are unrolled, so that the runtime meets nothing but plain
-    operations; inputs and outputs have the names that the function gives them.
+    Attention is written out and layers are unrolled, so that the graph has only basic operations.
+    Inputs and outputs have the names of the function's arrays.
+
+    Args:
+        model: Model to export.
+
+    Returns:
+        Content of an ONNX file.
     """
     function = inference(model, forward_for(model.config, "gpu", implementation="xla"))
     (rows,) = jax.export.symbolic_shape("b")
     arrays = signature(model.config, rows)
 
-    def positional(*given):
-        return function(dict(zip(arrays, given, strict=True)))
+    def positional(*args):
+        return function(dict(zip(arrays, args, strict=True)))
 
     flat = unrolled(positional, *arrays.values())
     returned = jax.eval_shape(function, arrays)
@@ -50,7 +56,7 @@ def to_onnx(model: Exportable) -> bytes:
 
 
 def quantized(content: bytes) -> bytes:
-    """An ONNX file whose weights are int8, one scale a matrix; activations are quantised as met."""
+    """Quantises weights to int8 with one scale per matrix, and activations at run time."""
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         before.write_bytes(content)
@@ -64,7 +70,7 @@ def quantized(content: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without warnings in the log, of shapes that are not known and steps that are not needed."""
+    """Suppresses warnings about unknown shapes and unneeded steps."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Whether the entries of a recording are such that a model can be built of them and run on them."""
+"""Checks of the entries of a recording."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from sft_jax.files.json_files import integer, listed, record, text
 from sft_jax.types import DataError
 
 _SIZE = integer(1, 2**20)
-# `meta`, where its entries are there; a depth costs time before it can be seen to be wrong.
+# Limits of the entries in `meta`. A huge depth would take long before anything else fails.
 META = record(
     {},
     {
@@ -34,17 +34,17 @@ def check_entries(
     modalities: int,
     samples: int,
 ):
-    """Checks kinds and ranges; shapes of inputs, weights and results are for others.
+    """Checks types and ranges; shapes of inputs, weights and results are checked elsewhere.
 
     Args:
-        file: name of the recording.
-        arrays: its entries.
-        config: of its model.
-        modalities: of its model.
-        samples: in its batch.
+        file: Name of the recording.
+        arrays: Entries of the recording.
+        config: Configuration of the model.
+        modalities: Number of modalities.
+        samples: Number of samples in the batch.
 
     Raises:
-        DataError: an entry that cannot be computed on.
+        DataError: An entry has a wrong type, shape or range.
     """
     depth = config.num_pre_layers + config.num_post_layers
     check_numbers(file, arrays)
@@ -52,7 +52,7 @@ def check_entries(
         layer = re.match(r"layer(\d{1,9})/", name)
         if name.startswith("layer") and (layer is None or int(layer[1]) > depth):
             raise DataError(
-                f"{file}: {name}: found for {depth} blocks, expected layer0/... to "
+                f"{file}: {name}: found with {depth} blocks, expected layer0/... to "
                 f"layer{depth}/...; record the file again"
             )
     for name, stop in (("label", config.num_classes), ("index", samples)):
@@ -61,17 +61,17 @@ def check_entries(
     lam = arrays.get("lam", np.zeros(samples))
     if lam.shape not in ((samples,), (modalities, samples)):
         raise DataError(
-            f"{file}: lam: found shape {lam.shape}, expected a share a sample, or one a modality "
-            "and sample; record the file again"
+            f"{file}: lam: found shape {lam.shape}, expected one share per sample, or one per "
+            "modality and sample; record the file again"
         )
     if arrays.get("index", np.zeros(samples)).shape != (samples,):
-        raise DataError(f"{file}: index: found {arrays['index'].shape}, expected one a sample")
+        raise DataError(f"{file}: index: found {arrays['index'].shape}, expected one per sample")
     if arrays.get("losses", np.zeros(1)).ndim != 1:
-        raise DataError(f"{file}: losses: found no list, expected one a step; record it again")
+        raise DataError(f"{file}: losses: found no list, expected one per step; record it again")
 
 
 def check_numbers(file: str, arrays: Mapping[str, np.ndarray]):
-    """Raises `DataError` unless every entry but `meta` holds numbers."""
+    """Raises `DataError` unless every entry except `meta` has numbers."""
     for name, array in arrays.items():
         if name != "meta":
             _numbers(file, name, array)
