@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from sft_jax.attention.dense import Attention, dot_product_attention
 from sft_jax.attention.fixed import fixed_attention
+from sft_jax.config.checks import check_choice
 from sft_jax.efficiency.benchmarks import Benchmark, machine
 from sft_jax.efficiency.throughput import time_interleaved
-from sft_jax.types import ConfigError, check_choice
+from sft_jax.types import ConfigError
 
 IMPLEMENTATIONS = ("xla", "streamed", "fixed")
 _FORWARD, _BACKWARD = "forward", "forward + backward"

@@ -53,7 +53,7 @@ def study_cost(config: Config) -> dict[str, str | int | float | None]:
     `tokens_in` and `tokens_kept` are sums over modalities, without CLS, before and after the pools.
     `tokens_kept` is None for models that pool after fusion.
     """
-    single = config.model.name == "unimodal" and config.model.baseline.modality
+    single = getattr(config.model.options, "modality", "")
     specs = [spec for spec in config.modalities if not single or spec.name == single]
     tokens = sum(spec.num_tokens for spec in specs)
     kept = None if config.model.name in ("concat", "unimodal") else tokens

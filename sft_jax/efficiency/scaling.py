@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config.checks import check_choice
+from sft_jax.config.modality import COUNTING_POOLS, WINDOW_POOLS, ModalitySpec
+from sft_jax.config.model import ConcatOptions, UnimodalOptions
 from sft_jax.config.run import Config
-from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS, ConfigError, ModalitySpec, check_choice
+from sft_jax.types import ConfigError
 
 Value = int | str
 
@@ -57,8 +60,10 @@ def _length(config: Config, length: Value) -> Config:
         model = dataclasses.replace(model, stride=stride)
     modalities = tuple(lengthened if spec is longest else spec for spec in config.modalities)
     varied = dataclasses.replace(config, modalities=modalities, model=model)
-    window = model.baseline.window
-    return _with_window(varied, window * _num_pooled(varied) // _num_pooled(config))
+    if not isinstance(model.options, UnimodalOptions | ConcatOptions):
+        return varied
+    window = model.options.window * _num_pooled(varied) // _num_pooled(config)
+    return _with_window(varied, window)
 
 
 def _batch(config: Config, size: Value) -> Config:
@@ -86,15 +91,16 @@ def _num_pooled(config: Config) -> int:
     if config.model.name == "concat":
         return sum(spec.num_tokens + 1 for spec in config.modalities) - 1
     specs = {spec.name: spec for spec in config.modalities}
-    return specs.get(config.model.baseline.modality, config.modalities[0]).num_tokens
+    name = getattr(config.model.options, "modality", "")
+    return specs.get(name, config.modalities[0]).num_tokens
 
 
 def _with_window(config: Config, window: int) -> Config:
     """Sets the window of a baseline that has one."""
-    if not config.model.baseline.window:
+    options = config.model.options
+    if not isinstance(options, UnimodalOptions | ConcatOptions) or not options.window:
         return config
-    baseline = dataclasses.replace(config.model.baseline, window=max(1, window))
-    return _with_model(config, baseline=baseline)
+    return _with_model(config, options=dataclasses.replace(options, window=max(1, window)))
 
 
 def _with_model(config: Config, **changes: Any) -> Config:

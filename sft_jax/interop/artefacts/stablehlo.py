@@ -16,7 +16,7 @@ import numpy as np
 from sft_jax.attention.platform import compiling_for
 from sft_jax.config.run import Config
 from sft_jax.models import registry
-from sft_jax.models.output import Output
+from sft_jax.models.base import Output
 from sft_jax.tasks import from_config
 from sft_jax.training.state import example_inputs
 
