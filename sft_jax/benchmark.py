@@ -25,9 +25,7 @@ _PROFILE = flags.DEFINE_string("profile", "", "Folder for a trace of a few steps
 _PROCESS_MEMORY = flags.DEFINE_bool("process_memory", False, "Measure each model's process memory.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds.", lower_bound=1)
 _WINDOW = flags.DEFINE_integer("window", 3, "Steps per round.", lower_bound=1)
-_ATTENTION = flags.DEFINE_list(
-    "attention", ["xla", "streamed", "fixed"], "Implementations of attention."
-)
+_ATTENTION = flags.DEFINE_list("attention", ["xla", "streamed", "fixed"], "Implementations.")
 _SHAPE = flags.DEFINE_list("shape", ["24", "1200", "5", "8"], "Sizes b, t, h, e of a query.")
 _STRIDES = flags.DEFINE_list("strides", ["32", "128"], "Block sizes of fixed attention.")
 _SALIENCY = flags.DEFINE_bool("saliency", True, "Return the saliency of the keys too.")

@@ -21,17 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from sft_jax.config.modality import COUNTING_POOLS, ModalitySpec
-from sft_jax.config.model import (
-    ConcatOptions,
-    LateOptions,
-    MbtOptions,
-    ModelOptions,
-    NoOptions,
-    UnimodalOptions,
-)
 from sft_jax.config.run import AugmentConfig, Config, ModelConfig, OptimizerConfig
 from sft_jax.interop.vectors import metric_vectors
-from sft_jax.interop.vectors.recording_checks import META, check_entries, check_numbers
+from sft_jax.interop.vectors.recording_checks import (
+    META,
+    check_entries,
+    check_numbers,
+    in_stream_order,
+    recorded_model,
+)
 from sft_jax.interop.weights.reference_weights import from_reference, to_reference
 from sft_jax.interop.weights.state_dict import read_arrays
 from sft_jax.models import registry
@@ -44,10 +42,6 @@ from sft_jax.training.trainer import apply_function
 from sft_jax.types import ConfigError, DataError
 
 TOLERANCE = 2e-5
-# Pools that have another name in the reference.
-_POOLS = {"attn": "attn_avg", "topk": "channel_topk", "attn_wkmedoids": "attn_kmedoids"}
-# Names in recordings for text, audio and video, the order in which the reference's MulT joins them.
-_MULT_ORDER = ({"text"}, {"spec", "spect", "audio"}, {"rgb", "vision", "video"})
 # Each program runs only a few times, so compilation dominates.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if jax.__version_info__ < (0, 11):
@@ -103,7 +97,7 @@ class Recording:
         try:
             meta = json.loads(str(arrays["meta"]))
             META(meta, "meta")
-            config, pool = _model(meta)
+            config, pool = recorded_model(meta)
             for name, length, window in zip(names, meta["lengths"], meta["kernel"], strict=True):
                 shape = arrays[f"input/{name}"].shape
                 size = {}
@@ -114,7 +108,7 @@ class Recording:
                     ModalitySpec(name=name, length=length, feature_dim=shape[2], pool=pool, **size)
                 )
             if config.name == "mult":
-                specs = _as_streams(specs)
+                specs = in_stream_order(specs)
         except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
             raise DataError(
                 f"{path}: not a recording ({error!r}), expected entries meta, input/<m> and "
@@ -369,41 +363,3 @@ def differences(file: Path) -> Iterator[Difference]:
 
 def _float32(array: np.ndarray) -> jax.Array:
     return jnp.asarray(array, jnp.float32)
-
-
-def _as_streams(specs: list[ModalitySpec]) -> list[ModalitySpec]:
-    """Modalities of the reference's MulT in the order of its streams."""
-    streams = [[spec for spec in specs if spec.name in names] for names in _MULT_ORDER]
-    if len(specs) != len(_MULT_ORDER) or any(len(stream) != 1 for stream in streams):
-        raise ValueError(
-            f"modalities of a MulT: given {[spec.name for spec in specs]}, expected one each of "
-            f"{', '.join('|'.join(sorted(names)) for names in _MULT_ORDER)}"
-        )
-    return [spec for (spec,) in streams]
-
-
-def _model(meta: Mapping[str, Any]) -> tuple[ModelConfig, str]:
-    """Model of a recording, and the pool of its modalities."""
-    sizes = {
-        "preset": "paper",
-        "num_classes": meta["num_classes"],
-        "embed_dim": meta["embed_dim"],
-        "num_heads": meta["num_heads"],
-        "num_pre_layers": meta["n_layers_pre_fusion"],
-        "num_post_layers": meta["n_layers_post_fusion"],
-    }
-    kind, _, rest = meta["model"].partition("_")
-    first = meta["kernel"][0]
-    if kind == "sft":
-        pool = re.sub(r"_(mixup|train\d*)$", "", rest)  # the suffix names the kind of results
-        return ModelConfig(name="sft", **sizes), _POOLS.get(pool, pool)
-    models: dict[str, tuple[str, ModelOptions]] = {
-        "unimodal": ("unimodal", UnimodalOptions(modality=rest, window=first)),
-        "latefuse": ("late", LateOptions(duplicate_cls=True)),
-        "concat": ("concat", ConcatOptions(window=first)),
-        "mbt": ("mbt", MbtOptions()),
-        "MulT": ("mult", NoOptions()),
-    }
-    name, options = models[kind]
-    # Baselines pool with the window of their own options.
-    return ModelConfig(name=name, options=options, **sizes), "none"
