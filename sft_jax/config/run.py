@@ -83,12 +83,23 @@ class BaselineConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network. `num_classes=0` takes the number of classes from the data.
+    """The network.
 
     Attributes:
+        name: Model, a key of `BASELINE_SETTINGS`.
+        preset: Key of `PRESETS`.
+        num_classes: Number of classes; 0 takes it from the data.
+        embed_dim: Embedding width `d`.
+        num_heads: Number of attention heads `h`, a divisor of `embed_dim`.
+        num_pre_layers: Number of encoder blocks before fusion.
+        num_post_layers: Number of encoder blocks after fusion.
+        dropout: Dropout rate of the residual blocks.
         attention: `dense`, or `fixed` (arXiv 1904.10509) where a modality's own tokens attend to
             each other: each to its block of `stride`, and the last `expressivity` of every block.
-        implementation: of dense attention (see `models/attention.py`).
+        stride: Block length of fixed attention.
+        expressivity: Number of tokens at the end of every block that fixed attention shares.
+        implementation: Implementation of dense attention: `auto`, `xla`, `streamed` or `pallas`.
+        dtype: Data type of the computation; parameters are float32.
         remat: what a backward pass finds of an encoder block and of a sparse-pooling block: `none`
             recomputes nothing, `dots` all but products with parameters, `block` all but the
             block's input.
@@ -177,7 +188,18 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run. An empty `modalities` takes them from the data, pooled to an eighth."""
+    """One run.
+
+    Attributes:
+        modalities: Modalities in order; where empty, those of the data, pooled to an eighth.
+        task: What is predicted.
+        model: Network.
+        data: Source of the samples.
+        augment: Augmentation.
+        mixup: Multimodal manifold mixup.
+        optimizer: Optimizer and learning-rate schedule.
+        train: Training loop.
+    """
 
     modalities: tuple[ModalitySpec, ...] = ()
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)

@@ -11,9 +11,20 @@ from sft_jax.config.run import Config
 from sft_jax.config.task import TaskConfig
 from sft_jax.tasks.base import Metric, Task
 from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.classification_report import METRICS, metric_rows
 from sft_jax.types import ConfigError
 
-__all__ = ["TASKS", "Metric", "Task", "from_config", "from_run", "from_source", "from_study"]
+__all__ = [
+    "METRICS",
+    "TASKS",
+    "Metric",
+    "Task",
+    "from_config",
+    "from_run",
+    "from_source",
+    "from_study",
+    "metric_rows",
+]
 
 # By `config.task.name`; each has the constructors below as class methods.
 TASKS: dict[str, Any] = {"classification": Classification}
