@@ -5,6 +5,7 @@ Each line of its input is `[command, [argument, ...]]` in JSON. Each is answered
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -68,9 +69,9 @@ def main():
     """Answers lines until there are no more."""
     from absl import app, flags
 
-    from sft_jax import cli  # for the flags of what it imports
-
-    assert cli
+    # Packages that the commands import define flags of their own, once.
+    for module in ("api", "cli", "data.pipeline", "interop.artefacts.artefact_files"):
+        importlib.import_module(f"sft_jax.{module}")
     app.define_help_flags()
     before = set(flags.FLAGS)
     answers = sys.stdout
