@@ -1,19 +1,19 @@
-# Everything runs in a virtual environment of its own; nothing but Python >= 3.11 is needed.
+# Targets run in a virtual environment; all they need is Python >= 3.11.
 PYTHON ?= python3
 VENV ?= .venv
-# A file of .ci/locks says what is installed; without it, it is the newest that there is.
+# A lock file of .ci/locks to install from; the newest versions without one.
 LOCK ?=
 WITH ?= test
 RUN = $(VENV)/bin/python -m
 DEMO := runs/demo
-# The versions that are supported, from the first to the last, and a Python for each.
+# The oldest and the newest supported versions, each with its Python.
 SETS := oldest-3.11 newest-3.13
-# What leans most on the versions of others; TESTS=tests for all.
+# Tests that depend most on the versions of dependencies; TESTS=tests runs all.
 TESTS ?= $(shell sed '/^\#/d' .ci/selection.txt)
-# Extras that tests need and the others do not, and the tests that need them.
+# Extras that some tests need, and these tests.
 EXTRAS := export,docs,torch
 EXTRA_TESTS := tests/interop tests/docs/test_docs_site.py tests/files/test_torch_files.py
-# Tools of an environment of their own: sft_jax does not need what they need.
+# Tools with dependencies of their own, in a separate environment.
 TOOLS := build/tools
 
 .PHONY: install test slow nightly lint demo benchmark fuzz faults notebooks docs clean
@@ -42,17 +42,17 @@ lint: install
 test: lint
 	$(RUN) pytest --numprocesses=auto --dist=loadfile
 
-# What takes long beside tests that show nearly the same, as the rest of a matrix does.
+# Long tests whose subject `make test` covers with fewer cases.
 slow: install
 	$(RUN) pytest --numprocesses=auto --dist=loadfile -m slow
 
-# All that there is to try, in about two and a half hours on two cores.
+# Everything, in about two and a half hours on two cores.
 nightly: test slow extras $(SETS) fuzz faults wheel
 
 sets:
 	@echo $(SETS)
 
-# Tests that a set of versions may break, with that set.
+# The tests of $(TESTS) with the oldest or the newest versions.
 $(SETS):
 	python=$$(.ci/python $(lastword $(subst -, ,$@))) && \
 	$(MAKE) versions PYTHON=$$python VENV=build/$@ LOCK=.ci/locks/$@.txt
@@ -60,7 +60,7 @@ $(SETS):
 versions: install
 	$(RUN) pytest --numprocesses=auto --dist=loadfile $(TESTS)
 
-# Tests that are skipped where an extra is missing; here none may be.
+# Tests that are skipped without their extra; here a skipped test is a failure.
 extras:
 	$(MAKE) install VENV=build/extras WITH=test,$(EXTRAS)
 	NO_SKIPS=1 NO_MKDOCS_2_WARNING=1 build/extras/bin/python -m pytest \
@@ -74,7 +74,7 @@ locks: $(TOOLS)/installed
 			--output-file=.ci/locks/$$set.txt setup.cfg || exit; \
 	done
 
-# In an environment with nothing but the wheel and what it asks for, away from the sources.
+# Installs the wheel in an empty environment, away from the sources, and uses it.
 wheel: $(TOOLS)/installed
 	rm -rf dist build/wheel && mkdir -p build/wheel
 	$(TOOLS)/bin/python -m build --outdir=dist .
@@ -86,7 +86,7 @@ wheel: $(TOOLS)/installed
 	venv/bin/python draw_inputs.py configs/synthetic.py mine.npz && \
 	venv/bin/python -m sft_jax.predict --workdir=run --input=mine.npz --output=scores.npz
 
-# Asks a database of advisories, so it needs more of the network than an index of packages.
+# Queries a database of advisories, so it needs more than a package index.
 audit: $(TOOLS)/installed
 	for set in $(SETS); do \
 		$(TOOLS)/bin/python -m pip_audit --strict --progress-spinner=off --require-hashes \
@@ -112,18 +112,18 @@ demo: install
 benchmark: install
 	$(RUN) sft_jax.benchmark
 
-# What strangers' files can do to the readers: ten minutes for each of them.
+# Mutated files for every reader, ten minutes each.
 fuzz: install
 	$(RUN) tests.fuzz --seconds=600 --jobs=2 --json=docs/results/fuzz.json --page=docs/fuzz.md
 
-# Kills and other faults; adds to the results that are there, remove the file to begin again.
+# Kills and other faults; adds to the existing results (remove the file to start over).
 faults: install
 	$(RUN) tests.faults --kills=300 --jobs=2 --json=docs/results/faults.json --page=docs/faults.md
 
 notebooks: install
 	$(VENV)/bin/python notebooks/execute.py
 
-# The theme, maintained until May 2027, says so at every build unless told not to.
+# The variable silences the theme about its end of support in May 2027.
 docs: install
 	$(RUN) pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --config-file=docs/site/mkdocs.yml

@@ -16,8 +16,8 @@ MBT-B at the same widths (`python -m sft_jax.cost --config=configs/av_base.py
 
 from sft_jax.config.data import ArraysOptions, DataConfig
 from sft_jax.config.io import config_dict
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.types import ModalitySpec
 
 FRAME = (224, 224, 3)
 

@@ -9,8 +9,8 @@ time on an x86 core.
 
 from sft_jax.config.data import DataConfig, MultipleFeaturesOptions
 from sft_jax.config.io import config_dict
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.types import ModalitySpec
 
 # A view of one time step is one token. Of an image every row is a token, and four are kept.
 VIEWS = {"fac": 216, "fou": 76, "kar": 64, "mor": 6, "zer": 47}

@@ -9,6 +9,7 @@ two shared x86 cores.
 
 from sft_jax.config.data import DataConfig, SmartwatchOptions
 from sft_jax.config.io import config_dict
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import (
     AugmentConfig,
     Config,
@@ -17,7 +18,6 @@ from sft_jax.config.run import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.types import ModalitySpec
 
 
 def get_config():

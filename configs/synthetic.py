@@ -7,8 +7,8 @@ Needs nothing beside the package.
 
 from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.config.io import config_dict
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
-from sft_jax.types import ModalitySpec
 
 
 def get_config():

@@ -1,4 +1,4 @@
-"""VGGSound-10 from one modality, the spectrogram unless `model.baseline.modality` says another.
+"""VGGSound-10 from one modality, the spectrogram unless `model.options.modality` says another.
 
     python -m sft_jax.train --config=configs/vggsound10_unimodal.py --workdir=runs/unimodal
 
@@ -9,11 +9,11 @@ sft_jax.benchmark --configs=configs/vggsound10_unimodal.py`).
 """
 
 from sft_jax.config.io import config_dict
+from sft_jax.config.model import UnimodalOptions
 from sft_jax.config.paper import vggsound
-from sft_jax.config.run import BaselineConfig
 
 
 def get_config():
     return config_dict(
-        vggsound(num_classes=10, model="unimodal", baseline=BaselineConfig(modality="spect"))
+        vggsound(num_classes=10, model="unimodal", model_options=UnimodalOptions(modality="spect"))
     )

@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     from sft_jax.api import prepare as prepare
     from sft_jax.api import report as report
     from sft_jax.api import train as train
+    from sft_jax.config.modality import ModalitySpec as ModalitySpec
     from sft_jax.config.run import Config as Config
     from sft_jax.types import CheckpointError as CheckpointError
     from sft_jax.types import ConfigError as ConfigError
     from sft_jax.types import DataError as DataError
-    from sft_jax.types import ModalitySpec as ModalitySpec
     from sft_jax.types import NonFiniteError as NonFiniteError
 
 __getattr__, _, _names = lazy_exports(
     __name__,
     {
         "api": "load_config prepare train evaluate load report",
+        "config.modality": "ModalitySpec",
         "config.run": "Config",
-        "types": "ModalitySpec ConfigError DataError CheckpointError NonFiniteError",
+        "types": "ConfigError DataError CheckpointError NonFiniteError",
     },
 )
 __all__ = ["__version__", *_names]

@@ -20,7 +20,7 @@ from sft_jax.training.predictor import load
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Of the artefact.")
-_INT8 = flags.DEFINE_bool("int8", False, "Keep weights in eight bits; onnx alone.")
+_INT8 = flags.DEFINE_bool("int8", False, "Store weights in int8; for onnx only.")
 _OUTPUT = flags.DEFINE_string("output", "", "File or folder; `export/` of the run if not given.")
 _SCORE = flags.DEFINE_enum("score", None, ["valid", "test"], "Score all formats on this split.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data are, if elsewhere by now.")

@@ -9,7 +9,6 @@ from sft_jax import cli
 from sft_jax.config.study import load_study
 from sft_jax.efficiency.model_costs import study_cost
 from sft_jax.reports.sections.study_tables import StudyTables
-from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.folds import FoldReader
 from sft_jax.studies.results import Results
@@ -45,10 +44,9 @@ def main():
             with progress_bar(total, f"{setting.name}, {runs} runs") as bar:
                 trained = train_setting(part, setting, folds, bar.update, read)
             results.add(setting, trained, study_cost)
-    found = read_study_folder(workdir)
-    for level in found.levels:
-        rows = StudyTables(found, from_study(found.record).metrics).settings(level)
-        print(f"{found.metric} per {level}:\n\n{format_table(rows)}\n")
+    study_folder = read_study_folder(workdir)
+    metrics = from_study(study_folder.record).metrics
+    print(StudyTables(study_folder, metrics).scores_text())
 
 
 def _seeds() -> list[int]:

@@ -6,10 +6,10 @@ import pytest
 
 from sft_jax.config import io as config_io
 from sft_jax.config.data import DataConfig, SyntheticOptions
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.runs.example_file import Example
 from sft_jax.tasks import classification_scores
-from sft_jax.types import ModalitySpec
 
 NAMES = ["up", "down", "still", "turn"]
 LEVELS = {"sample": 0.0, "group": 0.05}

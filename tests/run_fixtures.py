@@ -17,13 +17,13 @@ import optax
 import pytest
 
 from sft_jax.config.data import DataConfig
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import AugmentConfig, Config, MixupConfig, ModelConfig, TrainConfig
 from sft_jax.models import registry
 from sft_jax.runs import run_files
 from sft_jax.tasks import from_config, from_run
 from sft_jax.training import session, sharding, state, step
 from sft_jax.training.trainer import Trainer, apply_function
-from sft_jax.types import ModalitySpec
 
 DEVICES = 8
 # Only before the first use of a device; whoever initialises jax earlier must ask for them as well.

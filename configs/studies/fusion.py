@@ -11,7 +11,7 @@ from sft_jax.config.study import Setting
 
 
 def get_study():
-    alone = {"model.name": "unimodal", "model.baseline.window": 8}
+    alone = {"model.name": "unimodal", "model.options.window": 8}
     return study(
         "fusion",
         "Fusion models at equal width",
@@ -20,11 +20,11 @@ def get_study():
             Setting("dense", DENSE),
             Setting("mbt", {"model.name": "mbt", **DENSE}),
             Setting("late", {"model.name": "late", **DENSE}),
-            Setting("concat", {"model.name": "concat", "model.baseline.window": 8, **DENSE}),
+            Setting("concat", {"model.name": "concat", "model.options.window": 8, **DENSE}),
             Setting("attn_topk", {"modalities.*.pool": "attn_topk"}),
             Setting("fixed", FIXED),
-            Setting("accelerometer", {"model.baseline.modality": "accelerometer", **alone}),
-            Setting("gyroscope", {"model.baseline.modality": "gyroscope", **alone}),
+            Setting("accelerometer", {"model.options.modality": "accelerometer", **alone}),
+            Setting("gyroscope", {"model.options.modality": "gyroscope", **alone}),
             Setting("sft chosen", CHOSEN),
             Setting("mult", {"model.name": "mult", **DENSE}),
         ),

@@ -34,7 +34,7 @@ def get_study():
         settings=(
             Setting("sft"),
             Setting("dense", DENSE),
-            Setting("concat", {"model.name": "concat", "model.baseline.window": 2, **DENSE}),
+            Setting("concat", {"model.name": "concat", "model.options.window": 2, **DENSE}),
             Setting("late", {"model.name": "late", **DENSE}),
             Setting("mbt", {"model.name": "mbt", **DENSE}),
             Setting("sft hide", {"augment.hide": 0.2}),

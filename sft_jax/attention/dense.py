@@ -1,9 +1,9 @@
 """Softmax attention with key-padding masks, in three implementations that agree to 1e-5.
 
-`xla` writes the attention map out and leaves the rest to the compiler. `streamed` computes it in
-tiles and never holds a `[b, h, q, k]` array (`streamed_attention.py`); `pallas` does so in kernels
-of a TPU (`tpu_attention.py`), which other machines interpret. All can return the *saliency* of the
-keys, the weighted column mean of the map that the sparse-pooling block ranks tokens by (arXiv
+`xla` materialises the attention map and leaves the rest to the compiler. `streamed` computes it in
+tiles and never holds a `[b, h, q, k]` array (`streamed.py`). `pallas` does so in TPU kernels
+(`tpu/tpu_dense.py`), which other platforms interpret. All can return the *saliency* of the keys:
+the weighted column mean of the map, by which the sparse-pooling block ranks tokens (arXiv
 2111.11992, section 3.2).
 """
 
@@ -15,22 +15,22 @@ from jaxtyping import Array, Bool, Float
 
 from sft_jax.attention.platform import target_platform
 from sft_jax.attention.streamed import streamed
+from sft_jax.attention.tiled_softmax import MASKED_SCORE
 from sft_jax.attention.tpu.tpu_dense import kernel_attention, kernel_fits
-from sft_jax.config.run import IMPLEMENTATIONS
-from sft_jax.types import check_choice
+from sft_jax.config.checks import check_choice
+from sft_jax.config.model import IMPLEMENTATIONS
 
-_MASKED = -1e30  # finite, so that a row without any key stays free of NaN
-_CPU_STREAM_FROM = 128 * 128  # scores of one head from which streaming is faster on a CPU
-_TPU_KERNEL_FROM = 128 * 128  # scores of one head from which the kernel moves fewer bytes
+_CPU_STREAM_FROM = 128 * 128  # scores per head above which streaming is faster on a CPU
+_TPU_KERNEL_FROM = 128 * 128  # scores per head above which the kernel moves fewer bytes
 _ACCELERATOR_STREAM_FROM = 1024 * 1024
 
 
 class Attention(NamedTuple):
-    """What an attention returns.
+    """Result of an attention.
 
     Attributes:
-        values: `[b, q, h, e]` mixed values, zero for a sample without any real key.
-        saliency: `[b, k]` float32, or None where none was asked for.
+        values: `[b, q, h, e]` weighted values, zero for a sample without any real key.
+        saliency: `[b, k]` float32 saliency of the keys, or None if not requested.
     """
 
     values: Float[Array, "b q h e"]
@@ -49,22 +49,22 @@ def dot_product_attention(
     """Softmax attention with scale `e^-0.5`; softmax and saliency in float32.
 
     Args:
-        query: projected heads, in the compute dtype.
-        key: as `query`.
-        value: as `query`.
-        key_mask: true where a key may be attended to; None where all may.
-        query_weights: asks for the saliency `s_j = sum_i w_i mean_h A[h, i, j]` of each key; not
-            differentiated with respect to the weights.
+        query: Projected heads, in the compute dtype.
+        key: Projected heads of the keys.
+        value: Projected heads of the values.
+        key_mask: True for keys that may be attended to; None if all may.
+        query_weights: Weights `w_i` of the queries; requests the saliency
+            `s_j = sum_i w_i mean_h A[h, i, j]` of each key. Not differentiable in the weights.
         implementation: `xla`, `streamed`, `pallas`, or `auto` (see `choose_implementation`).
 
     Raises:
-        ConfigError: unknown implementation.
+        ConfigError: The implementation is unknown.
     """
     chosen = choose_implementation(implementation, target_platform(), query.shape[1], key.shape[1])
     attend = {"xla": _materialized, "streamed": streamed, "pallas": kernel_attention}[chosen]
     values, saliency = attend(query, key, value, key_mask, query_weights)
     if key_mask is not None:
-        # Only a sample without any real key has rows whose softmax means nothing.
+        # Only the rows of a sample without any real key have an undefined softmax.
         some = key_mask.any(axis=1)
         values = jnp.where(some[:, None, None, None], values, 0)
         saliency = None if saliency is None else jnp.where(some[:, None], saliency, 0)
@@ -72,9 +72,9 @@ def dot_product_attention(
 
 
 def choose_implementation(implementation: str, platform: str, queries: int, keys: int) -> str:
-    """`auto` by platform and length: streamed where the map no longer fits close to the cores.
+    """Resolves `auto` by platform and length: streamed if the map does not fit the caches.
 
-    On a TPU by its kernel, up to the length at which a tile of it no longer fits on the chip.
+    On a TPU its kernel is used, up to the length at which a tile no longer fits on the chip.
     """
     check_choice("model.implementation", implementation, IMPLEMENTATIONS)
     if implementation != "auto":
@@ -89,7 +89,7 @@ def _materialized(query, key, value, key_mask, query_weights):
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("bqhe,bkhe->bhqk", query * scale, key, preferred_element_type=jnp.float32)
     if key_mask is not None:
-        scores = jnp.where(key_mask[:, None, None, :], scores, _MASKED)
+        scores = jnp.where(key_mask[:, None, None, :], scores, MASKED_SCORE)
     weights = jax.nn.softmax(scores, axis=-1)
     values = jnp.einsum("bhqk,bkhe->bqhe", weights.astype(value.dtype), value)
     if query_weights is None:

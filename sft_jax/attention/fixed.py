@@ -1,14 +1,16 @@
 """Attention over the fixed pattern of Sparse Transformers (arXiv 1904.10509), bidirectional.
 
-A sequence of length `n` is CLS and `t` tokens. CLS, at 0, attends to everything and everything
-attends to it. The real tokens are cut, in their order, into blocks of `stride`; a token attends to
-all of its own block, to the *summary* of every block (its last `expressivity` tokens) and to CLS,
-under one softmax.
+A sequence consists of CLS and `t` tokens. CLS, at position 0, attends to everything and everything
+attends to it. The real tokens are divided, in order, into blocks of `stride`. A token attends to
+its own block, to the *summary* of every block (its last `expressivity` tokens) and to CLS, under
+one softmax.
 
-No map over all pairs is ever made. Tokens are laid out in slots, block after block, so that the
-pattern is two plain products: all queries with the *shared* keys (the summaries), and each block's
-queries with its *local* keys (CLS and the rest of the block). As in `attention.py` they run in
-tiles of queries, and the backward pass recomputes a tile from the saved log-sum-exp of its rows.
+The map over all pairs is never computed. Tokens are laid out in slots, block after block, so that
+the
+pattern becomes two plain products: all queries with the *shared* keys (the summaries), and each
+block's queries with its *local* keys (CLS and the rest of the block). As in `streamed.py`, they
+run in tiles of queries, and the backward pass recomputes a tile from the saved log-sum-exp of its
+rows.
 """
 
 import functools
@@ -19,11 +21,9 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from sft_jax.attention.dense import Attention
-from sft_jax.attention.fixed_blocks import arrange, lay_out, make_pattern, slot_of, split
+from sft_jax.attention.fixed_blocks import arrange, make_pattern, make_slots, slot_of, split
 from sft_jax.attention.fixed_tiles import backward_head, forward_head
-from sft_jax.attention.heads import over_heads
-
-_MASKED = -1e30
+from sft_jax.attention.tiled_softmax import MASKED_SCORE, over_heads
 
 
 def fixed_attention(
@@ -36,25 +36,26 @@ def fixed_attention(
     stride: int = 32,
     expressivity: int = 8,
 ) -> Attention:
-    """Attention over the fixed pattern, scale `e^-0.5`; softmax and saliency in float32.
+    """Attention over the fixed pattern with scale `e^-0.5`; softmax and saliency in float32.
 
     Args:
-        query: projected heads, in the compute dtype; token 0 is CLS.
-        key: as `query`.
-        value: as `query`.
-        key_mask: true where a token is real; None where all are. Blocks are counted over the real
-            tokens, so padding anywhere changes nothing for them. CLS is taken as real. A masked
-            token is no key and its own row of the result is zero.
-        query_weights: asks for the saliency `s_j = sum_i w_i mean_h A[h, i, j]` of each key over
-            the real queries `i`; not differentiated with respect to the weights.
-        stride: tokens in a block.
-        expressivity: tokens in a block's summary; from `stride` on the pattern is dense.
+        query: Projected heads, in the compute dtype; token 0 is CLS.
+        key: Projected heads of the keys.
+        value: Projected heads of the values.
+        key_mask: True for real tokens; None if all are. Blocks are counted over the real tokens, so
+            padding does not affect them. CLS is always real. A masked token is not attended to, and
+            its own row of the result is zero.
+        query_weights: Weights `w_i` of the queries; requests the saliency
+            `s_j = sum_i w_i mean_h A[h, i, j]` of each key over the real queries `i`. Not
+            differentiable in the weights.
+        stride: Tokens per block.
+        expressivity: Tokens in a block's summary; with `stride` or more, the pattern is dense.
 
     Raises:
-        ConfigError: `stride` or `expressivity` below 1.
+        ConfigError: `stride` or `expressivity` is below 1.
     """
     pattern = make_pattern(stride, expressivity)
-    slots = lay_out(key_mask, query.shape[0], query.shape[1] - 1, pattern)
+    slots = make_slots(key_mask, query.shape[0], query.shape[1] - 1, pattern)
     if query_weights is not None:
         query_weights = jax.lax.stop_gradient(query_weights) / query.shape[2]
         if slots.mask is not None:
@@ -72,26 +73,26 @@ def fixed_attention_of(
     stride: int = 32,
     expressivity: int = 8,
 ) -> Float[Array, "b k h e"]:
-    """The rows of `fixed_attention` that belong to a few tokens, each with its pattern's keys only.
+    """Rows of `fixed_attention` for a few tokens, each computed with its own keys only.
 
-    Costs `O(k (stride + t expressivity / stride))`, not `O(k t)`.
+    Costs `O(k (stride + t expressivity / stride))` instead of `O(k t)`.
 
     Args:
-        query: projected heads of the chosen tokens alone.
-        index: their positions in the sequence, from 1: CLS attends to everything, so its row is
-            one of `dot_product_attention` (`query[:, :1]`). The row of a masked token is finite
-            and means nothing.
-        key: projected heads of all tokens; token 0 is CLS.
-        value: as `key`.
-        key_mask: as in `fixed_attention`.
-        stride: as in `fixed_attention`.
-        expressivity: as in `fixed_attention`.
+        query: Projected heads of the selected tokens.
+        index: Their positions in the sequence, from 1. The row of CLS, which attends to
+            everything, is one of `dot_product_attention` (`query[:, :1]`). The row of a masked
+            token is finite but undefined.
+        key: Projected heads of all tokens; token 0 is CLS.
+        value: Projected heads of all values.
+        key_mask: See `fixed_attention`.
+        stride: See `fixed_attention`.
+        expressivity: See `fixed_attention`.
 
     Raises:
-        ConfigError: `stride` or `expressivity` below 1.
+        ConfigError: `stride` or `expressivity` is below 1.
     """
     pattern = make_pattern(stride, expressivity)
-    slots = lay_out(key_mask, key.shape[0], key.shape[1] - 1, pattern)
+    slots = make_slots(key_mask, key.shape[0], key.shape[1] - 1, pattern)
     if key.shape[1] == 1:
         return jnp.zeros_like(query)
     rows = functools.partial(_rows_of_sample, pattern=pattern)
@@ -99,7 +100,7 @@ def fixed_attention_of(
 
 
 def _rows_of_sample(query, token, key, value, slots, pattern):
-    """Values `[k, h, e]` of the scaled queries of `k` tokens."""
+    """Attention `[k, h, e]` of `k` scaled queries of one sample."""
     slot = slot_of(token, len(key) - 1, pattern) if slots.slot is None else slots.slot[token]
     block = slot // pattern.stride
     real, local_real = split(slots.real, jnp.ones(1, bool), pattern)
@@ -108,8 +109,8 @@ def _rows_of_sample(query, token, key, value, slots, pattern):
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores = product("khe,ghe->hkg", query, key)
     local_scores = product("khe,klhe->hkl", query, local_key[block])
-    scores = jnp.where(real, scores, _MASKED)
-    local_scores = jnp.where(local_real[block], local_scores, _MASKED)
+    scores = jnp.where(real, scores, MASKED_SCORE)
+    local_scores = jnp.where(local_real[block], local_scores, MASKED_SCORE)
     weights = jax.nn.softmax(jnp.concatenate([scores, local_scores], axis=-1), axis=-1)
     weights = weights.astype(value.dtype)
     weights, local_weights = weights[..., : len(key)], weights[..., len(key) :]
@@ -142,7 +143,7 @@ def _fixed_forward(query, key, value, weights, slots, pattern):
 def _fixed_backward(pattern, residuals, cotangents):
     query, key, value, weights, slots, values, log_sum = residuals
     d_values, d_saliency = cotangents
-    # A pool that only ranks by saliency has no use for its gradient: leave that work out.
+    # A pool that only ranks by saliency does not use its gradient: skip that work.
     if isinstance(d_saliency, SymbolicZero):
         d_saliency = None
     if isinstance(d_values, SymbolicZero):

@@ -1,8 +1,8 @@
-"""Where tokens lie when a sequence is cut into blocks whose last slots are their summary.
+"""Layout of a sequence in blocks of slots, the last of which are a block's summary.
 
-Slots follow each other block after block, `stride` to a block, and hold the real tokens (without
-CLS) in their order. The one block that is not full begins with its empty slots, so that the
-summaries, the last `summary` tokens of every block, have the same places in all samples.
+Slots are numbered block after block, `stride` per block, and hold the real tokens (without CLS) in
+order. The block that is not full starts with its empty slots, so that the summaries, the last
+`summary` tokens of every block, are in the same slots in all samples.
 """
 
 import math
@@ -15,47 +15,47 @@ from sft_jax.types import ConfigError
 
 
 class Pattern(NamedTuple):
-    """How a block is cut."""
+    """Sizes of a block and its summary."""
 
     stride: int
-    summary: int  # the last tokens of a block, which everything attends to
+    summary: int  # last tokens of a block, which all tokens attend to
 
     @property
     def local(self) -> int:
-        """The first tokens of a block, which only the block attends to."""
+        """First tokens of a block, which only the block attends to."""
         return self.stride - self.summary
 
 
 def keys_of_token(t: int, stride: int, expressivity: int) -> int:
-    """Keys in a token's row of the map over `t` tokens and CLS; empty slots count.
+    """Number of keys of a token among `t` tokens and CLS, empty slots included.
 
-    A `t` below 1 leaves CLS alone.
+    With `t` below 1 only CLS is left.
     """
     pattern = make_pattern(stride, expressivity)
     return math.ceil(t / stride) * pattern.summary + 1 + (pattern.local if t > 0 else 0)
 
 
 class Slots(NamedTuple):
-    """Where the tokens lie; the last three are None where every token is real."""
+    """Slots of the tokens; the last three are None if every token is real."""
 
-    real: Array  # [b, slots] whether there is a token in the slot
-    source: Array | None  # [b, slots] its position in the sequence; 0, CLS, where there is none
-    slot: Array | None  # [b, t] slot of each token; any, where it is masked
-    mask: Array | None  # [b, t+1] which tokens are real; CLS always is
+    real: Array  # [b, slots] whether a slot holds a token
+    source: Array | None  # [b, slots] position of its token in the sequence; 0 (CLS) if empty
+    slot: Array | None  # [b, t] slot of each token; arbitrary for masked ones
+    mask: Array | None  # [b, t+1] whether a token is real; CLS always is
 
 
 def make_pattern(stride: int, expressivity: int) -> Pattern:
-    """The pattern with at most a whole block as its summary."""
+    """Builds the pattern, with at most a whole block as summary."""
     for name, given in (("stride", stride), ("expressivity", expressivity)):
         if given < 1:
             raise ConfigError(f"attention.{name}: given {given}, expected at least 1")
     return Pattern(stride, min(stride, expressivity))
 
 
-def lay_out(mask, b, t: int, pattern: Pattern) -> Slots:
-    """Slots of `b` samples of `t` tokens with the mask `[b, t+1]`, or None where all are real.
+def make_slots(mask, b, t: int, pattern: Pattern) -> Slots:
+    """Lays out `b` samples of `t` tokens with mask `[b, t+1]`, or None if all are real.
 
-    `b` may be symbolic, as in a program for any batch size.
+    `b` may be symbolic, as in a program exported for any batch size.
     """
     stride = pattern.stride
     size = math.ceil(t / stride) * stride
@@ -69,7 +69,7 @@ def lay_out(mask, b, t: int, pattern: Pattern) -> Slots:
     count = tokens.sum(axis=1, keepdims=True)
     start, gap = ragged(count, stride)
     real = (position < start) | ((position >= start + gap) & (position < start + stride))
-    # Stable, so that real tokens come first and keep their order.
+    # A stable sort puts real tokens first and keeps their order.
     order = jnp.argsort(~tokens, axis=1, stable=True)
     order = jnp.pad(order, ((0, 0), (0, size - t)))
     rank = jnp.clip(jnp.where(position < start, position, position - gap), 0, max(t - 1, 0))
@@ -80,19 +80,19 @@ def lay_out(mask, b, t: int, pattern: Pattern) -> Slots:
 
 
 def ragged(count, stride: int):
-    """First slot of the last block, and how many of its slots are empty, for `count` tokens."""
+    """First slot of the last block and its number of empty slots, for `count` tokens."""
     start = (count - (count > 0)) // stride * stride
     return start, start + stride - count
 
 
 def slot_of(token, t: int, pattern: Pattern):
-    """Slot of a token, counted from 0, where all `t` of them are real."""
+    """Slot of a token (counted from 0) if all `t` tokens are real."""
     start, gap = ragged(t, pattern.stride)
     return jnp.where(token < start, token, token + gap)
 
 
 def arrange(x, slots: Slots, pattern: Pattern):
-    """`[t+1, ...] -> [slots, ...]` of one sample; an empty slot gets CLS."""
+    """Gathers `[t+1, ...]` into `[slots, ...]` for one sample; empty slots get CLS."""
     if slots.source is not None:
         return jnp.take(x, slots.source, axis=0, mode="clip")
     start, gap = ragged(len(x) - 1, pattern.stride)
@@ -102,7 +102,7 @@ def arrange(x, slots: Slots, pattern: Pattern):
 
 
 def restore(x, slots: Slots, t: int, pattern: Pattern):
-    """`[slots, ...] -> [t, ...]` of one sample; zero where a token is masked."""
+    """Gathers `[slots, ...]` into `[t, ...]` for one sample, zero for masked tokens."""
     if slots.slot is not None and slots.mask is not None:
         x = jnp.take(x, slots.slot, axis=0, mode="clip")
         return jnp.where(slots.mask[1:].reshape(-1, *[1] * (x.ndim - 1)), x, 0)
@@ -111,26 +111,26 @@ def restore(x, slots: Slots, t: int, pattern: Pattern):
 
 
 def cut(x, pattern: Pattern):
-    """`[slots, ...] -> [blocks, stride, ...]`."""
+    """Reshapes `[slots, ...]` to `[blocks, stride, ...]`."""
     return x.reshape(-1, pattern.stride, *x.shape[1:])
 
 
 def merge(x):
-    """The reverse of `cut`, for blocks of any size."""
+    """Inverse of `cut`, for blocks of any size."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def split(x, cls, pattern: Pattern):
-    """Slots to what all blocks share and what only a block itself is given, CLS in front.
+    """Splits slots into those shared by all blocks and those local to a block, CLS first.
 
     Args:
         x: `[slots, ...]`.
         cls: `[1, ...]`.
-        pattern: how many of a block's slots are shared.
+        pattern: Sizes of blocks and summaries.
 
     Returns:
-        `[blocks * summary, ...]` and `[blocks, 1 + local, ...]`. CLS, which is shared too, is among
-        the local ones, since a CPU is quicker with an even number of shared keys.
+        `[blocks * summary, ...]` and `[blocks, 1 + local, ...]`. CLS is shared too, but listed
+        with the local slots, since a CPU is faster with an even number of shared keys.
     """
     x = cut(x, pattern)
     cls = jnp.broadcast_to(cls, (len(x), *cls.shape))
@@ -138,7 +138,7 @@ def split(x, cls, pattern: Pattern):
 
 
 def join(shared, local, pattern: Pattern):
-    """From the sums of `split`'s parts to those of slots `[slots, ...]` and CLS `[1, ...]`."""
+    """Joins sums over `split`'s parts into those of slots `[slots, ...]` and CLS `[1, ...]`."""
     summaries = shared.reshape(len(local), pattern.summary, *shared.shape[1:])
     slots = merge(jnp.concatenate([local[:, 1:], summaries], axis=1))
     return slots, local[:, 0].sum(axis=0, keepdims=True)

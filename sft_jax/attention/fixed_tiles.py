@@ -1,11 +1,11 @@
-"""The fixed pattern for one head of one sample, forward and backward, in tiles of queries.
+"""Fixed-pattern attention for one head of one sample, forward and backward, in tiles of queries.
 
-Keys are *shared* (all summaries) or *local* (CLS and the rest of a block, given to the block's own
-queries alone). An empty slot repeats CLS as query and key, has a zero value and no part in the
-denominator: so no product needs a mask, and the largest score of a row is always that of a key it
+Keys are *shared* (all summaries) or *local* (CLS and the rest of a block, for the block's own
+queries). An empty slot repeats CLS as query and key, with a zero value and no part in the
+denominator. So no product needs a mask, and the largest score of a row always belongs to a key it
 may attend to. Scores and log-sum-exp are to base 2.
 
-Shapes: `t` tokens with their CLS make `t+1`; `n` blocks of one tile, `s` slots of a block.
+Shapes: `t` tokens and CLS make `t+1`; `n` blocks per tile, `s` slots per block.
 """
 
 import functools
@@ -16,29 +16,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sft_jax.attention.base2_softmax import are_small, exp2, product, product_less, scaled
 from sft_jax.attention.fixed_blocks import Pattern, Slots, arrange, cut, join, merge, restore, split
 from sft_jax.attention.platform import target_platform
+from sft_jax.attention.tiled_softmax import (
+    MASKED_SCORE,
+    are_small,
+    exp2,
+    product,
+    product_less,
+    scaled,
+)
 
-_MASKED = -1e30
-# Scores of a tile on a CPU, where the backward pass holds two maps at once. Forward tiles of a
-# third of the size hold half as much and take a tenth longer; the last one is padded more, too.
+# Scores per tile on a CPU, where the backward pass holds two maps at once. Forward tiles of a
+# third of the size use half the memory, but take a tenth longer and pad the last tile more.
 _CPU_TILE = 6 * 2**15
 _CPU_BACKWARD_TILE = 2**16
 _ACCELERATOR_ROWS = 256
 
 
 def forward_head(heads, rows, samples: tuple[Array | None, Slots], pattern: Pattern):
-    """Values, log-sum-exp of the rows and saliency.
+    """Computes values, log-sum-exp of the rows and saliency.
 
     Args:
-        heads: query, key and value, `[t+1, e]`.
-        rows: nothing.
-        samples: weights of the queries, `[t+1]`, zero where masked, or None; slots.
-        pattern: which keys a query attends to.
+        heads: Query, key and value, `[t+1, e]`.
+        rows: Empty.
+        samples: Query weights `[t+1]`, zero where masked, or None; slots.
+        pattern: Sizes of blocks and summaries.
 
     Returns:
-        Three tuples of one: `[t+1, e]`; `[1 + slots]`; `[t+1]` or None.
+        Three tuples of one: values `[t+1, e]`; log-sum-exp `[1 + slots]`; saliency `[t+1]` or None.
     """
     (query, key, value), (weights, slots) = heads, samples
     query = scaled(query)
@@ -50,21 +56,21 @@ def forward_head(heads, rows, samples: tuple[Array | None, Slots], pattern: Patt
 
 
 def backward_head(heads, rows, samples, pattern: Pattern):
-    """Gradients with respect to query, key and value.
+    """Computes gradients with respect to query, key and value.
 
     Args:
-        heads: query, key, value, the values returned, and their cotangent, `[t+1, e]`.
-        rows: the log-sum-exp, `[1 + slots]`.
-        samples: weights and the cotangent of the saliency, `[t+1]` or None; slots.
-        pattern: as in `forward_head`.
+        heads: Query, key, value, the returned values and their cotangent, `[t+1, e]`.
+        rows: Log-sum-exp, `[1 + slots]`.
+        samples: Query weights and the cotangent of the saliency, `[t+1]` or None; slots.
+        pattern: See `forward_head`.
 
     Returns:
-        The three gradients, `[t+1, e]`, and two empty tuples.
+        The three gradients `[t+1, e]`, and two empty tuples.
     """
     query, key, value, values, d_values = heads
     (log_sum,), (weights, d_saliency, slots) = rows, samples
     query = scaled(query)
-    # The part of each row's softmax correction that comes from the values; O(t e), not O(t t).
+    # Part of each row's softmax correction that comes from the values: O(t e), not O(t t).
     delta = product("te,te->t", d_values, values)
     per_query = (query, d_values, delta, None if d_saliency is None else weights)
     cls = jax.tree.map(lambda x: x[:1], per_query)
@@ -73,7 +79,7 @@ def backward_head(heads, rows, samples, pattern: Pattern):
         tokens = _tokens_backward(per_query, log_sum[1:], key, value, d_saliency, slots, pattern)
         d_query = jnp.concatenate([d_query, tokens[0]])
         d_key, d_value = d_key + tokens[1], d_value + tokens[2]
-    # The derivative by a score to base 2 is that by a plain one times log 2.
+    # The derivative with respect to a base-2 score is that of a plain score times log 2.
     grads = scaled(d_query) * math.log(2), d_key * math.log(2), d_value
     return tuple(x.astype(key.dtype) for x in grads), (), ()
 
@@ -83,7 +89,7 @@ def backward_head(heads, rows, samples, pattern: Pattern):
 
 def _cls_scores(query, key, mask):
     scores = product("re,ke->rk", query, key)
-    return scores if mask is None else jnp.where(mask, scores, _MASKED)
+    return scores if mask is None else jnp.where(mask, scores, MASKED_SCORE)
 
 
 def _cls_forward(query, key, value, weight, mask):
@@ -116,7 +122,7 @@ def _outer(row, x):  # [1, k], [1, e] -> [k, e]
 
 
 class _Keys(NamedTuple):
-    """What the queries attend to, and which of it counts (1) or is empty (0)."""
+    """Keys and values of the queries, with 1 for real and 0 for empty ones."""
 
     key: Array  # [shared, e]
     value: Array
@@ -130,7 +136,7 @@ class _Keys(NamedTuple):
         return self.local_key, self.local_value, self.local_real
 
     def tiles(self, limit: int, stride: int) -> int:
-        """Tiles to cut the blocks of queries into."""
+        """Number of tiles for the blocks of queries."""
         rows = limit // len(self.key) if target_platform() == "cpu" else _ACCELERATOR_ROWS
         return math.ceil(len(self.local_key) / max(1, rows // stride))
 
@@ -145,13 +151,13 @@ def _keys(key, value, slots, pattern) -> _Keys:
 
 
 def _blocks(x, slots, pattern):
-    """`[t+1, ...] -> [blocks, stride, ...]`, zero in empty slots: CLS must not count again."""
+    """Gathers `[t+1, ...]` into `[blocks, stride, ...]`, zero in empty slots (CLS counts once)."""
     x = arrange(x, slots, pattern)
     return cut(jnp.where(slots.real.reshape(-1, *[1] * (x.ndim - 1)), x, 0), pattern)
 
 
 def _tokens_forward(query, key, value, weights, cls, slots, pattern):
-    """Adds the tokens' rows to what there is of CLS's: values, log-sum-exp and saliency."""
+    """Adds the tokens' rows to those of CLS: values, log-sum-exp and saliency."""
     t, size = len(key) - 1, len(slots.real)
     keys = _keys(key, value, slots, pattern)
     query = cut(arrange(query, slots, pattern), pattern)
@@ -177,9 +183,9 @@ def _tokens_forward(query, key, value, weights, cls, slots, pattern):
 
 
 def _run_tiles(query, weights, cls, keys, *, shift):
-    """Values and log-sum-exp of all slots behind those of CLS, saliency of shared and local keys.
+    """Values and log-sum-exp of all slots after CLS, and saliency of shared and local keys.
 
-    With `shift` each row's largest score is taken away first, as large scores need it.
+    With `shift`, each row's largest score is subtracted first, which large scores require.
     """
     stride = query.shape[1]
     count = keys.tiles(_CPU_TILE, stride)
@@ -197,21 +203,21 @@ def _run_tiles(query, weights, cls, keys, *, shift):
         total = None if far is None else totals[2] + far
         return (put(totals[0], merge(values)), put(totals[1], merge(log_sum)), total), near
 
-    # The rows of CLS are put in place first: what they were made from is not needed any longer.
+    # Write the rows of CLS first, so that their inputs can be freed.
     start = [jnp.pad(x, [(0, count * rows), *[(0, 0)] * (x.ndim - 1)]) for x in cls]
     by_shared = None if weights is None else jnp.zeros_like(keys.real)
     return jax.lax.scan(tile, (*start, by_shared), (jnp.arange(count), *tiles))
 
 
 def _counted(value, real):
-    """Values with a column that counts what is real: their mix ends with the row's denominator."""
+    """Values with a column of ones for real keys, whose weighted sum is the row's denominator."""
     return jnp.concatenate([value, real[..., None].astype(value.dtype)], axis=-1)
 
 
 def _tile_forward(query, weights, local, shared, shift):
     n, stride, e = query.shape
     (key, counted), (local_key, local_counted) = shared, local
-    # Keys outermost, so that rows fill vectors.
+    # Keys are the outer axis, so that rows fill vector registers.
     far = product("ge,re->gr", key, merge(query))
     near = product("nke,nse->nks", local_key, query)
     largest = jnp.zeros((n, stride), jnp.float32)
@@ -222,7 +228,7 @@ def _tile_forward(query, weights, local, shared, shift):
     dtype = counted.dtype
     mixed = product("gc,gr->cr", counted, far.astype(dtype)).reshape(e + 1, n, stride)
     mixed += product("nkc,nks->cns", local_counted, near.astype(dtype))
-    # Zero for the rows that pad the last tile alone.
+    # Zero only for the rows that pad the last tile.
     total = jnp.maximum(mixed[-1], jnp.finfo(jnp.float32).tiny)
     values = jnp.moveaxis((mixed[:-1] / total).astype(dtype), 0, -1)
     log_sum = largest + jnp.log2(total)
@@ -233,10 +239,10 @@ def _tile_forward(query, weights, local, shared, shift):
 
 
 def _tokens_backward(per_query, log_sum, key, value, d_saliency, slots, pattern):
-    """Gradients by the tokens' rows, of their queries `[t, e]` and of keys, values `[t+1, e]`."""
+    """Gradients from the tokens' rows: queries `[t, e]`, keys and values `[t+1, e]`."""
     t = len(key) - 1
     keys = _keys(key, value, slots, pattern)
-    # The query of an empty slot stays that of CLS, which its log-sum-exp belongs to.
+    # An empty slot keeps the query of CLS, which its log-sum-exp belongs to.
     query = cut(arrange(per_query[0], slots, pattern), pattern)
     rest = jax.tree.map(lambda x: _blocks(x, slots, pattern), per_query[1:])
     per_query = (query, *rest)
@@ -244,7 +250,7 @@ def _tokens_backward(per_query, log_sum, key, value, d_saliency, slots, pattern)
     if d_saliency is not None:
         d_slots = jnp.where(slots.real, arrange(d_saliency, slots, pattern), 0)
         d_shared, d_local = split(d_slots, d_saliency[:1], pattern)
-    # An empty slot's key is that of CLS, which must not count again.
+    # The key of an empty slot is that of CLS, which must count only once.
     counted = keys.key * keys.real[:, None].astype(key.dtype)
 
     def tile(totals, block):
@@ -280,7 +286,7 @@ def _tile_backward(block, keys, counted, d_shared):
     dtype = query.dtype
     d_far, d_near = (far * d_far).astype(dtype), (near * d_near).astype(dtype)
     far, near = far.astype(dtype), near.astype(dtype)
-    # The small operand on the left and keys innermost, as in `streamed_attention.py`.
+    # Small operand on the left and keys innermost, as in `streamed.py`.
     d_key = product("re,rk->ek", far_query, d_far)
     d_value = product("re,rk->ek", far_d_values, far)
     d_query = product("rk,ke->re", d_far, counted).reshape(query.shape)
@@ -290,7 +296,7 @@ def _tile_backward(block, keys, counted, d_shared):
 
 
 def _to_tiles(arrays, tiles: int):
-    """`[blocks, ...] -> [tiles, n, ...]`, padded with zeros, which add nothing."""
+    """Reshapes `[blocks, ...]` to `[tiles, n, ...]`, padded with zeros."""
 
     def to_tiles(x):
         n = math.ceil(len(x) / tiles)

@@ -1,12 +1,13 @@
 """Softmax attention in tiles: no `[b, h, q, k]` array, forward or backward.
 
-A tile of the map is recomputed in the backward pass from the saved log-sum-exp of its rows (the
-idea of arXiv 2205.14135); the saliency of the keys is summed up as the tiles go by. Scores and
-log-sum-exp are to base 2.
+The backward pass recomputes a tile of the map from the saved log-sum-exp of its rows (the idea of
+arXiv 2205.14135). The saliency of the keys is accumulated over tiles. Scores and log-sum-exp are to
+base 2.
 
-On a CPU most of the time goes into passes over a tile. Where no score can be large, no row's
-maximum has to be found and taken away first: the map is then one product and one exponential, and
-its row sums come out of the same product as the values.
+On a CPU most time goes into passes over a tile. If no score can be large, the row maximum need not
+be
+subtracted: the map is then one product and one exponential, and its row sums come out of the same
+product as the values.
 """
 
 import functools
@@ -18,19 +19,25 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from sft_jax.attention.base2_softmax import are_small, exp2, product, product_less, scaled
-from sft_jax.attention.heads import over_heads
 from sft_jax.attention.platform import target_platform
+from sft_jax.attention.tiled_softmax import (
+    MASKED_SCORE,
+    are_small,
+    exp2,
+    over_heads,
+    product,
+    product_less,
+    scaled,
+)
 
-_MASKED = -1e30  # finite, so that a row without any key stays free of NaN
-_CPU_TILE = 2**21  # scores of a tile in the forward pass (8 MiB)
-_CPU_BACKWARD_TILE = 2**20  # of each of the two maps in the backward pass
-_CPU_ROWS = 16  # float32 numbers in the widest vector register
+_CPU_TILE = 2**21  # scores per tile in the forward pass (8 MiB)
+_CPU_BACKWARD_TILE = 2**20  # scores per map, of which the backward pass holds two
+_CPU_ROWS = 16  # float32 values in the widest vector register
 _ACCELERATOR_ROWS = 256
 
 
 class Tiling(NamedTuple):
-    """Rows of the map (queries) that are computed at once, in either pass."""
+    """Rows of the map (queries) computed at once in each pass."""
 
     forward: int
     backward: int
@@ -43,9 +50,9 @@ def streamed(
     key_mask: Bool[Array, "b k"] | None,
     query_weights: Float[Array, "b q"] | None,
 ) -> tuple[Float[Array, "b q h e"], Float[Array, "b k"] | None]:
-    """Values and saliency; see `attention.dot_product_attention`.
+    """Values and saliency; see `dense.dot_product_attention`.
 
-    The row of a sample without any real key is finite and means nothing.
+    Rows of a sample without any real key are finite but undefined.
     """
     if query_weights is not None:
         query_weights = jax.lax.stop_gradient(query_weights) / query.shape[2]
@@ -54,7 +61,7 @@ def streamed(
 
 
 def plan(queries: int, keys: int, platform: str) -> Tiling:
-    """Tile sizes: on a CPU what its caches like best, on an accelerator many rows at once."""
+    """Tile sizes: fitted to the caches on a CPU, many rows at once on an accelerator."""
     if platform != "cpu":
         rows = min(queries, _ACCELERATOR_ROWS)
         return Tiling(rows, rows)
@@ -64,7 +71,7 @@ def plan(queries: int, keys: int, platform: str) -> Tiling:
 
 
 def _even_rows(queries: int, most: int) -> int:
-    """Rows of blocks of the same size, full vectors where they are long enough."""
+    """Rows per block of equal blocks, in full vectors if they are long enough."""
     rows = math.ceil(queries / math.ceil(queries / max(1, most)))
     return rows if rows < _CPU_ROWS else math.ceil(rows / _CPU_ROWS) * _CPU_ROWS
 
@@ -90,7 +97,7 @@ def _forward_pass(inputs, tiling):
 def _backward(tiling, residuals, cotangents):
     query, key, value, mask, weights, values, log_sum = residuals
     d_values, d_saliency = cotangents
-    # A pool that only ranks by saliency has no use for its gradient: leave that work out.
+    # A pool that only ranks by saliency does not use its gradient: skip that work.
     if isinstance(d_saliency, SymbolicZero):
         d_saliency = None
     if isinstance(d_values, SymbolicZero):
@@ -109,12 +116,12 @@ _streamed.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _real(x, mask):
-    """Whatever padding holds, NaN included, stays out of products and of the scores' bound."""
+    """Zeroes padding, NaN included, so that it affects neither products nor the bound of scores."""
     return x if mask is None else jnp.where(mask[:, None], x, 0)
 
 
 def _forward_head(heads, _, samples, *, rows):
-    """Values `[q, e]`; log-sum-exp to base 2 `[q]`; saliency `[k]` or None."""
+    """Computes values `[q, e]`, base-2 log-sum-exp `[q]`, and saliency `[k]` or None."""
     (query, key, value), (mask, weights) = heads, samples
     query, key, value = scaled(query), _real(key, mask), _real(value, mask)
     counted = jnp.ones(len(value)) if mask is None else mask
@@ -144,21 +151,21 @@ def _forward_tiles(query, key, counted, mask, weights, *, rows, shift):
 
 
 def _forward_tile(query, key, counted, mask, weights, shift):
-    """Keys outermost, so that rows fill vectors.
+    """One tile, with keys as the outer axis so that rows fill vector registers.
 
-    `counted` are the values with a column of ones, zero for masked keys. With `shift` each row's
-    largest score is taken away first, as large scores need it.
+    `counted` are the values with a column of ones, zero for masked keys. With `shift`, each row's
+    largest score is subtracted first, which large scores require.
     """
     scores = product("ke,re->kr", key, query)
     largest: Any = 0.0
     if shift:
         if mask is not None:
-            scores = jnp.where(mask[:, None], scores, _MASKED)
+            scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
         largest = scores.max(axis=0)
         scores -= largest
     unnormalized = exp2(scores)
     mixed = product("ke,kr->er", counted, unnormalized.astype(counted.dtype))
-    # Zero for a sample without any real key alone.
+    # Zero only for a sample without any real key.
     total = jnp.maximum(mixed[-1], jnp.finfo(jnp.float32).tiny)
     values = (mixed[:-1] / total).astype(counted.dtype).T
     saliency = None
@@ -169,13 +176,13 @@ def _forward_tile(query, key, counted, mask, weights, shift):
 
 
 def _backward_head(heads, rows_of_map, samples, *, rows):
-    """Gradients with respect to query, key and value."""
+    """Computes gradients with respect to query, key and value."""
     query, key, value, values, d_values = heads
     (log_sum,), (mask, weights, d_saliency) = rows_of_map, samples
     query, key, value = scaled(query), _real(key, mask), _real(value, mask)
     if d_saliency is not None and mask is not None:
         d_saliency = jnp.where(mask, d_saliency, 0)
-    # The part of each row's softmax correction that comes from the values; O(q e), not O(q k).
+    # Part of each row's softmax correction that comes from the values: O(q e), not O(q k).
     delta = product("qe,qe->q", d_values, values)
 
     def tile(totals, block):
@@ -185,7 +192,7 @@ def _backward_head(heads, rows_of_map, samples, *, rows):
     zeros = (jnp.zeros(key.T.shape, jnp.float32), jnp.zeros(value.T.shape, jnp.float32))
     blocks = _to_blocks((query, weights, log_sum, d_values, delta), rows)
     (d_key, d_value), d_query = jax.lax.scan(tile, zeros, blocks)
-    # The derivative by a score to base 2 is that by a plain one times log 2.
+    # The derivative with respect to a base-2 score is that of a plain score times log 2.
     d_query = scaled(_from_blocks(d_query, len(query))) * math.log(2)
     grads = d_query, _real(d_key.T, mask) * math.log(2), _real(d_value.T, mask)
     primals = (query, key, value)
@@ -196,8 +203,8 @@ def _backward_tile(block, key, value, mask, d_saliency):
     query, weights, log_sum, d_values, delta = block
     scores = product_less(query, key, log_sum)
     if mask is not None:
-        # The zeros that stand for masked keys may score above the row's sum. They count for
-        # nothing, so long as they stay finite.
+        # Zeros in place of masked keys may score above the row's sum. They do not matter as
+        # long as they are finite.
         scores = jnp.minimum(scores, 0)
     attention = exp2(scores)
     d_attention = product_less(d_values, value, delta)
@@ -206,7 +213,7 @@ def _backward_tile(block, key, value, mask, d_saliency):
         d_attention += weights[:, None] * (d_saliency - own[:, None])
     d_scores = (attention * d_attention).astype(key.dtype)
     attention = attention.astype(key.dtype)
-    # The small operand on the left and keys innermost: XLA's CPU products run half as long as with
+    # Small operand on the left and keys innermost: XLA's CPU products take half as long as with
     # the map transposed.
     d_key = product("re,rk->ek", query, d_scores)
     d_value = product("re,rk->ek", d_values, attention)
@@ -214,7 +221,7 @@ def _backward_tile(block, key, value, mask, d_saliency):
 
 
 def _to_blocks(arrays, rows: int):
-    """`[q, ...] -> [blocks, rows, ...]`, padded with zero rows, which add nothing."""
+    """Reshapes `[q, ...]` to `[blocks, rows, ...]`, padded with zero rows."""
 
     def cut(x):
         blocks = math.ceil(len(x) / rows)

@@ -15,7 +15,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "JapaneseVowelsOptions "
         ),
         "io": "config_dict from_dict load override to_dict",
-        "run": "Config ModelConfig BaselineConfig",
+        "modality": "ModalitySpec",
+        "model": ("ModelConfig NoOptions UnimodalOptions LateOptions ConcatOptions MbtOptions"),
+        "run": "Config",
         "settings": "describe_settings settings_text",
         "study": "Condition Setting Study load_study",
         "task": "TaskConfig",

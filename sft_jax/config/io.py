@@ -17,17 +17,40 @@ from typing import Any
 
 import ml_collections
 
+from sft_jax.config import model
+from sft_jax.config.checks import check_choice
 from sft_jax.config.data import OPTIONS, DataConfig
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, Duration
-from sft_jax.types import ConfigError, ModalitySpec, check_choice
+from sft_jax.types import ConfigError
 
 _LARGEST_INTEGER = 2**63 - 1
 _OPTIONAL = (types.UnionType, typing.Union)
+# Sections whose `options` depend on another of their settings: that setting, its default, and the
+# type of the options for each of its values.
+_UNIONS: dict[str, tuple[str, str, Mapping[str, type]]] = {
+    "data": ("source", DataConfig.source, OPTIONS),
+    "model": ("name", model.ModelConfig.name, model.OPTIONS),
+}
+# The options of all models with their defaults. The command line can name each of them, since
+# `model.name` may be overridden in the same command.
+_MODEL_OPTIONS = {
+    field.name: field.default
+    for options in model.OPTIONS.values()
+    for field in dataclasses.fields(options)
+}
 
 
 def config_dict(config: Config) -> ml_collections.ConfigDict:
     """A locked `ConfigDict` of `config` for `--config` and its overrides on the command line."""
-    return _ordered(to_dict(config)).lock()
+    return _ordered(_settable(config)).lock()
+
+
+def _settable(config: Config) -> dict[str, Any]:
+    """`to_dict(config)` with the options of every model, so that each can be overridden."""
+    tree = to_dict(config)
+    tree["model"]["options"] = {**_MODEL_OPTIONS, **tree["model"]["options"]}
+    return tree
 
 
 def to_dict(config: Any) -> Any:
@@ -66,13 +89,27 @@ def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
             "its settings"
         )
     given["modalities"] = tuple(_modality(name, spec) for name, spec in modalities.items())
-    data = given.get("data", {})
-    if isinstance(data, Mapping) and isinstance(data.get("options", {}), Mapping):
-        source = _convert(str, data.get("source", DataConfig.source), "data.source")
-        check_choice("data.source", source, tuple(OPTIONS))
-        options = _build(OPTIONS[source], data.get("options", {}), "data.options")
-        given["data"] = {**data, "options": options}
+    for section, (setting, default, table) in _UNIONS.items():
+        values = given.get(section, {})
+        if isinstance(values, Mapping) and isinstance(values.get("options", {}), Mapping):
+            choice = _convert(str, values.get(setting, default), f"{section}.{setting}")
+            check_choice(f"{section}.{setting}", choice, tuple(table))
+            options = values.get("options", {})
+            if section == "model":
+                options = _without_unused(options, table[choice])
+            options = _build(table[choice], options, f"{section}.options")
+            given[section] = {**values, "options": options}
     return _build(Config, given, "")
+
+
+def _without_unused(given: Mapping[str, Any], options: type) -> dict[str, Any]:
+    """`given` without other models' options that have their default value."""
+    used = {field.name for field in dataclasses.fields(options)}
+    return {
+        name: value
+        for name, value in given.items()
+        if name in used or name not in _MODEL_OPTIONS or value != _MODEL_OPTIONS[name]
+    }
 
 
 def find(path: str | Path) -> Path:
@@ -131,7 +168,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a path that leads to no setting, or a value that cannot be used.
     """
-    tree = to_dict(config)
+    tree = _settable(config)
     for path, value in changes.items():
         _set(tree, path.split("."), value, path)
     return from_dict(tree)
@@ -204,7 +241,7 @@ def _build(cls: type, given: Mapping[str, Any], where: str) -> Any:
             hint = f"did you mean {close[0]!r}?" if close else "remove it"
             raise ConfigError(
                 f"{prefix}{str(key)[:60]}: given, but there is no such setting; expected one of "
-                f"{', '.join(fields)}; {hint}"
+                f"{', '.join(fields) or 'none'}; {hint}"
             )
     required = {
         field.name

@@ -1,8 +1,9 @@
 """The runs of the paper (arXiv 2111.11992, section 4) as its authors' commands have them."""
 
 from sft_jax.config.data import DataConfig, MultPickleOptions, VggsoundHdf5Options
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import ModelOptions, NoOptions
 from sft_jax.config.run import (
-    BaselineConfig,
     Config,
     Duration,
     MixupConfig,
@@ -10,20 +11,19 @@ from sft_jax.config.run import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.types import ModalitySpec
 
-_NO_BASELINE = BaselineConfig()
+_DEFAULT_OPTIONS = NoOptions()
 
 
 def vggsound(
-    *, num_classes: int, model: str = "sft", baseline: BaselineConfig = _NO_BASELINE
+    *, num_classes: int, model: str = "sft", model_options: ModelOptions = _DEFAULT_OPTIONS
 ) -> Config:
     """VGGSound-10 or -100: RGB, spectrogram and optical flow.
 
     Args:
         num_classes: 10 or 100; the latter's files begin with `vgg100`.
         model: `sft` or the baseline it is compared with.
-        baseline: that baseline's settings.
+        model_options: Options of that model.
     """
     prefix = "vgg" if num_classes == 10 else f"vgg{num_classes}"
     options = VggsoundHdf5Options(
@@ -38,12 +38,12 @@ def vggsound(
         DataConfig(source="vggsound_hdf5", options=options, normalization="none"),
         num_classes=num_classes,
         model=model,
-        baseline=baseline,
+        model_options=model_options,
         learning_rate=1e-3,
     )
 
 
-def mosei(*, model: str = "sft", baseline: BaselineConfig = _NO_BASELINE) -> Config:
+def mosei(*, model: str = "sft", model_options: ModelOptions = _DEFAULT_OPTIONS) -> Config:
     """CMU-MOSEI: vision, audio and text, sentiment in seven classes."""
     options = MultPickleOptions(path="data/mosei_senti_data_noalign.pkl", dataset="mosei")
     return _run(
@@ -55,7 +55,7 @@ def mosei(*, model: str = "sft", baseline: BaselineConfig = _NO_BASELINE) -> Con
         DataConfig(source="mult_pickle", options=options, normalization="none"),
         num_classes=7,
         model=model,
-        baseline=baseline,
+        model_options=model_options,
         learning_rate=1e-4,
     )
 
@@ -72,7 +72,7 @@ def _run(
     *,
     num_classes: int,
     model: str,
-    baseline: BaselineConfig,
+    model_options: ModelOptions,
     learning_rate: float,
 ) -> Config:
     return Config(
@@ -85,7 +85,7 @@ def _run(
             num_heads=5,
             num_pre_layers=1,
             num_post_layers=11,
-            baseline=baseline,
+            options=model_options,
         ),
         data=data,
         # Mixup is part of the method; the baselines go without. Partners come from the whole batch.

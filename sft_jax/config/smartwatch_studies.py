@@ -1,6 +1,7 @@
 """What the studies of the smartwatch recordings share (see configs/studies/)."""
 
 from sft_jax.config.data import DataConfig, SmartwatchOptions
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import (
     AugmentConfig,
     Config,
@@ -10,7 +11,6 @@ from sft_jax.config.run import (
     TrainConfig,
 )
 from sft_jax.config.study import Condition, Setting, Study
-from sft_jax.types import ModalitySpec
 
 SENSORS = ("accelerometer", "gyroscope")
 NUM_FOLDS = 5

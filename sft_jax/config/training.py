@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from sft_jax.types import ConfigError, check_at_least, check_choice, check_fraction
+from sft_jax.config.checks import check_at_least, check_choice, check_fraction
+from sft_jax.types import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

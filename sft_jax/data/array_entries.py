@@ -1,38 +1,40 @@
-"""The entries of a user's own arrays: found, and loaded if they fit in memory."""
+"""Entries of a user's own arrays: loading, conversion, and choice of the modalities."""
 
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sft_jax.files.errors import check_fits, layout_error
-from sft_jax.files.npz import Layout, load_npz, map_npy
+from sft_jax.files import Layout, check_fits, layout_error, load_npz, map_npy
 from sft_jax.types import DataError
 
-# Samples that are converted at a time.
+COLUMNS = ("label", "id", "group", "split")
+MAX_MODALITIES = 8
+_OPTION = "data.options.modalities"
+# Number of samples that are converted at a time.
 CHUNK = 1024
 
 
 class SourceFiles(NamedTuple):
-    """Where arrays lie: `root`, and for a directory the file of every entry."""
+    """Path of a source, and for a directory the file of every entry."""
 
     root: Path
     entries: dict[str, Path]
 
 
 def source_files(path: str | os.PathLike) -> SourceFiles:
-    """The `.npz` file, or the directory and its `.npy` files by entry (`rgb`, `mask/rgb`).
+    """Returns an `.npz` file, or a directory and its `.npy` files by entry (`rgb`, `mask/rgb`).
 
     Raises:
-        DataError: there is neither.
+        DataError: There is neither.
     """
-    given = os.fspath(path)
-    root = Path(given).expanduser()
-    if given and root.is_dir():
+    text = os.fspath(path)
+    root = Path(text).expanduser()
+    if text and root.is_dir():
         entries = {
             file.relative_to(root).with_suffix("").as_posix(): file
             for file in sorted(root.rglob("*.npy"))
@@ -41,81 +43,74 @@ def source_files(path: str | os.PathLike) -> SourceFiles:
         return SourceFiles(root, entries)
     if root.is_file() and root.suffix == ".npz":
         return SourceFiles(root, {})
-    raise layout_error(
-        given or "data.options.path",
-        "path",
-        "a file of another kind" if root.is_file() else f"nothing at {given!r}",
-        "an .npz file or a directory of .npy files",
-        "set data.options.path",
-    )
+    found = "a file of another kind" if root.is_file() else f"nothing at {text!r}"
+    expected, setting = "an .npz file or a directory of .npy files", "data.options.path"
+    raise layout_error(text or setting, "path", found, expected, f"set {setting}")
 
 
 def load_entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All arrays of a source by entry; directories are mapped, for only one copy in memory.
+    """Loads all arrays of a source by entry; files of a directory are memory-mapped.
 
     Raises:
-        DataError: there is no such source, it is damaged or holds Python objects, or its arrays
-            would not fit in memory.
+        DataError: The source does not exist, is damaged, holds Python objects, or does not fit in
+            memory.
     """
     root, files = source_files(path)
     try:
         if root.is_file():
             return load_npz(root, functools.partial(_check_archive, root))
-        found = {key: map_npy(file) for key, file in files.items()}
+        arrays = {key: map_npy(file) for key, file in files.items()}
     except DataError:
         raise
-    # Truncation and damage surface as errors of the zip and header readers, of many types.
+    # The readers of zip files and headers raise exceptions of many types for damage.
     except Exception as error:
-        raise layout_error(
-            str(path),
-            "file",
-            f"{type(error).__name__}: {error}",
-            "complete arrays of numbers or text, not Python objects",
-            "save it again with np.savez or np.save; text as np.array(names, dtype=str)",
-        ) from error
-    needed = _float_bytes({key: (values.shape, values.dtype) for key, values in found.items()})
+        found = f"{type(error).__name__}: {error}"
+        expected = "complete arrays of numbers or text, not Python objects"
+        remedy = "save it again with np.savez or np.save; text as np.array(names, dtype=str)"
+        raise layout_error(path, "file", found, expected, remedy) from error
+    needed = _float_bytes({key: (values.shape, values.dtype) for key, values in arrays.items()})
     check_fits(needed, root, "folder", "give fewer samples")
-    return found
+    return arrays
 
 
 def as_array(values: Any, key: str, where: str) -> np.ndarray:
-    """`values` as an array of numbers, truth values or text.
+    """Converts values to an array of numbers, booleans or text.
 
-    Lists, arrays of JAX and columns of pandas are converted. Python objects become numbers or text
-    where all of them are.
+    Lists, JAX arrays and pandas columns are converted. Python objects become numbers or text if all
+    of them are.
 
     Args:
-        values: Anything that NumPy can make an array of.
+        values: Anything that NumPy can convert to an array.
         key: Name of the entry, for error messages.
         where: Name of the file, for error messages.
 
     Raises:
-        DataError: NumPy makes no such array of it.
+        DataError: NumPy cannot convert the values to such an array.
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "biufUS":
         return values
-    wanted = "an array of numbers or text, or nested lists of equal lengths"
+    expected = "an array of numbers or text, or nested lists of equal lengths"
     remedy = "pad sequences to one length with length/<m>, and fill in what is missing"
     try:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
         found = f"{type(values).__name__} ({error})"
-        raise layout_error(where, key, found, wanted, remedy) from error
+        raise layout_error(where, key, found, expected, remedy) from error
     if array.dtype.kind == "O":
-        array = _of_objects(array)
+        array = _convert_objects(array)
     if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize <= 2:
-        # Numbers of ml_dtypes, such as bfloat16, which NumPy has no kind for.
+        # Dtypes of ml_dtypes, such as bfloat16, have no kind of their own in NumPy.
         array = array.astype(np.float32)
     if array.dtype.kind not in "biufUS":
         found = f"{type(values).__name__} of {array.dtype}"
-        raise layout_error(where, key, found, wanted, remedy)
+        raise layout_error(where, key, found, expected, remedy)
     return array
 
 
-def _of_objects(array: np.ndarray) -> np.ndarray:
-    """The array with a type for what it holds; as it is where that is mixed or no number or text.
+def _convert_objects(array: np.ndarray) -> np.ndarray:
+    """Converts an array of objects to numbers or text; returns it unchanged if they are mixed.
 
-    Text and numbers are not mixed, since NumPy would write a number (or a NaN) as text.
+    NumPy alone would convert a number (or NaN) beside text to text.
     """
     flat = array.reshape(-1).tolist()
     for kinds in (str, bytes, bool | np.bool_, int | np.integer, int | float | np.number):
@@ -125,22 +120,17 @@ def _of_objects(array: np.ndarray) -> np.ndarray:
 
 
 def _check_archive(path: Path, layouts: Mapping[str, Layout]):
-    # All of them as they are (numpy fills each from the stream), beside what becomes of them with
-    # a mask of a byte a step, and what the largest takes while it is converted. The peak of the
-    # resident set grows by that, within 1 % for 200 MB of float64, of float32 and of ids.
+    # Memory of the stored arrays, their float32 copies, the masks, and the temporary arrays of the
+    # largest conversion. The measured peak agrees within 1 % for 200 MB of float64, float32 or ids.
     stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layouts.values())
     masks = sum(math.prod(shape[:2]) for shape, _ in layouts.values())
-    needed = (
-        stored
-        + _float_bytes(layouts)
-        + masks
-        + max(map(_passing_bytes, layouts.values()), default=0)
-    )
+    temporary = max(map(_temporary_bytes, layouts.values()), default=0)
+    needed = stored + _float_bytes(layouts) + masks + temporary
     check_fits(needed, path, "file", "give fewer samples, or a folder of .npy files")
 
 
-def _passing_bytes(layout: Layout) -> int:
-    """What converting an array takes for a while: two truths a value of a chunk, or all ids."""
+def _temporary_bytes(layout: Layout) -> int:
+    """Returns the temporary memory of a conversion: two booleans per value of a chunk, or ids."""
     shape, dtype = layout
     if len(shape) == 3:
         return 2 * min(shape[0], CHUNK) * math.prod(shape[1:])
@@ -148,5 +138,92 @@ def _passing_bytes(layout: Layout) -> int:
 
 
 def _float_bytes(layouts: Mapping[str, Layout]) -> int:
-    """What arrays take as float32."""
+    """Returns the size of all arrays as float32."""
     return 4 * sum(math.prod(shape) for shape, _ in layouts.values())
+
+
+def choose_modalities(
+    entries: Mapping[str, np.ndarray], requested: Sequence[str], where: str
+) -> tuple[list[str], dict[str, str]]:
+    """Chooses the modalities among the entries of a file.
+
+    Args:
+        entries: Arrays by name.
+        requested: Entries to take, in this order; if empty, all that look like sequences.
+        where: Name of the file, for error messages.
+
+    Returns:
+        Names of the modalities, and the reason for every other entry.
+
+    Raises:
+        DataError: There is no modality, too many, or a requested one is missing.
+    """
+    candidates = [key for key in entries if key not in COLUMNS and "/" not in key]
+    _check_masks(entries, candidates, where)
+    absent = [name for name in requested if name not in candidates]
+    if absent:
+        expected = f"names out of {', '.join(candidates) or 'none'}"
+        remedy = f"correct {_OPTION}, or add the array"
+        raise layout_error(where, _OPTION, ", ".join(absent), expected, remedy)
+    if requested:
+        unused = [name for name in candidates if name not in requested]
+        left_out = dict.fromkeys(unused, "not one of those asked for")
+        names = list(requested)
+    else:
+        reasons = {name: _reason_not_sequence(entries, name) for name in candidates}
+        left_out = {name: reason for name, reason in reasons.items() if reason}
+        names = [name for name in candidates if name not in left_out]
+    if not 1 <= len(names) <= MAX_MODALITIES:
+        others = "".join(f"; left out {name}: {reason}" for name, reason in left_out.items())
+        found = f"{len(names)} in entries {', '.join(entries) or 'none'}{others}"
+        expected = f"1 to {MAX_MODALITIES} arrays named after their modality"
+        remedy = f"add arrays, or name those to take in {_OPTION}"
+        raise layout_error(where, "modalities", found, expected, remedy)
+    return names, left_out
+
+
+def find_sequences(entries: Mapping[str, np.ndarray]) -> set[str]:
+    """Returns the names of the entries that look like modalities."""
+    candidates = (key for key in entries if key not in COLUMNS and "/" not in key)
+    return {key for key in candidates if not _reason_not_sequence(entries, key)}
+
+
+def left_out_remarks(left_out: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns a sentence for every entry that is not taken as a modality."""
+    return tuple(
+        f"entry {name} is left out, not a modality: {reason}" for name, reason in left_out.items()
+    )
+
+
+def _check_masks(entries: Mapping[str, np.ndarray], candidates: Sequence[str], where: str) -> None:
+    allowed = {f"{kind}/{name}" for kind in ("mask", "length") for name in candidates}
+    for key in entries:
+        if "/" in key and key not in allowed:
+            expected = f"mask/<m> or length/<m> with <m> one of {', '.join(candidates)}"
+            raise layout_error(where, key, "an entry of this name", expected, "rename or remove it")
+
+
+def _reason_not_sequence(entries: Mapping[str, np.ndarray], name: str) -> str:
+    """Returns why an entry does not look like sequences; empty if it does."""
+    values = entries[name]
+    hint = f"(to take it, name it in {_OPTION})"
+    if f"mask/{name}" in entries or f"length/{name}" in entries:
+        return ""  # the file declares it a sequence
+    if values.ndim == 0:
+        return "a single value"
+    if values.ndim == 1:
+        return "one value for each sample"
+    if values.dtype.kind not in "biu" or 0 in values.shape:
+        return ""
+    if is_one_number(values):
+        return f"one whole number for each sample {hint}"
+    if values.ndim == 2 and values.min() >= 0 and values.max() <= 1:
+        return f"a table of 0 and 1, such as one-hot labels {hint}"
+    return ""
+
+
+def is_one_number(values: np.ndarray) -> bool:
+    """Returns whether every sample is a single time step with a single whole number."""
+    if values.ndim not in (2, 3) or values[:1].size != 1:
+        return False
+    return values.dtype.kind in "biu" or bool(np.all(values == np.floor(values)))

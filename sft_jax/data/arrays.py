@@ -1,4 +1,4 @@
-"""A user's own arrays: read, checked, and handed out as records."""
+"""Records of a user's own arrays, checked when they are read."""
 
 import dataclasses
 import math
@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data.array_entries import CHUNK, as_array, load_entries
-from sft_jax.data.class_labels import read_classes
-from sft_jax.data.modality_choice import choose_modalities, left_out_remarks, modality_remarks
-from sft_jax.data.records import MOST_TOKENS, ModalityInfo, Record, fixed_length
-from sft_jax.data.splits import SPLIT_NAMES
-from sft_jax.files.errors import explained, layout_error
+from sft_jax.data.array_entries import (
+    CHUNK,
+    as_array,
+    choose_modalities,
+    left_out_remarks,
+    load_entries,
+)
+from sft_jax.data.class_labels import modality_remarks, read_classes
+from sft_jax.data.records import MAX_TOKENS, ModalityInfo, Record, fixed_length
+from sft_jax.data.splits import SPLIT_ALIASES
+from sft_jax.files import convert_errors, describe_value, layout_error
 from sft_jax.types import DataError
 
 
@@ -22,17 +27,17 @@ class ArrayTable(Sequence):
     """Checked arrays as a sequence of records, in the order of the file.
 
     Attributes:
-        path: the file or directory.
-        modalities: one per array, in the order of the file (of names, for a directory).
+        path: Path of the file or directory.
+        modalities: One entry for each array, in the order of the file (sorted for a directory).
         inputs: `{m: [n, t, f]}` float32 or `{m: [n, t]}` int32.
         mask: `{m: [n, t]}` bool.
-        label: `[n]` int64 positions in `class_names`, or None where labels were not asked for;
-            records then carry 0.
+        label: `[n]` int64 positions in `class_names`, or None for samples to predict, whose records
+            have class 0.
         class_names: Names of the classes; empty without labels.
-        id: of every sample; its position where the file has none.
-        group: of every sample; its id where the file has none.
-        split: Split of every sample, or None where the file does not say.
-        repairs: how many values of each modality were not finite and became 0.
+        id: Name of each sample; its position if the file has none.
+        group: Group of each sample; its id if the file has none.
+        split: Split of each sample; None if the file has none.
+        repairs: Number of non-finite values of each modality that were set to 0.
         remarks: Sentences on what was left out, assumed or looks wrong.
     """
 
@@ -52,7 +57,7 @@ class ArrayTable(Sequence):
         return len(self.id)
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices needed
-        """The record of row `index`."""
+        """Returns the record of row `index`."""
         inputs, mask = {}, {}
         for modality in self.modalities:
             name = modality.name
@@ -75,18 +80,18 @@ class ArrayTable(Sequence):
 def read_arrays(path: str | os.PathLike, require_label: bool, **options: Any) -> ArrayTable:
     """Reads an `.npz` file or a directory of `.npy`, and checks all of it.
 
-    Entries: one array per modality, `[n, t, f]` floats or `[n, t]` whole-number ids; `label [n]`;
-    optionally `mask/<m> [n, t]` bool or `length/<m> [n]` (steps from the start that are real),
-    `id [n]`, `group [n]` and `split [n]`. Without mask and length every step is real. Values that
-    are not finite become 0 and are counted in `repairs` where the step is real.
+    Entries are one array per modality, `[n, t, f]` floats or `[n, t]` integer ids; `label [n]`;
+    optionally `mask/<m> [n, t]` bool or `length/<m> [n]` (number of real steps from the start),
+    `id [n]`, `group [n]` and `split [n]`. Without mask and length every step is real. Non-finite
+    values become 0 and are counted in `repairs` at real steps.
 
     Args:
-        path: file or directory.
-        require_label: False to read samples for prediction; labels and splits are then ignored.
+        path: Path of the file or directory.
+        require_label: False to read samples for prediction, ignoring labels and splits.
         **options: `modalities` and `class_names` of `check_arrays`.
 
     Raises:
-        DataError: anything is missing, of the wrong rank or type, or does not agree.
+        DataError: An entry is missing, has a wrong rank or type, or contradicts another.
     """
     return check_arrays(load_entries(path), require_label, str(path), **options)
 
@@ -98,27 +103,24 @@ def check_arrays(
     modalities: Sequence[str] = (),
     class_names: Sequence[str] = (),
 ) -> ArrayTable:
-    """Checks arrays in memory, as `read_arrays` does those of a file.
+    """Checks arrays in memory, like `read_arrays` those of a file.
 
     Args:
-        entries: By name, as in a file; lists and whatever else NumPy makes an array of, too.
-        require_label: False for samples for prediction; labels and splits are then ignored.
-        where: what errors call them.
-        modalities: Entries to take as modalities; all that look like sequences where empty.
+        entries: Arrays by name, or lists and other values that NumPy can convert.
+        require_label: False for samples for prediction, ignoring labels and splits.
+        where: Name of the data, for error messages.
+        modalities: Entries to take as modalities; if empty, all that look like sequences.
         class_names: Names of the classes, see `class_labels.read_classes`.
 
     Raises:
-        DataError: anything is missing, of the wrong rank or type, or does not agree.
+        DataError: An entry is missing, has a wrong rank or type, or contradicts another.
     """
     arrays = {key: as_array(values, key, where) for key, values in entries.items()}
     if require_label and "label" not in arrays:
-        raise layout_error(
-            where,
-            "label",
-            f"entries {', '.join(arrays) or 'none'}",
-            "an entry 'label' with the class of every sample",
-            "add it; only prediction reads files without labels",
-        )
+        found = f"entries {', '.join(arrays) or 'none'}"
+        expected = "an entry 'label' with the class of every sample"
+        remedy = "add it; only prediction reads files without labels"
+        raise layout_error(where, "label", found, expected, remedy)
     names, left_out = choose_modalities(arrays, modalities, where)
     size = len(arrays[names[0]]) if arrays[names[0]].ndim else 0
     infos, inputs, mask, repairs = [], {}, {}, {}
@@ -126,7 +128,7 @@ def check_arrays(
         _check_modality(arrays[name], name, size, where)
         mask[name] = _read_mask(arrays, name, where)
         inputs[name], repaired = _clean(arrays[name], mask[name], name, where)
-        infos.append(_describe(inputs[name], name))
+        infos.append(_modality_info(inputs[name], name))
         if repaired:
             repairs[f"{name}: values that were not finite, set to 0"] = repaired
     _check_some_modality(mask, where)
@@ -134,12 +136,12 @@ def check_arrays(
     _check_unique(ids, where)
     remarks = left_out_remarks(left_out)
     label = None
-    found_names: tuple[str, ...] = ()
+    names_of_classes: tuple[str, ...] = ()
     if require_label:
-        label, found_names, about_classes = read_classes(arrays["label"], class_names, where)
+        label, names_of_classes, label_remarks = read_classes(arrays["label"], class_names, where)
         if len(label) != size:
             raise _samples_error(where, "label", len(label), size)
-        remarks += about_classes
+        remarks += label_remarks
         for name in names:
             remarks += modality_remarks(name, inputs[name], label)
     return ArrayTable(
@@ -148,7 +150,7 @@ def check_arrays(
         inputs=inputs,
         mask=mask,
         label=label,
-        class_names=found_names,
+        class_names=names_of_classes,
         id=ids,
         group=_read_text(arrays, "group", size, where) or ids,
         split=_read_split(arrays, size, where) if require_label else None,
@@ -161,13 +163,9 @@ def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> Non
     features = values.ndim == 3 and values.dtype.kind in "fiu"
     ids = values.ndim == 2 and values.dtype.kind in "iu"
     if not (features or ids) or 0 in values.shape:
-        raise layout_error(
-            where,
-            name,
-            f"{values.dtype} of shape {values.shape}",
-            "features [n, t, f] or whole-number ids [n, t], none of them empty",
-            "reshape it, or name the entries to take without it in data.options.modalities",
-        )
+        expected = "features [n, t, f] or whole-number ids [n, t], none of them empty"
+        remedy = "reshape it, or name the entries to take without it in data.options.modalities"
+        raise layout_error(where, name, describe_value(values), expected, remedy)
     if len(values) != size:
         raise _samples_error(where, name, len(values), size)
 
@@ -175,56 +173,40 @@ def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> Non
 def _read_mask(entries: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray:
     shape = entries[name].shape[:2]
     mask, length = entries.get(f"mask/{name}"), entries.get(f"length/{name}")
+    key = f"length/{name}"
     if mask is not None and length is not None:
-        raise layout_error(
-            where, f"length/{name}", "both mask and length", "one", "remove one of them"
-        )
+        raise layout_error(where, key, "both mask and length", "one", "remove one of them")
     if mask is not None:
         if mask.shape != shape or mask.dtype != bool:
-            raise layout_error(
-                where,
-                f"mask/{name}",
-                f"{mask.dtype} of shape {mask.shape}",
-                f"bool of shape {shape}, true where a step is real",
-                "reshape it, or convert it with .astype(bool)",
-            )
+            expected = f"bool of shape {shape}, true where a step is real"
+            remedy = "reshape it, or convert it with .astype(bool)"
+            raise layout_error(where, f"mask/{name}", describe_value(mask), expected, remedy)
         return np.array(mask)
     if length is None:
         return np.ones(shape, bool)
     if length.shape != shape[:1] or length.dtype.kind not in "iu":
-        raise layout_error(
-            where,
-            f"length/{name}",
-            f"{length.dtype} of shape {length.shape}",
-            f"whole numbers of shape {shape[:1]}",
-            "reshape it, or convert it with .astype(int)",
-        )
+        expected = f"whole numbers of shape {shape[:1]}"
+        remedy = "reshape it, or convert it with .astype(int)"
+        raise layout_error(where, key, describe_value(length), expected, remedy)
     if length.min() < 0 or length.max() > shape[1]:
         row = int(np.argmax((length < 0) | (length > shape[1])))
-        raise layout_error(
-            where,
-            f"length/{name}",
-            f"{length[row]} for sample {row}",
-            f"0 to {shape[1]}, the time steps of {name}",
-            "correct it, or pad the array to the longest sample",
-        )
+        found, expected = f"{length[row]} for sample {row}", f"0 to {shape[1]}, the steps of {name}"
+        remedy = "correct it, or pad the array to the longest sample"
+        raise layout_error(where, key, found, expected, remedy)
     return np.arange(shape[1]) < np.asarray(length)[:, None]
 
 
 def _clean(values: np.ndarray, mask: np.ndarray, name: str, where: str) -> tuple[np.ndarray, int]:
-    """Float32 features without NaN or infinity and how many were, or int32 ids."""
+    """Returns float32 features with 0 for non-finite values and their number, or int32 ids."""
     if values.ndim == 2:
         real = np.where(mask, values, 0)
-        if real.min() < 0 or real.max() >= MOST_TOKENS:
-            raise layout_error(
-                where,
-                name,
-                f"id {real.min() if real.min() < 0 else real.max()}",
-                f"ids from 0 to below {MOST_TOKENS:,}, of which each gets an embedding",
-                "number them from 0, and mask padding",
-            )
+        if real.min() < 0 or real.max() >= MAX_TOKENS:
+            found = f"id {real.min() if real.min() < 0 else real.max()}"
+            expected = f"ids from 0 to below {MAX_TOKENS:,}, of which each gets an embedding"
+            remedy = "number them from 0, and mask padding"
+            raise layout_error(where, name, found, expected, remedy)
         return real.astype(np.int32), 0
-    # A float64 beyond float32 becomes an infinity here and is counted as one.
+    # A float64 beyond the range of float32 becomes an infinity and is counted as one.
     with np.errstate(over="ignore"):
         clean = np.array(values, dtype=np.float32)
     repaired = 0
@@ -236,43 +218,33 @@ def _clean(values: np.ndarray, mask: np.ndarray, name: str, where: str) -> tuple
     return clean, repaired
 
 
-def _describe(values: np.ndarray, name: str) -> ModalityInfo:
-    if values.ndim == 2:
-        vocabulary = int(values.max()) + 1
-        return ModalityInfo(name=name, length=values.shape[1], feature_dim=vocabulary, kind="token")
-    return ModalityInfo(
-        name=name, length=values.shape[1], feature_dim=values.shape[2], kind="feature"
-    )
+def _modality_info(values: np.ndarray, name: str) -> ModalityInfo:
+    is_token = values.ndim == 2
+    width = int(values.max()) + 1 if is_token else values.shape[2]
+    kind = "token" if is_token else "feature"
+    return ModalityInfo(name=name, length=values.shape[1], feature_dim=width, kind=kind)
 
 
 def _check_some_modality(mask: dict[str, np.ndarray], where: str) -> None:
     empty = ~np.any([real.any(1) for real in mask.values()], axis=0)
     if empty.any():
-        raise layout_error(
-            where,
-            "mask or length",
-            f"no real time step in any modality of sample {int(np.argmax(empty))} "
-            f"({np.count_nonzero(empty)} such samples)",
-            "at least one real step in one modality",
-            "remove these samples",
-        )
+        row, count = int(np.argmax(empty)), np.count_nonzero(empty)
+        found = f"no real time step in any modality of sample {row} ({count} such samples)"
+        expected = "at least one real step in one modality"
+        raise layout_error(where, "mask or length", found, expected, "remove these samples")
 
 
 def _read_split(entries: Mapping[str, np.ndarray], size: int, where: str) -> list[str] | None:
-    """`train`, `valid` or `test` for every sample, or None where the file does not say."""
-    given = _read_text(entries, "split", size, where)
-    if given is None:
+    """Returns `train`, `valid` or `test` for every sample; None if the file has no splits."""
+    names = _read_text(entries, "split", size, where)
+    if names is None:
         return None
-    splits = [SPLIT_NAMES.get(name.strip().lower(), "") for name in given]
+    splits = [SPLIT_ALIASES.get(name.strip().lower(), "") for name in names]
     if "" in splits:
         row = splits.index("")
-        raise layout_error(
-            where,
-            "split",
-            f"{given[row]!r} for sample {row}",
-            f"one of {', '.join(SPLIT_NAMES)}",
-            "correct it, or remove the entry to have splits drawn",
-        )
+        found, expected = f"{names[row]!r} for sample {row}", f"one of {', '.join(SPLIT_ALIASES)}"
+        remedy = "correct it, or remove the entry to have splits drawn"
+        raise layout_error(where, "split", found, expected, remedy)
     if "train" not in splits:
         found = ", ".join(sorted(set(splits)))
         raise layout_error(where, "split", f"{found} alone", "some samples to train on", "add them")
@@ -286,22 +258,18 @@ def _read_text(
         return None
     values = entries[key]
     if values.ndim != 1 or values.dtype.kind not in "iuUS":
-        raise layout_error(
-            where,
-            key,
-            f"{values.dtype} of shape {values.shape}",
-            f"text or whole numbers of shape ({size},)",
-            "save one name for each sample",
-        )
+        expected = f"text or whole numbers of shape ({size},)"
+        remedy = "save one name for each sample"
+        raise layout_error(where, key, describe_value(values), expected, remedy)
     if len(values) != size:
         raise _samples_error(where, key, len(values), size)
-    return explained(lambda: list(map(_text, values.tolist())), where, f"UTF-8 text in {key}")
+    with convert_errors(where, f"UTF-8 text in {key}"):
+        return list(map(_to_text, values.tolist()))
 
 
-def _text(value: str | bytes | int) -> str:
+def _to_text(value: str | bytes | int) -> str:
     name = value.decode() if isinstance(value, bytes) else str(value)
-    # Half of a pair of code units is no text, and could not be stored.
-    name.encode()
+    name.encode()  # fails for unpaired surrogates, which cannot be stored
     return name
 
 
@@ -309,17 +277,11 @@ def _check_unique(ids: list[str], where: str) -> None:
     seen: set[str] = set()
     for name in ids:
         if name in seen:
-            raise layout_error(
-                where, "id", f"{name!r} twice", "one sample for each id", "rename one"
-            )
+            expected = "one sample for each id"
+            raise layout_error(where, "id", f"{name!r} twice", expected, "rename one")
         seen.add(name)
 
 
-def _samples_error(where: str, key: str, found: int, expected: int) -> DataError:
-    return layout_error(
-        where,
-        key,
-        f"{found} samples",
-        f"{expected}, as in the first modality",
-        "save all entries with the same first axis",
-    )
+def _samples_error(where: str, key: str, size: int, expected_size: int) -> DataError:
+    expected, remedy = f"{expected_size}, as in the first modality", "save them with one first axis"
+    return layout_error(where, key, f"{size} samples", expected, remedy)

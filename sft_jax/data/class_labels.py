@@ -1,24 +1,29 @@
-"""Classes of a user's labels: which there are, their order, and their names."""
+"""Classes of a user's labels, and warnings about labels and about inputs that contain them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.files.errors import explained, layout_error
+from sft_jax.data.array_entries import is_one_number
+from sft_jax.files import convert_errors, describe_value, layout_error
 
-# Fewer samples than this can have many classes by chance.
-_ENOUGH_SAMPLES = 20
-_MOST_NAMED = 10
+# With fewer samples, many classes or a value that fits one class alone can be chance.
+_MIN_SAMPLES = 20
+_MAX_LISTED = 10
+# Columns (features at one time step) and rows compared with the label, to bound the time.
+_OPTION = "data.options.modalities"
+_MAX_COLUMNS = 4096
+_MAX_FIRST_ROWS = 2048
 
 
 class Classes(NamedTuple):
     """Labels as classes.
 
     Attributes:
-        label: `[n]` int64, position of the sample's class in `names`.
+        label: `[n]` int64 positions in `names`.
         names: Names of the classes.
-        remarks: What a user should know about how labels were taken.
+        remarks: Sentences for the user on how labels were read.
     """
 
     label: np.ndarray
@@ -27,13 +32,13 @@ class Classes(NamedTuple):
 
 
 def read_classes(label: np.ndarray, names: Sequence[str] = (), where: str = "arrays") -> Classes:
-    """Takes the values that occur in `label` as the classes, sorted and named by their text.
+    """Finds the classes of labels: the values that occur, sorted and named by their text.
 
     Args:
-        label: `[n]` whole numbers (also as floats), truth values, or text.
+        label: `[n]` whole numbers (also as floats), booleans, or text.
         names: Names of the classes in order. Text labels are looked up in it. Number `i` is
-            `names[i]` where all numbers are below `len(names)`; other numbers get the names in
-            their order, where there are as many of them.
+            `names[i]` if all numbers are below `len(names)`; other numbers get the names in sorted
+            order, if there are as many of them.
         where: Name of the file, for error messages.
 
     Raises:
@@ -41,10 +46,11 @@ def read_classes(label: np.ndarray, names: Sequence[str] = (), where: str = "arr
     """
     _check_shape(label, where)
     if label.dtype.kind in "US":
-        texts = explained(lambda: _texts(label), where, "UTF-8 text in label")
+        with convert_errors(where, "UTF-8 text in label"):
+            texts = _decode(label)
         values, index = np.unique(texts, return_inverse=True)
         return _text_classes(values.tolist(), index, names, where)
-    values, index = np.unique(_whole(label, where), return_inverse=True)
+    values, index = np.unique(_to_integers(label, where), return_inverse=True)
     return _number_classes([int(v) for v in values], index, names, where, label.dtype.kind == "b")
 
 
@@ -56,38 +62,30 @@ def _check_shape(label: np.ndarray, where: str) -> None:
         remedy = "save label[:, 0]"
     elif label.ndim == 2 and label.dtype.kind in "biuf":
         remedy = "save label.argmax(axis=1) if each row marks one class"
-    raise layout_error(
-        where,
-        "label",
-        f"{label.dtype} of shape {label.shape}",
-        "whole numbers or text of shape [n]",
-        remedy,
-    )
+    expected = "whole numbers or text of shape [n]"
+    raise layout_error(where, "label", describe_value(label), expected, remedy)
 
 
-def _texts(label: np.ndarray) -> np.ndarray:
+def _decode(label: np.ndarray) -> np.ndarray:
     texts = [v.decode() if isinstance(v, bytes) else v for v in label.tolist()]
     for text in texts:
-        text.encode()  # an unpaired surrogate is not valid text and could not be stored
+        text.encode()  # fails for unpaired surrogates, which cannot be stored
     return np.asarray(texts, dtype=str)
 
 
-def _whole(label: np.ndarray, where: str) -> np.ndarray:
-    """Numbers as integers; refuses floats that are not whole."""
+def _to_integers(label: np.ndarray, where: str) -> np.ndarray:
+    """Converts numbers to integers; raises `DataError` for floats that are not whole."""
     if label.dtype.kind != "f":
         return label
     wrong = ~(np.isfinite(label) & (np.floor(label) == label))
-    # Beyond this, neighbouring whole numbers are one float.
+    # Beyond this, neighbouring integers are the same float.
     wrong |= np.abs(np.where(wrong, 0, label)) >= 2 ** min(np.finfo(label.dtype).nmant + 1, 62)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise layout_error(
-            where,
-            "label",
-            f"{label[row]} for sample {row} ({np.count_nonzero(wrong)} such samples)",
-            "whole numbers or text, one class for each sample",
-            "remove samples without a class; to classify measurements, save their ranges as text",
-        )
+        found = f"{label[row]} for sample {row} ({np.count_nonzero(wrong)} such samples)"
+        expected = "whole numbers or text, one class for each sample"
+        remedy = "remove samples without a class; to classify measurements, save ranges as text"
+        raise layout_error(where, "label", found, expected, remedy)
     return label.astype(np.int64)
 
 
@@ -96,30 +94,21 @@ def _text_classes(
 ) -> Classes:
     if "" in values:
         row = int(np.argmax(index == values.index("")))
-        raise layout_error(
-            where,
-            "label",
-            f"an empty text for sample {row}",
-            "the name of a class",
-            "remove samples without a class",
-        )
+        found, remedy = f"an empty text for sample {row}", "remove samples without a class"
+        raise layout_error(where, "label", found, "the name of a class", remedy)
     if not names:
-        return Classes(index.astype(np.int64), tuple(values), _remarks_on_text(values, index))
+        return Classes(index.astype(np.int64), tuple(values), _text_remarks(values, index))
     unknown = [value for value in values if value not in names]
     if unknown:
-        raise layout_error(
-            where,
-            "label",
-            f"class {unknown[0]!r}",
-            f"one of data.options.class_names: {_listed(names)}",
-            "add it there, or leave class_names empty",
-        )
+        expected = f"one of data.options.class_names: {_join(names)}"
+        remedy = "add it there, or leave class_names empty"
+        raise layout_error(where, "label", f"class {unknown[0]!r}", expected, remedy)
     positions = np.array([list(names).index(value) for value in values], np.int64)
-    return Classes(positions[index], tuple(names), _remarks_on_text(values, index))
+    return Classes(positions[index], tuple(names), _text_remarks(values, index))
 
 
-def _remarks_on_text(values: list[str], index: np.ndarray) -> tuple[str, ...]:
-    remarks = _remarks_on_count(len(values), len(index))
+def _text_remarks(values: list[str], index: np.ndarray) -> tuple[str, ...]:
+    remarks = _count_remarks(len(values), len(index))
     seen: dict[str, str] = {}
     for value in values:
         other = seen.setdefault(value.strip().casefold(), value)
@@ -133,12 +122,12 @@ def _remarks_on_text(values: list[str], index: np.ndarray) -> tuple[str, ...]:
 def _number_classes(
     values: list[int], index: np.ndarray, names: Sequence[str], where: str, is_bool: bool
 ) -> Classes:
-    remarks = _remarks_on_count(len(values), len(index))
+    remarks = _count_remarks(len(values), len(index))
     if not names:
         if values != list(range(len(values))):
             remarks += (
                 f"label: numbers do not count from 0 without gaps; the classes are the "
-                f"{len(values)} numbers that occur: {_listed(values)}",
+                f"{len(values)} numbers that occur: {_join(values)}",
             )
         texts = [str(bool(value)) if is_bool else str(value) for value in values]
         return Classes(index.astype(np.int64), tuple(texts), remarks)
@@ -150,21 +139,19 @@ def _number_classes(
             )
         return Classes(np.asarray(values, np.int64)[index], tuple(names), remarks)
     if len(values) != len(names):
-        raise layout_error(
-            where,
-            "label",
-            f"{len(values)} classes, {_listed(values)}",
+        expected = (
             f"numbers from 0 to {len(names) - 1}, or {len(names)} different ones, for the "
-            f"{len(names)} names in data.options.class_names",
-            "name every class",
+            f"{len(names)} names in data.options.class_names"
         )
+        found = f"{len(values)} classes, {_join(values)}"
+        raise layout_error(where, "label", found, expected, "name every class")
     pairs = [f"{value} is {name!r}" for value, name in zip(values, names, strict=True)]
-    remarks += (f"label: numbers are named in their order: {_listed(pairs)}",)
+    remarks += (f"label: numbers are named in their order: {_join(pairs)}",)
     return Classes(index.astype(np.int64), tuple(names), remarks)
 
 
-def _remarks_on_count(num_classes: int, size: int) -> tuple[str, ...]:
-    if size < _ENOUGH_SAMPLES or 2 * num_classes <= size:
+def _count_remarks(num_classes: int, size: int) -> tuple[str, ...]:
+    if size < _MIN_SAMPLES or 2 * num_classes <= size:
         return ()
     return (
         f"label: {num_classes} classes in {size} samples; if these are measurements or names of "
@@ -172,6 +159,69 @@ def _remarks_on_count(num_classes: int, size: int) -> tuple[str, ...]:
     )
 
 
-def _listed(values: Sequence) -> str:
-    shown = ", ".join(map(str, values[:_MOST_NAMED]))
-    return shown + (", ..." if len(values) > _MOST_NAMED else "")
+def _join(values: Sequence) -> str:
+    shown = ", ".join(map(str, values[:_MAX_LISTED]))
+    return shown + (", ..." if len(values) > _MAX_LISTED else "")
+
+
+def modality_remarks(name: str, values: np.ndarray, label: np.ndarray | None) -> tuple[str, ...]:
+    """Returns warnings about one modality.
+
+    Args:
+        name: Name of the modality.
+        values: `[n, t, f]` features or `[n, t]` ids.
+        label: `[n]` classes, or None.
+    """
+    remarks: tuple[str, ...] = ()
+    remedy = f"if it should not be learned from, leave it out with {_OPTION}"
+    if is_one_number(values):
+        remarks += (f"modality {name} is one time step of one whole number; {remedy}",)
+    if label is not None and determines_label(values, label):
+        remarks += (f"modality {name} determines the label: it may hold it; {remedy}",)
+    return remarks
+
+
+def determines_label(values: np.ndarray, label: np.ndarray) -> bool:
+    """Returns whether one column, or all columns of two values together, determine the class.
+
+    A column is a feature at one time step. Columns whose values rarely repeat are skipped, since
+    values that are all different determine any label.
+
+    Args:
+        values: `[n, ...]` numbers.
+        label: `[n]` classes.
+    """
+    size = len(label)
+    if size < _MIN_SAMPLES or np.ptp(label) == 0:
+        return False
+    columns = values.reshape(size, -1)[:, :_MAX_COLUMNS]
+    rows = np.unique(np.linspace(0, size - 1, min(size, _MAX_FIRST_ROWS)).astype(int))
+    some = np.sort(columns[rows[:: max(1, len(rows) // 256)]], axis=0)
+    distinct = 1 + np.count_nonzero(np.diff(some, axis=0), axis=0)
+    binary = []
+    for column in columns[:, 2 * distinct <= len(some)].T:
+        if _is_function(column[rows], label[rows]) and _determines(column, label):
+            return True
+        codes = np.unique(column, return_inverse=True)[1]
+        if codes.max() == 1:
+            binary.append(codes)
+    if len(binary) < 2:
+        return False
+    together = np.unique(np.stack(binary, axis=1), axis=0, return_inverse=True)[1]
+    return _determines(together.reshape(-1), label)
+
+
+def _is_function(values: np.ndarray, label: np.ndarray) -> bool:
+    """Returns whether equal values always have equal labels."""
+    _, first, codes = np.unique(values, return_index=True, return_inverse=True)
+    return bool(np.all(label[first][codes] == label))
+
+
+def _determines(values: np.ndarray, label: np.ndarray) -> bool:
+    """Returns whether `_is_function` holds and values repeat often enough to rule out chance."""
+    _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if 2 * len(counts) > len(label) or not _is_function(values, label):
+        return False
+    classes, sizes = np.unique(label, return_counts=True)
+    repeated = np.unique(label[counts[codes] > 1])
+    return len(repeated) > 1 and bool(np.isin(classes[sizes > 1], repeated).all())

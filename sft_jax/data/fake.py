@@ -1,7 +1,7 @@
-"""Synthetic files in the layouts of the public data sets, to try every step without the data.
+"""Synthetic files in the layouts of the public data sets, for trials without the data.
 
-Names, keys, shapes, types, padding and flaws are those of the real files (docs/data.md); the
-features are noise around a direction that belongs to the class, so that a model can learn them.
+Names, keys, shapes, dtypes, padding and flaws are those of the real files (docs/data.md). Features
+are noise around a direction that depends on the class, so that a model can learn them.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ _EMOTIONS = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fake:
-    """A data set that can be imitated.
+    """Description of a data set that can be imitated.
 
     Attributes:
-        config: the configuration that reads it.
-        files: names of its files (or folders of them), by the option that takes their path.
-        shapes: time steps and features of each modality.
-        size: training samples unless told otherwise.
-        num_classes: classes there must be samples of.
-        write: writes the files, given their paths, this, the number of training samples, the
-            shapes, and a generator.
+        config: Name of the configuration that reads it.
+        files: Names of its files or folders, by the option that takes their path.
+        shapes: Time steps and features of each modality.
+        size: Default number of training samples.
+        num_classes: Number of classes, each of which gets samples.
+        write: Function that writes the files, from their paths, this description, the number of
+            training samples, the shapes, and a random generator.
     """
 
     config: str
@@ -52,17 +52,17 @@ def write_fake(
     """Writes the files of an imitated data set.
 
     Args:
-        kind: key of `FAKES`.
-        directory: made if it is not there.
-        size: training samples, 0 for the set's own default; the other splits are in proportion.
-        seed: everything is drawn from it.
-        shapes: time steps and features by modality, where they are not to be the true ones.
+        kind: Key of `FAKES`.
+        directory: Directory of the files, created if needed.
+        size: Number of training samples, 0 for the default; other splits are in proportion.
+        seed: Seed of everything that is drawn.
+        shapes: Time steps and features of modalities that differ from the real ones.
 
     Returns:
-        The files.
+        Paths of the files.
 
     Raises:
-        ConfigError: fewer training samples than classes, or a file is there already.
+        ConfigError: There are fewer training samples than classes, or a file exists.
     """
     fake = FAKES[kind]
     size = size or fake.size
@@ -74,7 +74,7 @@ def write_fake(
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / name for name in fake.files.values()]
     for path in paths:
-        # It may be the real one, which is large and hard to come by.
+        # An existing file may be the real one, which is hard to replace.
         if path.exists():
             raise ConfigError(
                 f"fake_dir: given {directory}, where {path.name} is already, expected a folder "
@@ -91,7 +91,7 @@ def write_fake(
 
 
 def describe_files(paths: Sequence[Path]) -> str:
-    """Where the files are, and how large."""
+    """Returns a line for each file, with path and size."""
     sizes = [sum(f.stat().st_size for f in (p, *p.rglob("*")) if f.is_file()) for p in paths]
     return "\n".join(
         f"synthetic    {p} ({size / 1e6:.0f} MB)" for p, size in zip(paths, sizes, strict=True)
@@ -99,7 +99,7 @@ def describe_files(paths: Sequence[Path]) -> str:
 
 
 def next_command(kind: str, paths: Sequence[Path]) -> str:
-    """The command that prepares the files."""
+    """Returns the command that prepares the files."""
     options = [
         f"--config.data.options.{option}={path}"
         for option, path in zip(FAKES[kind].files, paths, strict=True)
@@ -130,11 +130,11 @@ def _mult_sentiment(
     splits = {}
     for split, count in _sizes(size).items():
         value = rng.integers(-9, 10, count) / 3
-        splits[split] = _left_padded(rng, shapes, directions, value[:, None] / 3)
-        splits[split]["labels"] = value.astype(np.float32).reshape(count, 1, 1)
-        # As in CMU-MOSI: video, start and end.
+        entries = _left_padded(rng, shapes, directions, value[:, None] / 3)
+        entries["labels"] = value.astype(np.float32).reshape(count, 1, 1)
+        # Video, start and end, as in CMU-MOSI.
         names = [(f"{split}{i // 4:05d}", f"{i % 4}.5", f"{i % 4 + 1}.25") for i in range(count)]
-        splits[split]["id"] = np.array(names, dtype="S")
+        splits[split] = {**entries, "id": np.array(names, dtype="S")}
     _dump(paths[0], splits)
 
 
@@ -144,9 +144,9 @@ def _mult_emotion(
     directions = {m: rng.normal(size=(_EMOTIONS, f)) for m, (_, f) in shapes.items()}
     splits = {}
     for split, count in _sizes(size).items():
-        shown = rng.integers(0, 2, (count, _EMOTIONS))
-        splits[split] = _left_padded(rng, shapes, directions, shown)
-        splits[split]["labels"] = np.eye(2, dtype=np.int64)[shown]
+        present = rng.integers(0, 2, (count, _EMOTIONS))
+        entries = _left_padded(rng, shapes, directions, present)
+        splits[split] = {**entries, "labels": np.eye(2, dtype=np.int64)[present]}
     _dump(paths[0], splits)
 
 
@@ -181,7 +181,7 @@ def _mmsa(
 def _audio_visual(
     paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
 ) -> None:
-    """A directory of `.npy` with samples for all splits: video in bytes, the rest in floats."""
+    """Writes a directory of `.npy` with samples of all splits: uint8 video, float32 otherwise."""
     (folder,) = paths
     (folder / "length").mkdir(parents=True)
     held_out = ArraysOptions.valid_fraction + ArraysOptions.test_fraction
@@ -211,7 +211,7 @@ def _sizes(size: int) -> dict[str, int]:
 def _left_padded(
     rng: np.random.Generator, shapes: Shapes, directions: dict[str, Any], weights: np.ndarray
 ) -> dict[str, Any]:
-    """Features `[n, t, f]`, zero in front, with `weights [n, e]` over `directions [e, f]`."""
+    """Draws features `[n, t, f]` around `weights [n, e] @ directions [e, f]`, padded in front."""
     entries: dict[str, Any] = {}
     for m, (steps, width) in shapes.items():
         values = np.zeros((len(weights), steps, width), np.float32)
@@ -219,7 +219,7 @@ def _left_padded(
             real = int(rng.integers(max(1, steps // 4), steps + 1))
             offset = weight @ np.atleast_2d(directions[m])
             values[row, steps - real :] = _noise(rng, (real, width), offset)
-            # Silence has a logarithm of minus infinity.
+            # Log energy of silence, as in the real files.
             if m == "audio" and row % 4 == 0:
                 values[row, -1, rng.integers(width)] = -np.inf
         entries[m] = values

@@ -1,4 +1,4 @@
-"""From records to batches: normalised, padded, shuffled, and cut up for every process."""
+"""Batches of records: normalised, padded, shuffled, and divided among processes."""
 
 import dataclasses
 import functools
@@ -10,21 +10,23 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int, Num
 
+from sft_jax.config.checks import check_choice
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.data.records import DataInfo, ModalityInfo, ModalityStatistics, Record, Records
-from sft_jax.types import Batch, ConfigError, DataError, ModalitySpec, check_choice
+from sft_jax.types import Batch, ConfigError, DataError
 
 NORMALIZATIONS = ("channel", "rms", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Normalizer:
-    """`(x - shift) / scale` for every feature modality, with numbers from the training split.
+    """Normalisation `(x - shift) / scale` of feature modalities, fitted to the training split.
 
     Attributes:
         kind: `channel` centres and scales every feature; `rms` divides a modality by one number,
-            which keeps directions between its features; `none` leaves values as they are.
+            which keeps the directions of feature vectors; `none` leaves values unchanged.
         shift: `{m: (f numbers)}`.
-        scale: `{m: (f numbers)}`; 1 for a feature that does not vary.
+        scale: `{m: (f numbers)}`; 1 for a constant feature.
     """
 
     kind: str
@@ -35,13 +37,13 @@ class Normalizer:
     def from_statistics(
         cls, statistics: Mapping[str, ModalityStatistics], kind: str
     ) -> "Normalizer":
-        """The normalizer of `kind` for `DataInfo.statistics`."""
+        """Returns the normalizer of a kind for `DataInfo.statistics`."""
         check_choice("data.normalization", kind, NORMALIZATIONS)
         shift, scale = {}, {}
         for name, entry in statistics.items():
             mean, std = np.asarray(entry.mean), np.asarray(entry.std)
             if kind == "channel":
-                # Below float32 resolution of its mean a feature is constant, its std rounding.
+                # A std below the float32 resolution of the mean is rounding of a constant.
                 varies = std > 1e-6 * np.abs(mean)
                 centre, width = mean, np.where(varies, std, 1.0)
             else:
@@ -51,27 +53,29 @@ class Normalizer:
         return cls(kind=kind, shift=shift, scale=scale)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
+        """Returns plain dicts, lists and numbers."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> "Normalizer":
-        """The inverse of `to_json`.
+    def from_json(cls, fields: Mapping[str, Any]) -> "Normalizer":
+        """Restores what `to_json` returned.
 
         Raises:
-            DataError: shift and scale of other modalities or features.
+            DataError: Shift and scale differ in modalities or features.
         """
         numbers = {
-            field: {name: tuple(values) for name, values in given[field].items()}
+            field: {name: tuple(values) for name, values in fields[field].items()}
             for field in ("shift", "scale")
         }
-        sizes = [{name: len(values) for name, values in own.items()} for own in numbers.values()]
+        sizes = [
+            {name: len(values) for name, values in entry.items()} for entry in numbers.values()
+        ]
         if sizes[0] != sizes[1]:
             raise DataError(
                 f"normalizer: found shift of {sizes[0]} and scale of {sizes[1]} features, expected "
                 "as many of each; restore data.json of the run"
             )
-        return cls(kind=given["kind"], **numbers)
+        return cls(kind=fields["kind"], **numbers)
 
     @functools.cached_property
     def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -85,10 +89,10 @@ class Normalizer:
     ) -> Num[np.ndarray, "t *f"]:
         """Normalises one record's array of modality `name`; masked steps are exactly zero.
 
-        Integer ids are returned as they are.
+        Integer ids are returned unchanged.
 
         Raises:
-            DataError: the modality is unknown, or its features are not as many.
+            DataError: The modality is unknown, or has another number of features.
         """
         if x.dtype.kind in "iu":
             return x
@@ -114,14 +118,15 @@ def collate(
     """Stacks records into a batch of `batch_size` rows, padding time steps and rows.
 
     Args:
-        records: at most `batch_size` of them, possibly none.
-        indices: position of each record in its split; becomes `id`.
-        modalities: what to take of each record, and the lengths to pad to.
-        normalizer: applied to every record.
-        batch_size: rows; those without a record have weight 0, target 0, id -1, and no real step.
+        records: At most `batch_size` records, possibly none.
+        indices: Position of each record in its split, the `id` of the batch.
+        modalities: Modalities of the batch, with the lengths to pad to.
+        normalizer: Normalizer applied to every record.
+        batch_size: Number of rows; those without a record have weight 0, target 0, id -1, and no
+            real step.
 
     Raises:
-        DataError: a record lacks a modality, is longer than its spec, differs in features, or has
+        DataError: A record lacks a modality, is longer than its spec, differs in features, or has
             no real step in any of `modalities`.
     """
     batch = empty_batch(modalities, batch_size)
@@ -143,7 +148,7 @@ def collate(
 
 
 def empty_batch(modalities: Sequence[ModalitySpec], batch_size: int) -> Batch:
-    """A batch of padding rows only."""
+    """Returns a batch of padding rows only."""
     inputs, mask = {}, {}
     for spec in modalities:
         token = spec.tokenizer == "token"
@@ -204,24 +209,24 @@ def train_batches(
     num_threads: int = 4,
     prefetch: int = 8,
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches; every process gets its rows of the same global batches.
+    """Yields shuffled batches without end; each process gets its rows of the same global batches.
 
     An epoch is a fresh shuffle of all records, cut into `ceil(n / batch_size)` global batches of
     which the last is padded (see `collate`); no batch crosses epochs. Process `p` of `P` yields
-    rows `p * batch_size / P` up to `(p + 1) * batch_size / P`. The order depends on `seed`, the
-    number of records and `batch_size` alone. `get_state` returns JSON, and `set_state` resumes at
-    the very next batch, whatever `num_threads` and `prefetch`.
+    rows `p * batch_size / P` up to `(p + 1) * batch_size / P`. The order depends only on `seed`,
+    `batch_size` and the number of records. `get_state` returns JSON, and `set_state` resumes at the
+    next batch, whatever `num_threads` and `prefetch`.
 
     Args:
-        source_split: records by position.
-        modalities: see `collate`.
-        normalizer: see `collate`.
-        batch_size: rows of a global batch.
-        seed: of the order.
-        process_index: this process.
-        process_count: processes that share a global batch.
-        num_threads: threads that read records; 0 reads when asked.
-        prefetch: batches kept ready.
+        source_split: Records by position.
+        modalities: Modalities of a batch, see `collate`.
+        normalizer: Normalizer applied to every record.
+        batch_size: Number of rows of a global batch.
+        seed: Seed of the order.
+        process_index: Index of this process.
+        process_count: Number of processes that share a global batch.
+        num_threads: Number of threads that read records; 0 reads in the calling thread.
+        prefetch: Number of batches read ahead.
 
     Raises:
         ConfigError: `process_count` does not divide `batch_size`.
@@ -229,9 +234,9 @@ def train_batches(
     rows = _rows(batch_size, process_count)
 
     def load(positions: Int[np.ndarray, "n"]) -> Batch:
-        mine = positions[process_index * rows : (process_index + 1) * rows].tolist()
-        records = [source_split[position] for position in mine]
-        return collate(records, mine, modalities, normalizer, rows)
+        indices = positions[process_index * rows : (process_index + 1) * rows].tolist()
+        records = [source_split[index] for index in indices]
+        return collate(records, indices, modalities, normalizer, rows)
 
     batches = batch_order(len(source_split), batch_size, seed)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
@@ -239,17 +244,17 @@ def train_batches(
 
 
 def batch_order(num_records: int, batch_size: int, seed: int) -> grain.MapDataset:
-    """Positions of the records of every global training batch, by step, without an end.
+    """Returns the positions of the records of every global training batch, without end.
 
-    The last batch of an epoch is short where `batch_size` does not divide `num_records`.
+    The last batch of an epoch is short if `batch_size` does not divide `num_records`.
     """
-    # Grain shuffles epoch e of seed s as epoch e - 1 of seed s + 1; spread seeds share no epoch.
-    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return grain.MapDataset.range(num_records).shuffle(seed=spread).batch(batch_size).repeat()
+    # Grain shuffles epoch e of seed s like epoch e - 1 of seed s + 1; hashed seeds share no epoch.
+    hashed_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return grain.MapDataset.range(num_records).shuffle(seed=hashed_seed).batch(batch_size).repeat()
 
 
 def _rows(batch_size: int, process_count: int) -> int:
-    """Rows of a global batch that one process holds."""
+    """Returns the number of rows of a global batch that one process holds."""
     if batch_size % process_count:
         raise ConfigError(
             f"batch_size: given {batch_size} for {process_count} processes, expected a multiple "
@@ -267,7 +272,9 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every record once, in order; the last batch is padded, and processes share as in training.
+    """Yields every record once, in order; processes share batches as in training.
+
+    The last batch is padded.
 
     Raises:
         ConfigError: `process_count` does not divide `batch_size`.
@@ -277,22 +284,21 @@ def eval_batches(
     def batches() -> Iterator[Batch]:
         for start in range(0, len(source_split), batch_size):
             first = start + process_index * rows
-            mine = range(min(first, len(source_split)), min(first + rows, len(source_split)))
-            records = [source_split[position] for position in mine]
-            yield collate(records, mine, modalities, normalizer, rows)
+            indices = range(min(first, len(source_split)), min(first + rows, len(source_split)))
+            records = [source_split[index] for index in indices]
+            yield collate(records, indices, modalities, normalizer, rows)
 
     return batches()
 
 
 def infer_modalities(info: DataInfo, specs: Sequence[ModalitySpec]) -> tuple[ModalitySpec, ...]:
-    """The modalities of a run: `specs`, checked against the data, or all of the data's.
+    """Checks the modalities of a run against the data, or derives them from it.
 
-    Without `specs`, every modality of the data becomes one, pooled by attention to an eighth of
-    its tokens.
+    Without `specs`, every modality of the data is taken, with an attention pool that keeps an
+    eighth of its tokens.
 
     Raises:
-        ConfigError: a spec names a modality that the data has not, is too short, or has other
-            features.
+        ConfigError: A spec names an unknown modality, is too short, or has other features.
     """
     if not specs:
         return tuple(_default_spec(modality) for modality in info.modalities)

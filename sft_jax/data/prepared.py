@@ -1,13 +1,14 @@
-"""What lies in a prepared folder, checked before it is believed.
+"""Reader of prepared directories that checks their metadata and records.
 
-TFDS would import the modules that a folder's `features.json` names. Here nothing is read but
-`metadata.json`, from which the layout of a record follows, and the shards themselves.
+TFDS would import the modules that `features.json` names. This reader uses only the shards and
+`metadata.json`, which determines the layout of a record.
 """
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ import grain
 import numpy as np
 
 from sft_jax.data.builders.base import record_features
-from sft_jax.data.records import MOST_TOKENS, SPLITS, DataInfo, ModalityInfo, Record
-from sft_jax.files.errors import check_fits, layout_error
-from sft_jax.types import DataError
+from sft_jax.data.records import MAX_TOKENS, SPLITS, DataInfo, ModalityInfo, Record
+from sft_jax.files import check_fits, layout_error
 
 _METADATA = "metadata.json"
-_AGAIN = "remove the folder, and prepare the source again"
+_REMEDY = "remove the folder, and prepare the source again"
 _KINDS = ("feature", "token")
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
@@ -29,75 +29,72 @@ _UNREADABLE = (
 
 
 def read_info(directory: Path) -> DataInfo:
-    """What the folder says of itself.
+    """Reads and checks the metadata of a prepared directory.
 
     Raises:
-        DataError: it is not as `prepare` writes it.
+        DataError: The metadata is not as `prepare` writes it.
     """
     path = directory / _METADATA
     try:
         info = DataInfo.from_json(json.loads(path.read_text("utf-8")), str(directory))
-        wrong = _wrong(info)
-    # Anything may be missing, or of another type.
+        wrong = _wrong_field(info)
+    # Any entry may be missing or of another type.
     except _UNREADABLE as error:
         found = f"{type(error).__name__} ({error})"
-        raise layout_error(path, "file", found, "what was prepared", _AGAIN) from error
+        raise layout_error(path, "file", found, "what was prepared", _REMEDY) from error
     if wrong:
-        raise layout_error(path, wrong, "something else", "what was prepared", _AGAIN)
-    check_fits(2 * info.record_bytes, path, "modalities", _AGAIN)
+        raise layout_error(path, wrong, "other values", "those that were prepared", _REMEDY)
+    check_fits(2 * info.record_bytes, path, "modalities", _REMEDY)
     return info
 
 
 class Shards(Sequence):
-    """Records of a split, each read and decoded when it is asked for."""
+    """Records of a split, each read and decoded when it is accessed."""
 
     def __init__(self, info: DataInfo, split: str):
         """Opens the files of a split.
 
         Raises:
-            DataError: one is missing, or they hold more or fewer records than the metadata says.
+            DataError: A file is missing, or the number of records differs from the metadata.
         """
         self._info, self._split = info, split
         self._features = record_features(info.modalities)
         files = _files(Path(info.directory), split)
-        self._stored = self._explained(lambda: grain.sources.ArrayRecordDataSource(files))
-        found, expected = self._explained(lambda: len(self._stored)), info.num_records[split]
-        if found != expected:
-            raise layout_error(info.directory, split, f"{found} records", expected, _AGAIN)
+        with self._convert_errors(split):
+            self._stored = grain.sources.ArrayRecordDataSource(files)
+            size = len(self._stored)
+        if size != len(self):
+            raise layout_error(info.directory, split, f"{size} records", len(self), _REMEDY)
 
     def __len__(self) -> int:
         return self._info.num_records[self._split]
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices needed
-        """The record at `index`; raises `DataError` if it is damaged."""
-        stored = self._explained(
-            lambda: self._features.deserialize_example_np(self._stored[index]), index
-        )
-        return self._explained(lambda: _decode(stored, self._info), index)
+        """Returns the record at `index`; raises `DataError` if it is damaged."""
+        with self._convert_errors(f"record {index} of {self._split}"):
+            stored = self._features.deserialize_example_np(self._stored[index])
+            return _decode(stored, self._info)
 
-    def _explained(self, read: Any, index: int | None = None) -> Any:
+    @contextlib.contextmanager
+    def _convert_errors(self, key: str) -> Iterator[None]:
         try:
-            return read()
-        except DataError:
-            raise
-        # Damage surfaces as errors of ArrayRecord, of protocol buffers, and of shapes.
+            yield
+        # Damage raises errors of ArrayRecord, of protocol buffers, and of shapes.
         except Exception as error:
-            key = self._split if index is None else f"record {index} of {self._split}"
-            found = f"{type(error).__name__} ({error})"
-            where = self._info.directory
-            raise layout_error(where, key, found, "what was prepared", _AGAIN) from error
+            found, path = f"{type(error).__name__} ({error})", self._info.directory
+            raise layout_error(path, key, found, "what was prepared", _REMEDY) from error
 
 
 def _files(directory: Path, split: str) -> list[str]:
-    """The shards of a split, in order."""
-    form = re.compile(rf"\w+-{split}\.array_record-(\d{{5}})-of-(\d{{5}})")
-    found = sorted(path for path in directory.iterdir() if form.fullmatch(path.name))
-    numbers = [form.fullmatch(path.name).groups() for path in found]  # type: ignore[union-attr]
-    count = len(found)
+    """Returns the shards of a split, in order."""
+    pattern = re.compile(rf"\w+-{split}\.array_record-(\d{{5}})-of-(\d{{5}})")
+    paths = sorted(path for path in directory.iterdir() if pattern.fullmatch(path.name))
+    numbers = [pattern.fullmatch(path.name).groups() for path in paths]  # type: ignore[union-attr]
+    count = len(paths)
     if not count or numbers != [(f"{i:05d}", f"{count:05d}") for i in range(count)]:
-        names = ", ".join(path.name for path in found[:3]) or "none"
-        raise layout_error(directory, split, f"files {names}", "all shards of the split", _AGAIN)
-    return [str(path) for path in found]
+        names = ", ".join(path.name for path in paths[:3]) or "none"
+        raise layout_error(directory, split, f"files {names}", "all shards of the split", _REMEDY)
+    return [str(path) for path in paths]
 
 
 def _decode(stored: dict, info: DataInfo) -> Record:
@@ -117,8 +114,8 @@ def _decode(stored: dict, info: DataInfo) -> Record:
     )
 
 
-def _wrong(info: DataInfo) -> str:
-    """The first field that does not hold what it should, empty if all do."""
+def _wrong_field(info: DataInfo) -> str:
+    """Returns the first field with an invalid value; empty if all are valid."""
     classes, names = len(info.class_names), [m.name for m in info.modalities]
     features = {m.name: m.feature_dim for m in info.modalities if m.kind == "feature"}
     checks = {
@@ -139,13 +136,13 @@ def _wrong(info: DataInfo) -> str:
         "split_units": set(info.split_units) <= set(SPLITS) and _are_texts(info.split_units),
         "statistics": set(info.statistics) == set(features)
         and all(
-            len(one.mean) == len(one.std) == features[name]
-            and _is_finite(*one.mean, *one.std, one.rms)
-            and _is_count(one.count)
-            for name, one in info.statistics.items()
+            len(entry.mean) == len(entry.std) == features[name]
+            and _is_finite(*entry.mean, *entry.std, entry.rms)
+            and _is_count(entry.count)
+            for name, entry in info.statistics.items()
         ),
     }
-    return next((name for name, right in checks.items() if not right), "")
+    return next((name for name, is_valid in checks.items() if not is_valid), "")
 
 
 def _is_modality(m: ModalityInfo) -> bool:
@@ -155,7 +152,7 @@ def _is_modality(m: ModalityInfo) -> bool:
         and _is_count(*sizes)
         and min(sizes) > 0
         and m.kind in _KINDS
-        and (m.kind == "feature" or m.feature_dim <= MOST_TOKENS)
+        and (m.kind == "feature" or m.feature_dim <= MAX_TOKENS)
         and _is_finite(m.sampling_rate)
     )
 
@@ -168,8 +165,8 @@ def _is_text(*values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _is_counts(given: Mapping[str, Any], keys: Any) -> bool:
-    return set(given) == set(keys) and _is_count(*given.values())
+def _is_counts(counts: Mapping[str, Any], keys: Any) -> bool:
+    return set(counts) == set(keys) and _is_count(*counts.values())
 
 
 def _is_count(*values: Any) -> bool:

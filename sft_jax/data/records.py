@@ -1,4 +1,4 @@
-"""What a source holds: its records, and everything known about them as a whole."""
+"""Records of a source, and the description of a prepared source."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Num
 
 SPLITS = ("train", "valid", "test")
-# Ids that a modality of tokens may have, each with an embedding of its own.
-MOST_TOKENS = 10_000_000
+# Largest vocabulary of a token modality, in which each id has an embedding.
+MAX_TOKENS = 10_000_000
 
-# More than these are not told one by one.
-_MOST_CLASSES = 20
+# More classes than this are not listed one by one.
+_MAX_LISTED = 20
 
 
 class Record(TypedDict):
@@ -20,11 +20,12 @@ class Record(TypedDict):
 
     Attributes:
         inputs: `{m: [t, f]}` float32 features or `{m: [t]}` int32 ids; zero where masked.
-        mask: `{m: [t]}` bool, true where a real time step is.
-        label: class, from 0.
-        value: number behind the label (a sentiment, say), NaN where classes have none.
-        id: name of the sample, unique in its source.
-        group: what the sample was cut from; samples of a group are not independent.
+        mask: `{m: [t]}` bool, true at real time steps.
+        label: Class, from 0.
+        value: Number behind the class, such as a sentiment; NaN if there is none.
+        id: Name of the sample, unique in its source.
+        group: Name of the recording that the sample was cut from; samples of a group are not
+            independent.
     """
 
     inputs: dict[str, np.ndarray]
@@ -35,13 +36,12 @@ class Record(TypedDict):
     group: str
 
 
-# `Record`s by position. Not `Sequence[Record]`: a check of the type would read one, at random,
-# which takes time and may be damaged.
+# Sequence of `Record`, without the parameter: a runtime type check would read a random record.
 Records = Sequence
 
 
 class LazyRecords(Sequence):
-    """`size` records, each made when it is asked for, by position."""
+    """Records that are made when they are accessed by position."""
 
     def __init__(self, size: int, make: Callable[[int], Record]):
         self._size, self._make = size, make
@@ -50,7 +50,7 @@ class LazyRecords(Sequence):
         return self._size
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices needed
-        """The record at `index`; negative positions count from the end."""
+        """Returns the record at `index`; negative positions count from the end."""
         position = index + self._size if index < 0 else index
         if not 0 <= position < self._size:
             raise IndexError(f"record {index} of {self._size}")
@@ -62,14 +62,14 @@ class LazyRecords(Sequence):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModalityInfo:
-    """What the data holds of one modality.
+    """Layout of one modality.
 
     Attributes:
-        name: its key in a record.
-        length: time steps `t` of a record, padding included.
-        feature_dim: features `f`; for tokens the vocabulary size (largest id + 1).
+        name: Key in a record.
+        length: Number of time steps `t` of a record, padding included.
+        feature_dim: Number of features `f`; for tokens the vocabulary size (largest id + 1).
         kind: `feature` (float32 `[t, f]`) or `token` (int32 `[t]`).
-        sampling_rate: time steps a second, 1 where it is not known.
+        sampling_rate: Time steps per second, 1 if unknown.
     """
 
     name: str
@@ -85,7 +85,7 @@ class ModalityInfo:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one record in memory, mask included."""
+        """Size of one record in memory in bytes, mask included."""
         return 4 * int(np.prod(self.shape)) + self.length
 
 
@@ -94,9 +94,10 @@ class ModalityStatistics:
     """Moments of one modality over the real time steps of the training split.
 
     Attributes:
-        mean, std: of each feature `[f]` (population standard deviation).
-        rms: root of the mean square over time steps and features together.
-        count: real time steps seen.
+        mean: Mean of each feature, `[f]`.
+        std: Population standard deviation of each feature, `[f]`.
+        rms: Root mean square over time steps and features.
+        count: Number of real time steps.
     """
 
     mean: tuple[float, ...]
@@ -107,24 +108,24 @@ class ModalityStatistics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataInfo:
-    """A prepared source, as stored beside its records.
+    """Description of a prepared source, stored beside its records.
 
     Attributes:
-        source: name of the source.
-        class_names: names of the classes, by label.
-        modalities: what records hold, in order.
-        statistics: of each feature modality, over the training split.
-        repairs: what was mended while reading, and how often.
-        num_records: records of each split.
-        class_counts: records of each class, of each split.
-        groups: groups of each split, sorted.
-        split_units: what the splits were drawn over (subjects, groups), of each split, sorted.
-        options: the source's options.
-        source_sha256: SHA-256 of the source file, empty where there is none.
-        fingerprint: SHA-256 of the source's name, version and options and of `source_sha256`:
+        source: Name of the source.
+        class_names: Names of the classes, by label.
+        modalities: Layouts of the modalities, in order.
+        statistics: Statistics of each feature modality over the training split.
+        repairs: Number of repairs made while reading, by description.
+        num_records: Number of records of each split.
+        class_counts: Number of records of each class, for each split.
+        groups: Sorted groups of each split.
+        split_units: Sorted units that splits were drawn from (subjects, groups), for each split.
+        options: Options of the source.
+        source_sha256: SHA-256 of the source file, empty if there is none.
+        fingerprint: SHA-256 of name, version and options of the source and of `source_sha256`;
             equal fingerprints mean equal records.
-        directory: where the prepared files lie.
-        class_values: number that each class stands for, in order; empty where classes have none.
+        directory: Directory of the prepared files.
+        class_values: Number that each class stands for; empty if there are none.
         remarks: Sentences on what was left out, assumed or looks wrong.
     """
 
@@ -146,7 +147,7 @@ class DataInfo:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The remarks, and the classes that a split has no sample of."""
+        """The remarks, and a sentence for every split without samples of some class."""
         return self.remarks + tuple(
             text
             for split in SPLITS
@@ -156,49 +157,49 @@ class DataInfo:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of one record in memory."""
+        """Size of one record in memory in bytes."""
         return sum(modality.num_bytes for modality in self.modalities)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers; `directory` is left out, since files may be moved."""
+        """Returns plain dicts, lists and numbers, without `directory`, since files may be moved."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "directory"}
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any], directory: str) -> "DataInfo":
-        """The inverse of `to_json`, for the files in `directory`."""
+    def from_json(cls, fields: Mapping[str, Any], directory: str) -> "DataInfo":
+        """Restores what `to_json` returned, for the files in `directory`."""
         tuples = {
-            field: {key: tuple(value) for key, value in given[field].items()}
+            field: {key: tuple(value) for key, value in fields[field].items()}
             for field in ("class_counts", "groups", "split_units")
         }
         statistics = {
             name: ModalityStatistics(
                 **{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])}
             )
-            for name, entry in given["statistics"].items()
+            for name, entry in fields["statistics"].items()
         }
-        modalities = tuple(ModalityInfo(**entry) for entry in given["modalities"])
+        modalities = tuple(ModalityInfo(**entry) for entry in fields["modalities"])
         parsed = {
-            "class_names": tuple(given["class_names"]),
-            "class_values": tuple(given["class_values"]),
-            "remarks": tuple(given.get("remarks", ())),
+            "class_names": tuple(fields["class_names"]),
+            "class_values": tuple(fields["class_values"]),
+            "remarks": tuple(fields.get("remarks", ())),
             "modalities": modalities,
             "statistics": statistics,
         }
-        return cls(**{**given, **tuples, **parsed}, directory=directory)
+        return cls(**{**fields, **tuples, **parsed}, directory=directory)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contents:
-    """All of a source before it is written; see `DataInfo` for what the fields mean.
+    """Content of a source before it is written; see `DataInfo` for the other fields.
 
     Attributes:
-        splits: records of each split that is not empty.
-        repairs: what was mended, or a function that is asked once all records have been written.
+        splits: Records of each split that is not empty.
+        repairs: Repairs, or a function that returns them after all records have been written.
     """
 
     modalities: tuple[ModalityInfo, ...]
@@ -225,14 +226,14 @@ def fixed_length(
 
 
 def to_arrays(records: Records) -> dict[str, np.ndarray]:
-    """Records as the entries of an `.npz` file, as `data.arrays.read_arrays` takes them.
+    """Converts records to the entries of an `.npz` file, as `data.arrays.read_arrays` reads them.
 
     Args:
-        records: `n` of them, at least one.
+        records: Records `[n]`, at least one.
 
     Returns:
-        `<m> [n, t, f]` (or `[n, t]`) and `mask/<m> [n, t]` for every modality, `label`, `id` and
-        `group`, each `[n]`.
+        `<m> [n, t, f]` (or `[n, t]`) and `mask/<m> [n, t]` for every modality, and `label [n]`,
+        `id [n]` and `group [n]`.
     """
     rows = list(records)
     arrays = {name: np.stack([row["inputs"][name] for row in rows]) for name in rows[0]["inputs"]}
@@ -242,7 +243,7 @@ def to_arrays(records: Records) -> dict[str, np.ndarray]:
 
 
 def describe(info: DataInfo) -> str:
-    """What was found, split by split, in a few lines."""
+    """Describes a prepared source in a few lines."""
     lines = [f"source       {info.source}"]
     for m in info.modalities:
         unit = "features" if m.kind == "feature" else "ids"
@@ -270,7 +271,7 @@ def describe(info: DataInfo) -> str:
 
 
 def _balance(names: Sequence[str], counts: Sequence[int]) -> str:
-    if len(names) > _MOST_CLASSES:
+    if len(names) > _MAX_LISTED:
         return f"{len(names)} classes of {min(counts)} to {max(counts)} records"
     return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
 
@@ -279,7 +280,7 @@ def _missing_classes(split: str, names: Sequence[str], counts: Sequence[int]) ->
     missing = [name for name, count in zip(names, counts, strict=True) if not count]
     if not missing:
         return ()
-    shown = ", ".join(missing[:_MOST_CLASSES]) + (", ..." if len(missing) > _MOST_CLASSES else "")
+    shown = ", ".join(missing[:_MAX_LISTED]) + (", ..." if len(missing) > _MAX_LISTED else "")
     effect = "cannot be learned" if split == "train" else "cannot be scored there"
     count = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
     return (f"split {split} has no sample of {count} of {len(names)}, which {effect}: {shown}",)

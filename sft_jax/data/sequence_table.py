@@ -1,27 +1,39 @@
-"""A split of sequences that are read row by row from where they lie."""
+"""Records of one split whose features are read row by row from their file."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int, Num
 
 from sft_jax.data.records import ModalityInfo, Record
-from sft_jax.files.rows import Rows, chunks, clean
+from sft_jax.files import Rows
+
+# Size of the parts in which an array is scanned.
+CHUNK_BYTES = 32 << 20
+
+_NON_FINITE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "-inf": np.isneginf,
+    "inf": np.isposinf,
+    "NaN": np.isnan,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceTable(Sequence):
-    """Records of one split; features are read and mended when a record is asked for.
+    """Records of one split; features are read and cleaned when a record is accessed.
 
     Attributes:
-        inputs: `{m: [n, t, f]}`.
-        mask: `{m: [n, t]}`, true where a time step is real.
+        inputs: `{m: [n, t, f]}` features.
+        mask: `{m: [n, t]}`, true at real time steps.
         label: `[n]` classes.
-        value: `[n]` numbers behind them, NaN where there are none.
-        id, group: of every row.
-        repairs: how many values of each modality and kind were not finite.
+        value: `[n]` numbers behind the classes, NaN if there are none.
+        id: Name of each row.
+        group: Group of each row.
+        repairs: Number of non-finite values by modality and kind.
     """
 
     inputs: dict[str, Rows]
@@ -34,19 +46,19 @@ class SequenceTable(Sequence):
 
     @functools.cached_property
     def rows(self) -> Int[np.ndarray, "k"]:
-        """Rows that have a real time step in some modality; the others are no records."""
+        """Rows with a real time step in some modality; the others are no records."""
         return np.flatnonzero(np.any([real.any(1) for real in self.mask.values()], axis=0))
 
     @property
     def num_empty(self) -> int:
-        """Rows without a real time step."""
+        """Number of rows without a real time step."""
         return len(self.label) - len(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices needed
-        """The record at `index`."""
+        """Returns the record at `index`."""
         row = int(self.rows[index])
         inputs = {}
         for name, values in self.inputs.items():
@@ -63,34 +75,59 @@ class SequenceTable(Sequence):
 
 
 def modality_info(name: str, values: Rows) -> ModalityInfo:
-    """Length and width of an array `[n, t, f]`."""
-    return ModalityInfo(
-        name=name,
-        length=int(values.shape[1]),
-        feature_dim=int(values.shape[2]),
-        kind="feature",
-    )
+    """Returns length and width of features `[n, t, f]`."""
+    _, length, width = values.shape
+    return ModalityInfo(name=name, length=int(length), feature_dim=int(width), kind="feature")
 
 
-def inspect(
+def scan(
     values: Rows, mask: Bool[np.ndarray, "n t"] | None = None
 ) -> tuple[Bool[np.ndarray, "n t"], dict[str, int]]:
-    """Reads all of `values` once, a few rows at a time.
+    """Reads all features once, in chunks.
 
     Args:
-        values: `[n, t, f]`.
-        mask: real time steps, where they are known.
+        values: `[n, t, f]` features.
+        mask: Real time steps; None if unknown.
 
     Returns:
-        `mask`, or where it is None the steps that have a feature other than 0 once values that are
-        not finite are 0; and how many there were of these, by kind, in real steps (or all).
+        The mask, and the number of non-finite values in real steps by kind. An unknown mask is true
+        at steps with a feature other than 0, after non-finite values were set to 0.
     """
-    found = np.zeros(values.shape[:2], bool) if mask is None else mask
-    counts: dict[str, int] = {}
-    for part in chunks(values):
-        cleaned, bad = clean(values[part], None if mask is None else mask[part])
+    result = np.zeros(values.shape[:2], bool) if mask is None else mask
+    counts: Counter[str] = Counter()
+    for part in _chunks(values):
+        cleaned, non_finite = clean(values[part], None if mask is None else mask[part])
         if mask is None:
-            found[part] = cleaned.any(2)
-        for kind, count in bad.items():
-            counts[kind] = counts.get(kind, 0) + count
-    return found, counts
+            result[part] = cleaned.any(2)
+        counts.update(non_finite)
+    return result, dict(counts)
+
+
+def _chunks(rows: Rows) -> Iterator[slice]:
+    """Yields slices that cover all rows, each of at most `CHUNK_BYTES` or one row."""
+    row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
+    size = max(1, CHUNK_BYTES // max(row_bytes, 1))
+    return (slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size))
+
+
+def clean(
+    values: Num[np.ndarray, "*n t f"], mask: Bool[np.ndarray, "*n t"] | None = None
+) -> tuple[Float32[np.ndarray, "*n t f"], dict[str, int]]:
+    """Converts features to float32, with 0 for every value that is not finite.
+
+    Args:
+        values: Numbers of any type; a float64 beyond the range of float32 counts as infinite.
+        mask: Time steps whose values are counted; None for all.
+
+    Returns:
+        A copy, and the number of `-inf`, `inf` and `NaN`; kinds that do not occur are left out.
+    """
+    with np.errstate(over="ignore"):
+        cleaned = values.astype(np.float32)
+    bad = ~np.isfinite(cleaned)
+    if not bad.any():
+        return cleaned, {}
+    counted = cleaned[bad if mask is None else bad & mask[..., None]]
+    counts = {kind: int(np.count_nonzero(test(counted))) for kind, test in _NON_FINITE.items()}
+    cleaned[bad] = 0
+    return cleaned, {kind: count for kind, count in counts.items() if count}

@@ -1,4 +1,4 @@
-"""Prepared sources: written once as ArrayRecord, then read at random."""
+"""Prepared sources: written once as ArrayRecord, then read with random access."""
 
 import contextlib
 import functools
@@ -12,46 +12,43 @@ from pathlib import Path
 from absl import logging
 
 from sft_jax.config.data import DataConfig
-from sft_jax.data.builders import BUILDERS, SourceBuilder, base
+from sft_jax.data.builders import SourceBuilder, base, builder_class
 from sft_jax.data.prepared import Shards, read_info
 from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Records
-from sft_jax.files.checksums import find_damage
+from sft_jax.files import find_damage
 from sft_jax.types import DataError
 
-# Decoding a record takes longer than a small model takes to train on it.
-MEMORY_BYTES = 512 << 20
+# Splits below this size stay decoded in memory, since decoding a record takes longer than training
+# a small model on it.
+MAX_CACHED_BYTES = 512 << 20
 
 
 def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
-    """Writes the source's records to `config.data_dir`, unless they are there already.
+    """Writes the records of a source to `config.data_dir`, unless they exist.
 
     Args:
-        config: source, options and directory.
-        force: write anew even if the records are there.
-
-    Returns:
-        What was prepared.
+        config: Source, options and directory.
+        force: Whether to replace existing records.
 
     Raises:
-        DataError: the source cannot be used.
+        DataError: The source cannot be used.
     """
     return _prepare(_builder(config), force)
 
 
 def _prepare(builder: SourceBuilder, force: bool = False) -> DataInfo:
     if force and builder.directory.exists():
-        # Renamed first: a removal that is interrupted must not leave half a directory to open.
-        aside = builder.directory.with_name(f"removed.{uuid.uuid4().hex}")
-        builder.directory.rename(aside)
-        shutil.rmtree(aside)
+        # Renamed first, so that an interrupted removal leaves no incomplete directory to open.
+        removed = builder.directory.with_name(f"removed.{uuid.uuid4().hex}")
+        builder.directory.rename(removed)
+        shutil.rmtree(removed)
     if not _is_prepared(builder.directory):
         try:
-            with _quiet():
+            with _silence_tfds():
                 builder.write()
-        # RuntimeError is ArrayRecord's own, of a file that cannot be written.
+        # ArrayRecord raises RuntimeError for a file that cannot be written.
         except (OSError, RuntimeError) as error:
-            # Two processes may prepare at once; the directory of the first to finish is in the
-            # way of the other's, and as good.
+            # Another process may have finished the same directory first.
             if not _is_prepared(builder.directory):
                 raise DataError(
                     f"{builder.directory}: could not be written ({error}); see that the disk has "
@@ -61,37 +58,37 @@ def _prepare(builder: SourceBuilder, force: bool = False) -> DataInfo:
 
 
 def open_source(config: DataConfig) -> "Source":
-    """The prepared source, which is prepared first if it is not there yet.
+    """Opens a source, which is prepared first if necessary.
 
     Raises:
-        DataError: the source cannot be used.
+        DataError: The source cannot be used.
     """
     return Source(Path(prepare(config).directory))
 
 
 def open_source_of_run(config: DataConfig, fingerprint: str) -> "Source":
-    """As `open_source`, but with the records an earlier version of this package prepared for a run.
+    """Opens the records that a run was trained on, even if an earlier version prepared them.
 
-    A newer version may make other records of the same file and options; it may draw another split,
-    say. Those of the run are used where they are still in `config.data_dir`.
+    A newer version may make other records of the same file and options, such as another split.
+    Those of the run are used if they are still in `config.data_dir`.
 
     Args:
         config: Configuration of the run.
         fingerprint: Fingerprint of the data that the run was trained on.
 
     Raises:
-        DataError: the source cannot be used.
+        DataError: The source cannot be used.
     """
     builder = _builder(config)
     if builder.fingerprint != fingerprint:
-        for found in sorted(builder.directory.parents[1].glob(f"*-{fingerprint[:12]}/*")):
-            if _is_prepared(found) and _is_of_run(read_info(found), builder, fingerprint):
-                return Source(found)
+        for directory in sorted(builder.directory.parents[1].glob(f"*-{fingerprint[:12]}/*")):
+            if _is_prepared(directory) and _matches(read_info(directory), builder, fingerprint):
+                return Source(directory)
     return Source(Path(_prepare(builder).directory))
 
 
-def _is_of_run(info: DataInfo, builder: SourceBuilder, fingerprint: str) -> bool:
-    """Whether records have this fingerprint and come from the builder's file with its options."""
+def _matches(info: DataInfo, builder: SourceBuilder, fingerprint: str) -> bool:
+    """Returns whether records have a fingerprint, and the file and options of a builder."""
     options = json.loads(json.dumps(builder.identity()))
     stored = {key: value for key, value in info.options.items() if key in options}
     return (
@@ -102,17 +99,21 @@ def _is_of_run(info: DataInfo, builder: SourceBuilder, fingerprint: str) -> bool
 
 
 class Source:
-    """Records of a prepared source by split and position."""
+    """Records of a prepared source by split and position.
+
+    Attributes:
+        info: Description of the prepared source.
+    """
 
     def __init__(self, directory: Path):
-        """Opens the files in `directory`.
+        """Opens a prepared directory.
 
         Raises:
-            DataError: they are not what was prepared.
+            DataError: The files are damaged.
         """
         self.info = read_info(directory)
         try:
-            damage = find_damage(directory, base.SUMMED_BYTES)
+            damage = find_damage(directory, base.MAX_HASHED_BYTES)
         except OSError as error:
             raise DataError(f"{directory}: could not be read ({error}); try again") from error
         if damage is not None:
@@ -121,36 +122,36 @@ class Source:
         self._columns = functools.cache(self._read_columns)
 
     def split(self, name: str) -> Records:
-        """Records of `train`, `valid` or `test`, in the order they were written.
+        """Returns the records of `train`, `valid` or `test`, in the order they were written.
 
-        They are kept decoded in memory when the split takes less than 512 MiB.
+        Splits of less than 512 MiB are kept in memory.
 
         Raises:
-            DataError: there is no such split, it is empty, or its files are damaged.
+            DataError: The split does not exist, is empty, or its files are damaged.
         """
         if not self.info.num_records.get(name):
-            filled = [split for split in SPLITS if self.info.num_records[split]]
-            found = "empty" if name in SPLITS else "unknown"
+            available = [split for split in SPLITS if self.info.num_records[split]]
+            problem = "empty" if name in SPLITS else "unknown"
             raise DataError(
-                f"{self.info.directory}: split {name!r} is {found}, expected one of "
-                f"{', '.join(filled)}; choose one of these, or hold samples out in data.options"
+                f"{self.info.directory}: split {name!r} is {problem}, expected one of "
+                f"{', '.join(available)}; choose one of these, or hold samples out in data.options"
             )
         return self._split(name)
 
     def ids(self, split: str) -> list[str]:
-        """Names of the records of a split, in order."""
+        """Returns the names of the records of a split, in order."""
         return list(self._columns(split)["id"])
 
     def groups(self, split: str) -> list[str]:
-        """Groups of the records of a split, in order."""
+        """Returns the groups of the records of a split, in order."""
         return list(self._columns(split)["group"])
 
     def values(self, split: str) -> list[float]:
-        """Numbers behind the labels of a split, in order; NaN where classes have none."""
+        """Returns the numbers behind the labels of a split, in order; NaN if there are none."""
         return list(self._columns(split)["value"])
 
     def _read_columns(self, name: str) -> dict[str, list]:
-        # Together, since a large split is read from disk to get at any of them.
+        # All at once, since a large split must be read from disk for any of them.
         columns: dict[str, list] = {"id": [], "group": [], "value": []}
         for record in self.split(name):
             for key, values in columns.items():
@@ -160,23 +161,23 @@ class Source:
     def _read_split(self, name: str) -> Records:
         shards = Shards(self.info, name)
         records = LazyRecords(len(shards), shards.__getitem__)
-        if len(shards) * self.info.record_bytes < MEMORY_BYTES:
+        if len(shards) * self.info.record_bytes < MAX_CACHED_BYTES:
             return tuple(records)
         return records
 
 
 def _builder(config: DataConfig) -> SourceBuilder:
-    return BUILDERS[config.source](config.options, config.data_dir)
+    return builder_class(config.source)(config.options, config.data_dir)
 
 
 def _is_prepared(directory: Path) -> bool:
-    # Written last by TFDS, into a directory that only then gets its name.
+    # TFDS writes this file last, before it renames the temporary directory.
     return (directory / "dataset_info.json").is_file()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TFDS from announcing downloads that do not take place."""
+def _silence_tfds() -> Iterator[None]:
+    """Suppresses TFDS messages about downloads that do not take place."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -1,26 +1,26 @@
-"""Names of splits, and samples drawn for them class by class."""
+"""Names of splits, and stratified draws of held-out samples."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-# Names of splits in lower case, and the split that each means.
-SPLIT_NAMES = {
+# Split meant by each accepted name, in lower case.
+SPLIT_ALIASES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "val", "validation", "dev", "development"), "valid"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 # Groups compared for each draw, to bound the time.
-_CANDIDATES = 256
+_MAX_CANDIDATES = 256
 
 
 def stratified(label: Int[np.ndarray, " n"], fraction: float, seed: int) -> Bool[np.ndarray, " n"]:
-    """Draws `fraction` of every class, `[n]` bool, true where a sample is held out.
+    """Draws a fraction of every class; returns `[n]`, true where a sample is held out.
 
     Counts are rounded half to even, but a fraction above zero takes at least one sample of a class
-    and below one leaves at least one; a class of one sample is left alone. Every class has a
-    stream of its own, so that one more sample changes no other class.
+    and a fraction below one leaves at least one; a class of one sample is never held out. Each
+    class has its own random stream, so an additional sample changes no other class.
     """
     held_out = np.zeros(len(label), bool)
     for c in np.unique(label):
@@ -34,10 +34,9 @@ def stratified(label: Int[np.ndarray, " n"], fraction: float, seed: int) -> Bool
 
 
 def stratified_folds(label: Int[np.ndarray, " n"], folds: int, seed: int) -> Int[np.ndarray, " n"]:
-    """Deals the samples of every class to `folds` folds in turn; the fold of each sample.
+    """Distributes the samples of every class over folds in random order; returns `[n]` folds.
 
-    The order in which a class is dealt is drawn by `seed`, class by class. Where a class does not
-    divide evenly, the first folds have one sample more.
+    If the size of a class is not a multiple of `folds`, the first folds have one sample more.
     """
     fold = np.zeros(len(label), np.int64)
     for c in np.unique(label):
@@ -50,16 +49,16 @@ def stratified_folds(label: Int[np.ndarray, " n"], folds: int, seed: int) -> Int
 def hold_out(
     label: Int[np.ndarray, " n"], group: Sequence[str], fraction: float, seed: int
 ) -> Bool[np.ndarray, " n"]:
-    """Draws samples by class, `[n]` bool, without parting a group.
+    """Draws samples by class without splitting a group; returns `[n]`, true where held out.
 
-    Where every sample is a group of its own, this is `stratified`. Otherwise `fraction` of the
-    groups is drawn, at least one if it is above zero: each time the group that brings the counts of
-    the classes closest to their share, and where possible none that leaves a class without samples.
+    If every sample is its own group, this is `stratified`. Otherwise a fraction of the groups is
+    drawn, at least one if it is above zero. Each draw takes the group that brings the class counts
+    closest to their share, and if possible none that leaves a class without samples.
 
     Args:
         label: Class of each sample, from 0.
         group: Group of each sample.
-        fraction: Share to hold out.
+        fraction: Fraction to hold out.
         seed: Seed of the draw.
     """
     names, index = np.unique(np.asarray(group), return_inverse=True)
@@ -73,20 +72,36 @@ def hold_out(
 
 
 def _draw_groups(
-    counts: Int[np.ndarray, "groups classes"], number: int, seed: int
+    counts: Int[np.ndarray, "groups classes"], num_groups: int, seed: int
 ) -> Bool[np.ndarray, " groups"]:
     order = np.random.default_rng(seed).permutation(len(counts))
-    left = counts.sum(axis=0)
-    wanted = left * number / len(counts)
-    weight = 1 / np.where(left > 0, wanted, 1)  # as in a chi-squared distance
+    remaining = counts.sum(axis=0)
+    target = remaining * num_groups / len(counts)
+    weight = 1 / np.where(remaining > 0, target, 1)  # as in a chi-squared distance
     held_out = np.zeros(len(counts), bool)
-    drawn = np.zeros_like(left)
-    for _ in range(min(number, len(counts))):
-        candidates = order[~held_out[order]][:_CANDIDATES]
-        distance = (weight * (drawn + counts[candidates] - wanted) ** 2).sum(axis=1)
-        takes_last = ((left > 0) & (left == counts[candidates])).any(axis=1)
+    drawn = np.zeros_like(remaining)
+    for _ in range(min(num_groups, len(counts))):
+        candidates = order[~held_out[order]][:_MAX_CANDIDATES]
+        distance = (weight * (drawn + counts[candidates] - target) ** 2).sum(axis=1)
+        takes_last = ((remaining > 0) & (remaining == counts[candidates])).any(axis=1)
         best = candidates[np.lexsort((distance, takes_last))[0]]
         held_out[best] = True
         drawn += counts[best]
-        left = left - counts[best]
+        remaining = remaining - counts[best]
     return held_out
+
+
+def train_test_rows(
+    held_out: Bool[np.ndarray, " n"], num_test: int
+) -> dict[str, tuple[str, Int[np.ndarray, " _"]]]:
+    """Returns the file (`train` or `test`) and the rows of every split.
+
+    Args:
+        held_out: Rows of the training file that are used for validation.
+        num_test: Number of rows of the test file.
+    """
+    return {
+        "train": ("train", np.flatnonzero(~held_out)),
+        "valid": ("train", np.flatnonzero(held_out)),
+        "test": ("test", np.arange(num_test)),
+    }

@@ -8,7 +8,6 @@ attention.
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,10 +18,8 @@ from sft_jax.attention.fixed_blocks import keys_of_token
 from sft_jax.config.run import Config
 from sft_jax.efficiency.flops import flops_by_scope, scope_of
 from sft_jax.efficiency.model_costs import traceable, written_out
-from sft_jax.models.layers import BlockConfig, MultiHeadAttention
+from sft_jax.models.layers import BlockConfig, Layer, MultiHeadAttention
 
-# Parts of a layer: the path of a layer ends before these.
-_PARTS = ("attention", "mlp", "proj", "embedding", "linear", "norm")
 _REST = "elsewhere"
 
 
@@ -58,12 +55,13 @@ def layer_costs(config: Config) -> list[LayerCost]:
     """
     plain = written_out(config)
     logits, shapes = traceable(plain)
-    forward = _by_layer(flops_by_scope(logits, shapes))
-    train = _by_layer(flops_by_scope(jax.grad(logits), shapes))
+    paths = _layer_paths(plain)
+    forward = _by_layer(flops_by_scope(logits, shapes), paths)
+    train = _by_layer(flops_by_scope(jax.grad(logits), shapes), paths)
     attentions = _attentions(plain)
     names = list(dict.fromkeys([*forward, *attentions]))
     saved: Counter[str] = Counter()
-    for path, size in _saved(config).items():
+    for path, size in _saved(config, paths).items():
         saved[_owner(path, names)] += size
     names += [_REST] if saved[_REST] else []
     return [
@@ -80,22 +78,35 @@ def layer_costs(config: Config) -> list[LayerCost]:
     ]
 
 
-def _layer_of(scope: str) -> str:
-    """Path of the module a scope belongs to, without the model's name and transformations."""
+def _layer_paths(config: Config) -> list[str]:
+    """Paths of the modules of class `Layer` that a forward pass calls."""
+    paths: dict[str, None] = {}
+    logits, shapes = traceable(config)
+
+    def watch(call, args, kwargs, context):
+        if isinstance(context.module, Layer):
+            paths["/".join(context.module.path)] = None
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        jax.eval_shape(logits, shapes)
+    return list(paths)
+
+
+def _layer_of(scope: str, layers: list[str]) -> str:
+    """Layer that a scope lies in; otherwise its module, without names of transformations."""
     scope = re.sub(r"(transpose|jvp|vmap|checkpoint|rematted_computation)\(|\)", "", scope)
-    path = []
-    for part in scope.split("/")[1:]:
-        if part.split(".")[0] in _PARTS:  # "attention.of_chosen" is a method of it
-            break
-        if re.fullmatch(r"\w+", part) and part not in ("while", "body", "closed_call"):
-            path.append(part)
-    return "/".join(path) or _REST
+    parts = [part for part in scope.split("/")[1:] if re.fullmatch(r"\w+(\.\w+)?", part)]
+    path = "/".join(part for part in parts if part not in ("while", "body", "closed_call"))
+    # The parts of a layer include methods such as `attention.attend_from`.
+    inside = (name for name in layers if f"{path}/".startswith(f"{name}/"))
+    return next(inside, path.partition(".")[0] or _REST)
 
 
-def _by_layer(scopes: Counter[str]) -> Counter[str]:
+def _by_layer(scopes: Counter[str], paths: list[str]) -> Counter[str]:
     layers: Counter[str] = Counter()
     for scope, amount in scopes.items():
-        layers[_layer_of(scope)] += amount
+        layers[_layer_of(scope, paths)] += amount
     return layers
 
 
@@ -118,23 +129,24 @@ class _Attention(NamedTuple):
 
 def _attentions(config: Config) -> dict[str, list[_Attention]]:
     """Attentions of every layer, observed while the model is traced."""
-    found: dict[tuple[tuple[str, ...], str], _Attention] = {}
+    found: dict[tuple[str, ...], _Attention] = {}
     logits, shapes = traceable(config)
 
     def watch(call, args, kwargs, context):
         module, method = context.module, context.method_name
-        if isinstance(module, MultiHeadAttention) and method in _ROWS:
-            queries, keys = _ROWS[method](*args, **kwargs)
+        result = call(*args, **kwargs)
+        if isinstance(module, MultiHeadAttention) and method in ("__call__", "attend_from"):
+            # Both methods return the updated queries first; CLS is the first of them.
+            queries, keys = result[0].shape[1], args[1].shape[1]
             params = shapes["params"]
             for part in module.path:
                 params = params[part]
             depth = params["qkv_kernel"].shape[0] if params["qkv_kernel"].ndim == 5 else 1
-            pairs = _pairs(module.config, method, queries, keys)
-            size = 4 * module.config.num_heads * pairs * depth
+            size = 4 * module.config.num_heads * _pairs(module.config, queries, keys) * depth
             # Keyed by module, since the body of a loop may be traced several times.
             layer = "/".join(module.path[:-2])
-            found[module.path, method] = _Attention(layer, depth, keys, size)
-        return call(*args, **kwargs)
+            found[module.path] = _Attention(layer, depth, keys, size)
+        return result
 
     with nn.intercept_methods(watch):
         jax.eval_shape(logits, shapes)
@@ -144,23 +156,14 @@ def _attentions(config: Config) -> dict[str, list[_Attention]]:
     return layers
 
 
-def _pairs(config: BlockConfig, method: str, queries: int, keys: int) -> int:
-    if config.attention == "dense" or method == "of_cls":
+def _pairs(config: BlockConfig, queries: int, keys: int) -> int:
+    if config.attention == "dense":
         return queries * keys
-    row = keys_of_token(keys - 1, config.stride, config.expressivity)
-    # The first row belongs to CLS, which attends to everything.
-    return (queries - 1) * row + keys if method == "__call__" else queries * row
+    # The first query is CLS, which attends to everything.
+    return (queries - 1) * keys_of_token(keys - 1, config.stride, config.expressivity) + keys
 
 
-# Numbers of queries and keys, from the arguments of an attention's methods.
-_ROWS: dict[str, Callable[..., tuple[int, int]]] = {
-    "__call__": lambda x, key_mask, *_, **__: (x.shape[1], key_mask.shape[1]),
-    "of_cls": lambda x, keys_values, key_mask: (1, key_mask.shape[1]),
-    "of_tokens": lambda x, indices, keys_values, key_mask: (x.shape[1], key_mask.shape[1]),
-}
-
-
-def _saved(config: Config) -> Counter[str]:
+def _saved(config: Config, paths: list[str]) -> Counter[str]:
     """Bytes by layer that the forward pass keeps for the backward pass, without parameters."""
     logits, shapes = traceable(config)
     jaxpr = jax.make_jaxpr(lambda variables: jax.tree.leaves(jax.vjp(logits, variables)[1]))(shapes)
@@ -170,5 +173,5 @@ def _saved(config: Config) -> Counter[str]:
     kept = [var for var in jaxpr.outvars if not isinstance(var, core.Literal) and var in made_by]
     for var in dict.fromkeys(kept):
         array: Any = var.aval
-        saved[_layer_of(made_by[var])] += array.size * array.dtype.itemsize
+        saved[_layer_of(made_by[var], paths)] += array.size * array.dtype.itemsize
     return saved

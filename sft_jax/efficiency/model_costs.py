@@ -52,7 +52,7 @@ def study_cost(config: Config) -> dict[str, str | int | float | None]:
     `tokens_in` and `tokens_kept` are sums over modalities, without CLS, before and after the pools.
     `tokens_kept` is None for models that pool after fusion.
     """
-    alone = config.model.name == "unimodal" and config.model.baseline.modality
+    alone = getattr(config.model.options, "modality", "")
     seen = [spec for spec in config.modalities if not alone or spec.name == alone]
     tokens = sum(spec.num_tokens for spec in seen)
     kept = None if config.model.name in ("concat", "unimodal") else tokens

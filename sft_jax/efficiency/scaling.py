@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config.checks import check_choice
+from sft_jax.config.modality import COUNTING_POOLS, WINDOW_POOLS, ModalitySpec
+from sft_jax.config.model import ConcatOptions, UnimodalOptions
 from sft_jax.config.run import Config
-from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS, ConfigError, ModalitySpec, check_choice
+from sft_jax.types import ConfigError
 
 Value = int | str
 
@@ -44,8 +47,10 @@ def _length(config: Config, length: Value) -> Config:
         model = dataclasses.replace(model, stride=stride)
     modalities = tuple(longer if spec is longest else spec for spec in config.modalities)
     moved = dataclasses.replace(config, modalities=modalities, model=model)
-    window = model.baseline.window
-    return _with_window(moved, window * _num_pooled(moved) // _num_pooled(config))
+    if not isinstance(model.options, UnimodalOptions | ConcatOptions):
+        return moved
+    window = model.options.window * _num_pooled(moved) // _num_pooled(config)
+    return _with_window(moved, window)
 
 
 def _batch(config: Config, size: Value) -> Config:
@@ -73,16 +78,18 @@ def _num_pooled(config: Config) -> int:
     """Number of tokens that enter the max pool of `concat` or `unimodal`."""
     if config.model.name == "concat":
         return sum(spec.num_tokens + 1 for spec in config.modalities) - 1
-    named = [s for s in config.modalities if s.name == config.model.baseline.modality]
+    name = getattr(config.model.options, "modality", "")
+    named = [spec for spec in config.modalities if spec.name == name]
     return (named or config.modalities)[0].num_tokens
 
 
 def _with_window(config: Config, window: int) -> Config:
     """Sets the window of a baseline that has one."""
-    if not config.model.baseline.window:
+    options = config.model.options
+    if not isinstance(options, UnimodalOptions | ConcatOptions) or not options.window:
         return config
-    baseline = dataclasses.replace(config.model.baseline, window=max(1, window))
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, baseline=baseline))
+    options = dataclasses.replace(options, window=max(1, window))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, options=options))
 
 
 def _width(config: Config, width: Value) -> Config:

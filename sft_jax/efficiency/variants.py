@@ -3,8 +3,12 @@
 import dataclasses
 from typing import Any
 
-from sft_jax.config.run import FIXED_ATTENTION_MODELS, BaselineConfig, Config, MixupConfig
-from sft_jax.types import WINDOW_POOLS, ConfigError, ModalitySpec, check_choice
+from sft_jax.config.checks import check_choice
+from sft_jax.config.modality import WINDOW_POOLS, ModalitySpec
+from sft_jax.config.model import ConcatOptions, ModelOptions, NoOptions, UnimodalOptions
+from sft_jax.config.run import Config, MixupConfig
+from sft_jax.models.registry import MODELS
+from sft_jax.types import ConfigError
 
 VARIANTS = {
     "sft": "the sparse fusion transformer with the configuration's pools and attention",
@@ -38,7 +42,7 @@ def variant(config: Config, name: str) -> Config:
     modalities, model = config.modalities, config.model
     fixed = model.attention == "fixed"
     family = "sft"
-    baseline = BaselineConfig()
+    options: ModelOptions = NoOptions()
     if name == "dense":
         modalities = tuple(
             dataclasses.replace(spec, pool="none", k=None, window=None) for spec in modalities
@@ -52,18 +56,18 @@ def variant(config: Config, name: str) -> Config:
         family = name
     if name.startswith("fixed"):
         fixed = True
-    elif family not in FIXED_ATTENTION_MODELS:
+    elif not MODELS[family].supports_fixed_attention:
         fixed = False
     if family == model.name:
-        baseline = model.baseline
+        options = model.options
     elif family == "unimodal":
         longest = max(modalities, key=lambda spec: spec.num_tokens)
-        baseline = BaselineConfig(modality=longest.name, window=_window(longest))
+        options = UnimodalOptions(modality=longest.name, window=_window(longest))
     elif family == "concat":
-        baseline = BaselineConfig(window=_window(modalities[0]))
+        options = ConcatOptions(window=_window(modalities[0]))
     changes: dict[str, Any] = {
         "name": family,
-        "baseline": baseline,
+        "options": options,
         "attention": "fixed" if fixed else "dense",
     }
     if not fixed:

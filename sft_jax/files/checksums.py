@@ -1,7 +1,7 @@
-"""SHA-256 of the files of a folder, kept inside it: damage is found before anything is read.
+"""SHA-256 checksums of the files of a folder, stored in it, to detect damage before reading.
 
-The sums of a checkpoint or of prepared data are written while it still has its temporary name, so
-a folder without them is one of a version that did not write any.
+The checksums of a checkpoint or of prepared data are written while the folder still has its
+temporary name, so a folder without them comes from a version that did not write any.
 """
 
 import errno
@@ -12,70 +12,74 @@ from pathlib import Path
 from typing import Any
 
 NAME = "checksums.json"
-# Orbax completes these two after the sums; it reads a checkpoint without them, too.
-_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
-_DAMAGE = (errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR)
+# Orbax writes these two after the checksums; it reads a checkpoint without them, too.
+_WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_DAMAGE_ERRNOS = (errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR)
 
 
-def write_checksums(folder: Path, pattern: str = "*", most_bytes: int | None = None):
-    """Writes the sizes and sums of the files below `folder` into it, whole or not at all.
+def write_checksums(folder: Path, pattern: str = "*", max_hashed_bytes: int | None = None):
+    """Writes sizes and checksums of the files below a folder into it, atomically.
 
     Args:
-        folder: where the files are.
-        pattern: of the names of those that are meant.
-        most_bytes: of files that take more in all, only the sizes are written; None: no limit.
+        folder: Folder with the files.
+        pattern: Glob pattern that the names of the files match.
+        max_hashed_bytes: Total size up to which files are hashed; above it only sizes are written.
+            None for no limit.
     """
-    meant = {name: path for name, path in sorted(_files(folder).items()) if path.match(pattern)}
-    files: dict[str, dict[str, Any]] = {
-        name: {"bytes": path.stat().st_size} for name, path in meant.items()
+    paths = {
+        name: path for name, path in sorted(_list_files(folder).items()) if path.match(pattern)
     }
-    if most_bytes is None or sum(entry["bytes"] for entry in files.values()) <= most_bytes:
-        for name, path in meant.items():
-            files[name]["sha256"] = _sha256(path)
+    files: dict[str, dict[str, Any]] = {
+        name: {"bytes": path.stat().st_size} for name, path in paths.items()
+    }
+    total = sum(entry["bytes"] for entry in files.values())
+    if max_hashed_bytes is None or total <= max_hashed_bytes:
+        for name, path in paths.items():
+            files[name]["sha256"] = file_sha256(path)
     _write(folder, files)
 
 
 def add_checksum(folder: Path, name: str):
-    """Adds a file that came later to the sums of its folder."""
+    """Adds a file that was written later to the checksums of its folder."""
     files = json.loads((folder / NAME).read_text())["files"]
     path = folder / name
-    files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     _write(folder, files)
 
 
-def find_damage(folder: Path, most_bytes: int | None = None) -> str | None:
-    """What is wrong with the files of a folder, the first of them by name; None if nothing.
+def find_damage(folder: Path, max_hashed_bytes: int | None = None) -> str | None:
+    """Describes the first damaged file of a folder, by name; None if there is none.
 
-    Where only the size of a file was written, only its size is checked.
+    Files without a stored checksum are checked for their size alone.
 
     Args:
-        folder: where the files are. Nothing outside of it is read, whatever its sums name.
-        most_bytes: files that take more in all are checked for their sizes alone; None: no limit.
+        folder: Folder with the files. Nothing outside it is read, whatever its checksums name.
+        max_hashed_bytes: Total size up to which files are hashed; None for no limit.
 
     Raises:
-        OSError: a file could not be read for a reason that does not lie in it, such as too many
-            open files.
+        OSError: A file could not be read for a reason other than damage, such as too many open
+            files.
     """
-    sums = folder / NAME
-    if not has_sums(folder):
+    checksums = folder / NAME
+    if not has_checksums(folder):
         return None
-    found = _files(folder)
+    paths = _list_files(folder)
     try:
-        expected: dict[str, Any] = json.loads(sums.read_text())["files"]
+        expected: dict[str, Any] = json.loads(checksums.read_text())["files"]
         total = sum(entry["bytes"] for entry in expected.values())
-        sums_count = most_bytes is None or total <= most_bytes
+        check_hashes = max_hashed_bytes is None or total <= max_hashed_bytes
         for name, entry in sorted(expected.items()):
-            if name not in found:
+            if name not in paths:
                 return f"{folder / name}: not found, expected {entry['bytes']} bytes"
-            size = found[name].stat().st_size
+            size = paths[name].stat().st_size
             if size != entry["bytes"]:
                 return f"{folder / name}: found {size} bytes, expected {entry['bytes']}"
-            if sums_count and "sha256" in entry and _sha256(found[name]) != entry["sha256"]:
+            if check_hashes and "sha256" in entry and file_sha256(paths[name]) != entry["sha256"]:
                 return f"{folder / name}: found other bytes than were written (SHA-256 differs)"
-    # What is no table of sums: no JSON (nested too deep, with numbers too long), other types.
+    # The checksums themselves are damaged: no JSON, nested too deeply, or of other types.
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        return f"{sums}: holds no sums ({type(error).__name__})"
-    # A sector that cannot be read, or a file that went away meanwhile.
+        return f"{checksums}: holds no checksums ({type(error).__name__})"
+    # A sector cannot be read, or a file was removed meanwhile.
     except OSError as error:
         if not is_damage(error):
             raise
@@ -83,23 +87,29 @@ def find_damage(folder: Path, most_bytes: int | None = None) -> str | None:
     return None
 
 
-def has_sums(folder: Path) -> bool:
-    """Whether sums were written with a folder."""
+def has_checksums(folder: Path) -> bool:
+    """Returns whether checksums were written for a folder."""
     return (folder / NAME).is_file()
 
 
 def is_damage(error: OSError) -> bool:
-    """Whether a file or its sectors are at fault, not the process or the network, for now."""
-    return error.errno in _DAMAGE
+    """Returns whether an error means a damaged file, not a passing fault of process or network."""
+    return error.errno in _DAMAGE_ERRNOS
 
 
 def move_aside(folder: Path):
-    """Renames `5` to `5.damaged`, or to `5.damaged-2` where there is one already."""
-    aside, count = folder.with_name(f"{folder.name}.damaged"), 1
-    while aside.exists():
+    """Renames `5` to `5.damaged`, or to `5.damaged-2` if that exists."""
+    target, count = folder.with_name(f"{folder.name}.damaged"), 1
+    while target.exists():
         count += 1
-        aside = folder.with_name(f"{folder.name}.damaged-{count}")
-    folder.rename(aside)
+        target = folder.with_name(f"{folder.name}.damaged-{count}")
+    folder.rename(target)
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(folder: Path, files: dict[str, dict[str, Any]]):
@@ -111,17 +121,12 @@ def _write(folder: Path, files: dict[str, dict[str, Any]]):
     os.replace(partial, folder / NAME)
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """The regular files below a folder by relative name, but for those that come later."""
+def _list_files(folder: Path) -> dict[str, Path]:
+    """Returns the regular files below a folder by relative name, without those written later."""
     return {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
         if path.is_file()
         and not path.is_symlink()
-        and not (path.parent == folder and path.name in (*_LATER, NAME, f"{NAME}.partial"))
+        and not (path.parent == folder and path.name in (*_WRITTEN_LATER, NAME, f"{NAME}.partial"))
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""JSON files that somebody else may have written: read whole, checked against a shape, or refused.
+"""Reader of JSON files that may be damaged or hostile, checked against a shape.
 
-A shape is a function `(value, place)` that returns when the value fits and raises `MisfitError`
-when it does not. Shapes are made of shapes: `record({"step": integer(), "loss": number()})`.
+A shape is a function `(value, place)` that raises `MisfitError` unless the value fits. Shapes are
+composed of shapes: `record({"step": integer(), "loss": number()})`.
 """
 
 import json
@@ -16,68 +16,74 @@ from sft_jax.types import CheckpointError, DataError
 
 Shape = Callable[[Any, str], None]
 
-# More than any file of a run holds by far; what is larger is refused before it is read.
+# Far larger than any file of a run; larger files are refused before they are read.
 LARGEST_FILE = 256 * 2**20
-# A file of lines may be as long as it likes, since one is read at a time.
+# Files of lines have no limit of their own, since they are read line by line.
 LONGEST_LINE = 2**20
 LONGEST_NAME = 500
 _LARGEST_INTEGER = 2**63 - 1
-# What a sum, a square or a figure of float64 values can still hold.
+# Sums and squares of such numbers are still finite in float64.
 _LARGEST_NUMBER = 1e100
-# Lone halves of a character, which no file and no figure can hold.
+# Unpaired surrogates, which cannot be encoded in UTF-8.
 _FIRST_SURROGATE, _LAST_SURROGATE = "\ud800", "\udfff"
 
 
 class MisfitError(ValueError):
-    """A value that does not have its shape: place, found, expected."""
+    """Value that does not fit its shape."""
 
     def __init__(self, place: str, found: Any, expected: str):
-        """Says what was found, shortened, and what was expected."""
-        shown = found if isinstance(found, Found) else reprlib.repr(found)
+        """Builds the message.
+
+        Args:
+            place: Path of the value in the file, such as `runs[2].loss`.
+            found: The value, which is shortened, or a `Description` of it.
+            expected: Description of the shape.
+        """
+        shown = found if isinstance(found, Description) else reprlib.repr(found)
         super().__init__(f"{f'{place}: ' if place else ''}found {shown}, expected {expected}")
 
 
-class Found(str):
-    """What was found in words, where the value itself would say little."""
+class Description(str):
+    """Description of a value, for messages in which the value itself would say little."""
 
 
 def anything(value: Any, place: str):
-    """Fits every value."""
+    """Shape of any value."""
 
 
-def both(*shapes: Shape) -> Shape:
-    """What has every one of the shapes."""
+def all_of(*shapes: Shape) -> Shape:
+    """Shape of values that fit all of the shapes."""
 
     def check(value: Any, place: str):
-        for of in shapes:
-            of(value, place)
+        for shape in shapes:
+            shape(value, place)
 
     return check
 
 
 def text(limit: int = LONGEST_NAME) -> Shape:
-    """A string that can be written to a file, of at most so many characters."""
+    """Shape of a string of at most `limit` characters that can be encoded."""
 
     def check(value: Any, place: str):
         if not isinstance(value, str):
             raise MisfitError(place, value, "text")
         if len(value) > limit:
-            raise MisfitError(place, Found(f"{len(value)} characters"), f"at most {limit}")
-        if any(_FIRST_SURROGATE <= letter <= _LAST_SURROGATE for letter in value):
+            raise MisfitError(place, Description(f"{len(value)} characters"), f"at most {limit}")
+        if any(_FIRST_SURROGATE <= character <= _LAST_SURROGATE for character in value):
             raise MisfitError(place, value, "text in Unicode, without halves of characters")
 
     return check
 
 
 def file_name(value: Any, place: str):
-    """A string that can be a part of the name of a file, and leads to no other folder."""
+    """Shape of a string that can be part of a file name and leads to no other folder."""
     text(200)(value, place)
     if not value or value.startswith(".") or not value.isprintable() or set(value) & set("/\\"):
         raise MisfitError(place, value, "a part of a file's name, without a path in it")
 
 
 def integer(least: int = 0, most: int = _LARGEST_INTEGER) -> Shape:
-    """A whole number."""
+    """Shape of an integer."""
 
     def check(value: Any, place: str):
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -91,7 +97,7 @@ def number(
     most: int | float = _LARGEST_NUMBER,
     undefined: bool = False,
 ) -> Shape:
-    """A finite number; NaN as well where it may be undefined."""
+    """Shape of a finite number, or NaN if it may be undefined."""
 
     def check(value: Any, place: str):
         fits = isinstance(value, int | float) and not isinstance(value, bool)
@@ -103,33 +109,33 @@ def number(
     return check
 
 
-def nullable(of: Shape) -> Shape:
-    """null, or what has the shape."""
+def nullable(shape: Shape) -> Shape:
+    """Shape of null or of values that fit another shape."""
 
     def check(value: Any, place: str):
         if value is not None:
-            of(value, place)
+            shape(value, place)
 
     return check
 
 
-def listed(of: Shape, least: int = 0, most: int | None = None) -> Shape:
-    """A list of at least so many entries of one shape."""
+def list_of(shape: Shape, least: int = 0, most: int | None = None) -> Shape:
+    """Shape of a list whose entries fit one shape."""
 
     def check(value: Any, place: str):
         if not isinstance(value, list):
             raise MisfitError(place, value, "a list")
         if len(value) < least or (most is not None and len(value) > most):
             many = f"at least {least}" if most is None else f"{least} to {most}"
-            raise MisfitError(place, Found(f"{len(value)} entries"), many)
+            raise MisfitError(place, Description(f"{len(value)} entries"), many)
         for i, entry in enumerate(value):
-            of(entry, f"{place}[{i}]")
+            shape(entry, f"{place}[{i}]")
 
     return check
 
 
-def mapped(of: Shape, names: Shape | None = None) -> Shape:
-    """An object of any names, whose entries have one shape."""
+def map_of(shape: Shape, names: Shape | None = None) -> Shape:
+    """Shape of an object with any names, whose values fit one shape."""
     check_name = text() if names is None else names
 
     def check(value: Any, place: str):
@@ -137,7 +143,7 @@ def mapped(of: Shape, names: Shape | None = None) -> Shape:
             raise MisfitError(place, value, "an object")
         for name, entry in value.items():
             check_name(name, f"{place}, a name in it" if place else "a name in it")
-            of(entry, _below(place, name))
+            shape(entry, _child(place, name))
 
     return check
 
@@ -147,7 +153,13 @@ def record(
     optional: Mapping[str, Shape] | None = None,
     others: Shape | None = None,
 ) -> Shape:
-    """An object with these entries; others may be there, of any shape where none is given."""
+    """Shape of an object with known entries.
+
+    Args:
+        required: Shapes of entries that must be present.
+        optional: Shapes of entries that may be present.
+        others: Shape of all other entries; None for any.
+    """
     shapes = {**required, **(optional or {})}
 
     def check(value: Any, place: str):
@@ -155,37 +167,47 @@ def record(
             raise MisfitError(place, value, f"an object with {', '.join(required)}")
         missing = [name for name in required if name not in value]
         if missing:
-            names = Found(reprlib.repr(sorted(map(str, value))))
+            names = Description(reprlib.repr(sorted(map(str, value))))
             raise MisfitError(place, names, f"also {missing}")
-        for name, of in shapes.items():
+        for name, shape in shapes.items():
             if name in value:
-                of(value[name], _below(place, name))
+                shape(value[name], _child(place, name))
         if others is not None:
             for name in value.keys() - shapes.keys():
-                others(value[name], _below(place, name))
+                others(value[name], _child(place, name))
 
     return check
 
 
-def fits(value: Any, shape: Shape, where: str, remedy: str, error: type[Exception] = DataError):
-    """Raises `error` with the place, what was found and expected, unless `value` has the shape."""
+def check_value(
+    value: Any, shape: Shape, where: str, remedy: str, error: type[Exception] = DataError
+):
+    """Checks a value against a shape.
+
+    Args:
+        value: Value to check.
+        shape: Shape that it must fit.
+        where: Name of the file for the message.
+        remedy: What the user can do, for the message.
+        error: Exception raised if the value does not fit.
+    """
     try:
         shape(value, "")
     except MisfitError as misfit:
         raise error(f"{where}: {misfit}; {remedy}") from None
 
 
-def _below(place: str, name: str) -> str:
+def _child(place: str, name: str) -> str:
     return f"{place}.{name[:60]}" if place else name[:60]
 
 
 def read_text(path: Path, remedy: str, error: type[Exception] = CheckpointError) -> str:
-    """A file as text in UTF-8.
+    """Reads a file as text in UTF-8.
 
     Args:
-        path: of the file.
-        remedy: what to do where it cannot be read.
-        error: what is raised then.
+        path: Path of the file.
+        remedy: What the user can do, for the message.
+        error: Exception raised if the file cannot be read.
     """
     try:
         size = path.stat().st_size
@@ -203,30 +225,25 @@ def parse(
     remedy: str,
     error: type[Exception] = CheckpointError,
 ) -> Any:
-    """A value from JSON.
+    """Parses JSON and checks the value.
 
     Args:
-        content: the JSON.
-        place: where it stands, for the message.
-        shape: that it must have.
-        remedy: what to do where it does not.
-        error: what is raised then.
+        content: Text of the JSON.
+        place: File and line of the text, for the message.
+        shape: Shape that the value must fit.
+        remedy: What the user can do, for the message.
+        error: Exception raised if the text is no JSON or the value does not fit.
     """
     try:
         value = json.loads(content)
         shape(value, "")
     except MisfitError as misfit:
         raise error(f"{place}: {misfit}; {remedy}") from None
-    # A RecursionError is nesting so deep that nobody wrote it by hand or by this package.
+    # Nesting too deep for the parser raises a RecursionError.
     except (ValueError, RecursionError) as cause:
-        raise error(
-            f"{place}: found no JSON ({cause}), expected {_kind(shape)}; {remedy}"
-        ) from cause
+        expected = "a value" if shape is anything else "an object"
+        raise error(f"{place}: found no JSON ({cause}), expected {expected}; {remedy}") from cause
     return value
-
-
-def _kind(shape: Shape) -> str:
-    return "a value" if shape is anything else "an object"
 
 
 def read_json(
@@ -235,13 +252,13 @@ def read_json(
     remedy: str = "write it again",
     error: type[Exception] = CheckpointError,
 ) -> Any:
-    """The value in a JSON file.
+    """Reads the value of a JSON file.
 
     Args:
-        path: of the file.
-        shape: that the value must have.
-        remedy: what to do where it does not.
-        error: what is raised then, with the file and the place in it.
+        path: Path of the file.
+        shape: Shape that the value must fit.
+        remedy: What the user can do, for the message.
+        error: Exception raised if the file cannot be read or the value does not fit.
     """
     return parse(read_text(path, remedy, error), str(path), shape, remedy, error)
 
@@ -260,14 +277,14 @@ def read_lines(
     error: type[Exception] = CheckpointError,
     ended: bool = False,
 ) -> Iterator[Any]:
-    """The values of a file with one in JSON a line, each read when it is asked for.
+    """Yields the values of a JSON lines file, each read when it is needed.
 
     Args:
-        path: of the file.
-        shape: that each value must have.
-        remedy: what to do where one does not.
-        error: what is raised then, with the file and the number of the line.
-        ended: leave out a last line that has no end, as of a file that is written to.
+        path: Path of the file.
+        shape: Shape that each value must fit.
+        remedy: What the user can do, for the message.
+        error: Exception raised if a line cannot be read or its value does not fit.
+        ended: Whether to skip a last line without a newline, as in a file being written.
     """
     try:
         with path.open("rb") as file:

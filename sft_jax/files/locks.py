@@ -1,4 +1,4 @@
-"""One training at a time in the folder of a run, one writer in that of a study."""
+"""File lock that admits one training at a time to the folder of a run or a study."""
 
 import errno
 import fcntl
@@ -15,30 +15,30 @@ import jax
 from sft_jax.types import CheckpointError
 
 NAME = "train.lock"
-# Of file systems that lend no locks.
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+# Raised by file systems without locks.
+_UNSUPPORTED_ERRNOS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keeps other trainings out of a folder, which is made if need be.
+    """Locks a folder, which is created if needed, against other trainings.
 
-    The lock is the kernel's, and gone when the process is, however it ends; the file stays. The
-    first of several processes holds it for all.
+    The lock is the kernel's and is released when the process ends, however it ends; the file
+    stays. Of several JAX processes, the first holds the lock for all.
 
     Args:
-        folder: of a run or a study.
-        wait: for the other process to leave, where it only passes through.
+        folder: Folder of a run or a study.
+        wait: Whether to wait for another process to release the lock instead of raising.
 
     Raises:
-        CheckpointError: another process works there, or the folder cannot be written to.
+        CheckpointError: Another process holds the lock, or the folder cannot be written to.
     """
     if jax.process_index() != 0:
         yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # To append, since the file is another's until the lock is had.
+        # Append mode: the file must not be truncated before the lock is held.
         file = (folder / NAME).open("a+")
     except OSError as error:
         raise CheckpointError(
@@ -46,11 +46,11 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             "the right to write, or choose another workdir"
         ) from error
     with file:
-        _take(folder, file, wait)
+        _acquire(folder, file, wait)
         yield
 
 
-def _take(folder: Path, file: IO[str], wait: bool):
+def _acquire(folder: Path, file: IO[str], wait: bool):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
@@ -61,11 +61,11 @@ def _take(folder: Path, file: IO[str], wait: bool):
             "it (it saves on SIGTERM), or choose another workdir"
         ) from error
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in _UNSUPPORTED_ERRNOS:
             raise
         print(
-            f"warning: {folder}: this file system lends no locks ({error.strerror}); see to it "
-            "that nothing else trains in this folder",
+            f"warning: {folder}: this file system has no locks ({error.strerror}); make sure that "
+            "nothing else trains in this folder",
             file=sys.stderr,
         )
         return
@@ -73,6 +73,6 @@ def _take(folder: Path, file: IO[str], wait: bool):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-    # A full disk: training says so when it saves, and the lock holds without a name.
+    # On a full disk the lock holds without a name; training reports the disk when it saves.
     except OSError as error:
         print(f"warning: {folder / NAME}: {error.strerror}", file=sys.stderr)

@@ -1,11 +1,10 @@
-"""Pickles of several GB, read without their arrays.
+"""Reader of large pickles that leaves their arrays in the file.
 
-The stream is walked once, opcode by opcode. Wherever it holds a long string of bytes, a short
-reference to the place in the file is put instead, and the stream that remains, which is small, is
-given to the restricted unpickler of `safe_pickle`. Arrays whose values lie in the file as they are
-become `FileArray`. That holds for every pickle of Python 3 from protocol 3, and of Python 2 from
-protocol 1. Python 3 writes bytes as text under protocols 1 and 2: such arrays are decoded bit by
-bit into memory, once. Protocol 0 is text altogether and is read as a whole.
+The pickle is scanned once, opcode by opcode. Long strings are replaced by short references to their
+position in the file, and the remaining small stream goes to the restricted unpickler of `pickles`.
+Arrays whose values are stored as plain bytes become `FileArray`: those of Python 3 from protocol 3,
+and of Python 2 from protocol 1. Python 3 stores bytes as text under protocols 1 and 2; such arrays
+are decoded into memory. Protocol 0 is text and is read into memory.
 """
 
 import codecs
@@ -21,22 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.files.errors import explained
+from sft_jax.files.errors import convert_errors
 from sft_jax.files.pickle_opcodes import opcodes
 from sft_jax.files.pickles import (
-    Call,
+    AllowedCall,
     SafeUnpickler,
     checked_encoding,
     checked_shape,
+    describe_argument,
     encode,
-    shown,
 )
-from sft_jax.files.rows import FileArray, absolute
+from sft_jax.files.rows import FileArray
 
 # Shorter strings stay in the stream.
-LARGE = 4096
+MIN_PAYLOAD_BYTES = 4096
 
-# How a long string is to be understood. Python 2 wrote bytes as `BINSTRING`.
+# Text encoding of each opcode for long strings, None for bytes. Python 2 wrote bytes as
+# `BINSTRING`.
 _ENCODINGS = {
     "BINBYTES": None,
     "BINBYTES8": None,
@@ -48,8 +48,8 @@ _ENCODINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Payload:
-    """A long string that was left in the file; `encoding` is None for bytes."""
+class _FilePayload:
+    """Long string that stays in the file; `encoding` is None for bytes."""
 
     path: str
     offset: int
@@ -67,33 +67,30 @@ class _Payload:
         return raw if self.encoding is None else raw.decode(self.encoding, "surrogatepass")
 
     def array(self, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> FileArray:
-        made = FileArray(self.path, self.offset, dtype, checked_shape(shape, dtype), order)
-        if self.encoding == "utf-8" or made.num_bytes != self.size:
-            raise pickle.UnpicklingError(
-                f"{self.size} bytes for an array of {dtype} and shape {shown(made.shape)}"
-            )
-        return made
+        array = FileArray(self.path, self.offset, dtype, checked_shape(shape, dtype), order)
+        if self.encoding == "utf-8" or array.num_bytes != self.size:
+            raise _size_error(self.size, dtype, array.shape)
+        return array
 
 
 @dataclasses.dataclass(frozen=True)
-class _Encoded:
-    """Bytes that Python 3 wrote as text, `encoding` of which gives them back."""
+class _EncodedPayload:
+    """Bytes that Python 3 stored as text; encoding the text restores them."""
 
-    text: _Payload
+    text: _FilePayload
     encoding: str
 
     def load(self) -> bytes:
-        return bytes(self._decoded())
+        return bytes(self._encode())
 
     def array(self, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
-        raw = self._decoded()
+        raw = self._encode()
         shape = checked_shape(shape, dtype)
         if math.prod(shape) * dtype.itemsize != len(raw):
-            found = f"{len(raw)} bytes for an array of {dtype} and shape {shown(shape)}"
-            raise pickle.UnpicklingError(found)
+            raise _size_error(len(raw), dtype, shape)
         return np.ndarray(shape, dtype, raw, order=order)
 
-    def _decoded(self) -> bytearray:
+    def _encode(self) -> bytearray:
         decoder = codecs.getincrementaldecoder(self.text.encoding or "")("surrogatepass")
         raw = bytearray()
         for chunk in self.text.chunks():
@@ -102,63 +99,66 @@ class _Encoded:
         return raw
 
 
+def _size_error(num_bytes: int, dtype: np.dtype, shape: tuple[int, ...]) -> pickle.UnpicklingError:
+    return pickle.UnpicklingError(
+        f"{num_bytes} bytes for an array of {dtype} and shape {describe_argument(shape)}"
+    )
+
+
 class _MappedUnpickler(SafeUnpickler):
-    def __init__(self, stream: bytes, name: str, payloads: list[_Payload]):
+    def __init__(self, stream: bytes, name: str, payloads: list[_FilePayload]):
         super().__init__(io.BytesIO(stream), name)
         self._payloads = payloads
 
-    def persistent_load(self, pid: Any) -> _Payload:
+    def persistent_load(self, pid: Any) -> _FilePayload:
         return self._payloads[pid]
 
     def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name)
-        return _ENCODE if (module, name) == ("_codecs", "encode") else found
+        allowed = super().find_class(module, name)
+        return _ENCODE if (module, name) == ("_codecs", "encode") else allowed
 
 
-def _encode(text: Any, encoding: Any) -> bytes | _Encoded:
-    if isinstance(text, _Payload):
-        return _Encoded(text, checked_encoding(encoding))
+def _encode(text: Any, encoding: Any) -> bytes | _EncodedPayload:
+    if isinstance(text, _FilePayload):
+        return _EncodedPayload(text, checked_encoding(encoding))
     return encode(text, encoding)
 
 
-_ENCODE = Call(_encode)
+_ENCODE = AllowedCall(_encode)
 
 
 def map_pickle(path: str | os.PathLike) -> Any:
-    """Unpickles numpy data and plain containers; large arrays stay in the file.
+    """Unpickles NumPy data and plain containers; large arrays stay in the file.
 
     Returns:
-        The content. Arrays of at least `LARGE` bytes are `FileArray`, smaller ones numpy arrays.
+        The object. Arrays of at least `MIN_PAYLOAD_BYTES` bytes are `FileArray`, smaller ones NumPy
+        arrays.
 
     Raises:
-        DataError: the pickle names anything else (nothing of it is run), is truncated, or is not a
-            pickle.
+        DataError: The file is no complete pickle, or names anything else (nothing is executed).
     """
     name = os.fspath(path)
-
-    def read() -> Any:
-        stream, payloads = _without_payloads(absolute(path))
-        return _MappedUnpickler(stream, name, payloads).content()
-
-    return explained(read, name, "a complete pickle")
+    with convert_errors(name, "a complete pickle"):
+        stream, payloads = _without_payloads(os.path.abspath(path))
+        return _MappedUnpickler(stream, name, payloads).read()
 
 
-def _without_payloads(path: str) -> tuple[bytes, list[_Payload]]:
-    """The stream with references in place of long strings, and where these are."""
-    payloads: list[_Payload] = []
+def _without_payloads(path: str) -> tuple[bytes, list[_FilePayload]]:
+    """Returns the stream with references in place of long strings, and these strings."""
+    payloads: list[_FilePayload] = []
     stream = bytearray()
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        kept = 0
+        copied = 0
         for name, start, body, stop in opcodes(data):
             if name in ("PERSID", "BINPERSID"):
                 raise pickle.UnpicklingError("a reference to something outside the file")
-            large = name in _ENCODINGS and stop - body >= LARGE
-            # Frames announce sizes that no longer hold; they are optional.
-            if large or name == "FRAME":
-                stream += data[kept:start]
-                kept = stop
-            if large:
+            is_payload = name in _ENCODINGS and stop - body >= MIN_PAYLOAD_BYTES
+            # Frames are optional, and their sizes no longer hold.
+            if is_payload or name == "FRAME":
+                stream += data[copied:start]
+                copied = stop
+            if is_payload:
                 stream += b"J" + struct.pack("<i", len(payloads)) + b"Q"
-                payloads.append(_Payload(path, body, stop - body, _ENCODINGS[name]))
-        stream += data[kept:stop]
+                payloads.append(_FilePayload(path, body, stop - body, _ENCODINGS[name]))
+        stream += data[copied:stop]
     return bytes(stream), payloads

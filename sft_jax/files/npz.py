@@ -1,7 +1,7 @@
-"""Arrays from `.npy` and `.npz` files of somebody else, without running what is in them.
+"""Reader of `.npy` and `.npz` files that may be damaged or hostile.
 
-What a file says of its sizes is held against the file before memory is taken for it, and Python
-objects are never unpickled.
+Sizes that a file claims are checked against the file before memory is allocated, and Python objects
+are never unpickled.
 """
 
 import io
@@ -15,23 +15,23 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sft_jax.files.memory import memory_limit
+from sft_jax.files.errors import memory_limit
 from sft_jax.types import DataError
 
-_AGAIN = "restore the file, or write it again with numpy.savez"
-# Of an `.npy` file; one may claim 4 GiB, for which memory is taken before fewer bytes are found.
-LONGEST_HEADER = 64 * 1024
-_DEFLATE_AT_BEST = 1040  # bytes from one; the format allows 1032
-_HEADERS = {
+_REMEDY = "restore the file, or write it again with numpy.savez"
+# A header may claim 4 GiB, and NumPy allocates them before it finds fewer bytes.
+MAX_HEADER_BYTES = 64 * 1024
+_MAX_DEFLATE_RATIO = 1040  # the format allows 1032
+_HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# Shape and dtype.
+# Shape and dtype of an array.
 Layout = tuple[tuple[int, ...], np.dtype]
 
 
 class NpyHeader(NamedTuple):
-    """What stands before the values of an `.npy` file, and how many bytes that takes."""
+    """Header of an `.npy` file; `size` is its length in bytes."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -40,59 +40,59 @@ class NpyHeader(NamedTuple):
 
 
 def parse_npy_header(start: bytes) -> NpyHeader:
-    """The header of an `.npy` file out of its first `LONGEST_HEADER` bytes.
+    """Parses the header of an `.npy` file from its first `MAX_HEADER_BYTES` bytes.
 
     Raises:
-        ValueError: there is none, or one that `numpy.save` does not write for plain arrays.
+        ValueError: There is no header, or none that `numpy.save` writes for plain arrays.
     """
-    head = io.BytesIO(start)
-    version = np.lib.format.read_magic(head)
-    if version not in _HEADERS:
-        raise ValueError(f"an array of format {version}, which numpy does not save them in")
-    shape, fortran_order, dtype = _HEADERS[version](head)
-    return NpyHeader(shape, fortran_order, dtype, head.tell())
+    stream = io.BytesIO(start)
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADER_READERS:
+        raise ValueError(f"an array of format {version}, which numpy.save does not write")
+    shape, fortran_order, dtype = _HEADER_READERS[version](stream)
+    return NpyHeader(shape, fortran_order, dtype, stream.tell())
 
 
 def map_npy(path: str | os.PathLike) -> np.ndarray:
-    """The array of an `.npy` file, mapped read-only.
+    """Maps the array of an `.npy` file read-only.
 
     Raises:
-        ValueError: the file is damaged or holds Python objects.
+        ValueError: The file is damaged or holds Python objects.
     """
     try:
         with open(path, "rb") as file:
-            header = parse_npy_header(file.read(LONGEST_HEADER))
+            header = parse_npy_header(file.read(MAX_HEADER_BYTES))
         shape, dtype = _checked_layout(header, os.path.getsize(path))
     except ValueError as error:
         raise ValueError(f"{os.path.basename(path)}: {error}") from error
     order: Literal["F", "C"] = "F" if header.fortran_order else "C"
     array = np.memmap(path, dtype, "r", header.size, shape, order)
-    check_letters(array)
+    check_code_points(array)
     return array
 
 
-def check_letters(array: np.ndarray):
-    """Raises `ValueError` for texts with numbers of no letters, of which Python makes no text."""
+def check_code_points(array: np.ndarray):
+    """Raises `ValueError` if text holds numbers beyond Unicode, which Python cannot represent."""
     if array.dtype.kind == "U" and array.size:
         codes = np.ascontiguousarray(array).view(f"{array.dtype.str[0]}u4")
         if codes.max() > sys.maxunicode:
-            raise ValueError(f"{codes.max()} in place of a letter")
+            raise ValueError(f"{codes.max()} in place of a character")
 
 
 def read_npz(
-    path: Path, remedy: str = _AGAIN, error: type[Exception] = DataError
+    path: Path, remedy: str = _REMEDY, error: type[Exception] = DataError
 ) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz` file, by name.
+    """Reads all arrays of an `.npz` file, by name.
 
     Args:
-        path: of the file.
-        remedy: what to do where it cannot be read.
-        error: what is raised then: for a file that is damaged, that holds Python objects, or whose
-            arrays would not fit in memory.
+        path: Path of the file.
+        remedy: What the user can do if the file cannot be read, for the message.
+        error: Exception raised if the file is damaged, holds Python objects, or does not fit in
+            memory.
     """
     try:
         return load_npz(path)
-    # Damage surfaces as an error of the zip, deflate or header reader, of many types.
+    # The readers of zip, deflate and headers raise exceptions of many types for damage.
     except Exception as cause:
         reason = f"{type(cause).__name__}: {str(cause)[:300]}"
         raise error(
@@ -111,70 +111,70 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]):
 def load_npz(
     path: str | os.PathLike, check: Callable[[Mapping[str, Layout]], None] | None = None
 ) -> dict[str, np.ndarray]:
-    """As `read_npz`, with whatever the readers of zip, deflate and headers raise of damage.
+    """Reads like `read_npz`, but passes on the exceptions of the zip, deflate and header readers.
 
     Args:
-        path: of the file.
-        check: refuses what is too large, given shape and dtype by name, before anything is read;
-            without it, so do we.
+        path: Path of the file.
+        check: Function that raises if arrays are too large, given their layouts by name before
+            anything is read. By default the total must fit in memory.
 
     Raises:
-        ValueError: what the file says of itself cannot be, or is too large.
+        ValueError: The sizes that the file claims are impossible or too large.
     """
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if len(members) < len(archive.infolist()):
             raise ValueError("two arrays of one name")
-        there = os.path.getsize(path)
+        archive_size = os.path.getsize(path)
         for info in members.values():
-            if not _is_credible(info, there):
-                sizes = f"{info.file_size} bytes out of {info.compress_size}"
-                raise ValueError(f"{info.filename}: {sizes}, more than packing can save")
-        (check or _check)({name: _layout(archive, info) for name, info in members.items()})
-        return {name: _read(archive, member) for name, member in members.items()}
+            if not _has_possible_size(info, archive_size):
+                sizes = f"{info.file_size} bytes from {info.compress_size}"
+                raise ValueError(f"{info.filename}: {sizes}, more than compression can save")
+        layouts = {name: _read_layout(archive, info) for name, info in members.items()}
+        (check or _check_total_size)(layouts)
+        return {name: _read_array(archive, info) for name, info in members.items()}
 
 
-def _check(layouts: Mapping[str, Layout]):
+def _check_total_size(layouts: Mapping[str, Layout]):
     total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layouts.values())
     limit = memory_limit()
     if total > limit:
         raise ValueError(f"{total:,} bytes to hold in memory, at most {limit:,} can be had")
 
 
-def _is_credible(member: zipfile.ZipInfo, there: int) -> bool:
-    """Whether so many bytes can come out of what is stored, as numpy stores it."""
-    ratios = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATE_AT_BEST}
+def _has_possible_size(member: zipfile.ZipInfo, archive_size: int) -> bool:
+    """Returns whether the compression that NumPy uses can reach the claimed size."""
+    ratios = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _MAX_DEFLATE_RATIO}
     return (
-        member.compress_size <= there
+        member.compress_size <= archive_size
         and member.file_size <= ratios.get(member.compress_type, 0) * member.compress_size
     )
 
 
-def _layout(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Layout:
-    """Shape and dtype of an array, as its header has them and the archive confirms."""
+def _read_layout(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Layout:
     with archive.open(member) as file:
         try:
-            return _checked_layout(parse_npy_header(file.read(LONGEST_HEADER)), member.file_size)
+            return _checked_layout(parse_npy_header(file.read(MAX_HEADER_BYTES)), member.file_size)
         except ValueError as error:
             raise ValueError(f"{member.filename}: {error}") from error
 
 
-def _checked_layout(header: NpyHeader, there: int) -> Layout:
-    """Shape and dtype, where header and values are `there` bytes as they should be."""
-    shape, _, dtype, size = header
+def _checked_layout(header: NpyHeader, file_size: int) -> Layout:
+    """Returns shape and dtype if header and values together take `file_size` bytes."""
+    shape, _, dtype, header_size = header
     if dtype.hasobject:
         raise ValueError("Python objects, which could run code")
-    count, found = math.prod(shape), there - size
-    if min(shape, default=0) < 0 or count * dtype.itemsize != found:
-        raise ValueError(f"{found} bytes for {dtype} of shape {shape}")
+    count, num_bytes = math.prod(shape), file_size - header_size
+    if min(shape, default=0) < 0 or count * dtype.itemsize != num_bytes:
+        raise ValueError(f"{num_bytes} bytes for {dtype} of shape {shape}")
     if dtype.itemsize == 0 and count:
-        # Takes no bytes, and may claim to be any number of rows.
-        raise ValueError(f"{count} texts of no letters")
+        # Values of zero bytes could claim to be any number of rows.
+        raise ValueError(f"{count} texts of length 0")
     return shape, dtype
 
 
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
-    check_letters(array)
+    check_code_points(array)
     return array

@@ -1,8 +1,8 @@
-"""Pickled numpy data without pickle's power to run code.
+"""Unpickler for NumPy data that cannot execute code.
 
-A pickle may name any importable callable and have it called. The reader here looks up nothing: the
-few names that numpy arrays and plain containers need are mapped to the functions below, and every
-other name is refused before it is imported.
+A pickle may name any importable callable and have it called. This unpickler imports nothing: the
+few names that NumPy arrays and plain containers need are mapped to the functions below, and every
+other name is refused.
 """
 
 import collections
@@ -15,41 +15,41 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sft_jax.files.errors import explained
-from sft_jax.files.npz import LONGEST_HEADER, check_letters, parse_npy_header
+from sft_jax.files.errors import convert_errors
+from sft_jax.files.npz import MAX_HEADER_BYTES, check_code_points, parse_npy_header
 from sft_jax.files.pickle_opcodes import opcodes
 from sft_jax.types import DataError
 
-# Stands for `numpy.ndarray` in the stream. The class itself must not be reachable: called with a
-# buffer and dtype object it would turn bytes of the file into pointers.
-NDARRAY = "numpy.ndarray"
+# Replaces the class `numpy.ndarray`, which must not be reachable: called with a buffer and an
+# object dtype it would turn bytes of the file into pointers.
+_NDARRAY = "numpy.ndarray"
 
-# Where numpy's own functions live, up to version 1 and since version 2.
-NUMPY_CORES = ("numpy.core", "numpy._core")
+# Modules of NumPy's internal functions, in version 1 and in version 2.
+_NUMPY_CORES = ("numpy.core", "numpy._core")
+
+
+_MAX_EMPTY_SIZE = 1 << 24
+_ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")
+# Objects of a file are often referenced once or twice; but lists of lists of lists of the same few
+# objects could become an array of any size. Entries per byte of the file, and extra entries.
+_MAX_REPEATS = 16
+_MAX_EXTRA_ENTRIES = 1 << 20
+_CONTAINERS = (dict, list, tuple, np.ndarray)
 
 
 @runtime_checkable
 class Payload(Protocol):
-    """Bytes that were left in a file; `mapped_pickle` puts them in place of long strings."""
+    """Bytes that stay in a file; `mapped_pickles` puts them in place of long strings."""
 
     def array(self, dtype: np.dtype, shape: tuple[int, ...], order: str) -> Any:
-        """The bytes as an array; raises `UnpicklingError` if they are not as many."""
+        """Returns the bytes as an array; raises `UnpicklingError` if their number differs."""
 
     def load(self) -> bytes | str:
-        """The bytes, or the text, in memory."""
+        """Reads the bytes or the text into memory."""
 
 
-_MOST_EMPTY = 1 << 24
-_ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")
-# How often a part may be there again: an entry or two of a file are, but lists of lists of lists
-# of the same few would become an array of any size.
-_MOST_SHARED = 16
-_CONTAINERS = (dict, list, tuple, np.ndarray)
-_ROOM = 1 << 20
-
-
-def shown(value: Any) -> str:
-    """A value of the stream for a message: a list may hold itself 2^n times, so none is printed."""
+def describe_argument(value: Any) -> str:
+    """Describes an object for a message; printing a list that holds itself could take forever."""
     if isinstance(value, str | bytes):
         return repr(value[:80])
     if isinstance(value, int) and value.bit_length() <= 64:
@@ -59,8 +59,8 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-class Call:
-    """A function that stands for a name of the stream, which can do nothing but call it."""
+class AllowedCall:
+    """Function for a name in the pickle; the pickle can call it and do nothing else with it."""
 
     __slots__ = ("_function",)
 
@@ -68,34 +68,34 @@ class Call:
         self._function = function
 
     def __call__(self, *args: Any) -> Any:
-        """What the function returns."""
+        """Calls the function."""
         return self._function(*args)
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError(f"a function may not be given the state {shown(state)}")
+        raise pickle.UnpicklingError(f"a function cannot have state {describe_argument(state)}")
 
 
-class StandIn:
-    """Stands for a value while the stream is read, and can do nothing; `made` is the value."""
+class Placeholder:
+    """Object that takes the place of `value` while the pickle is read, and has no methods."""
 
-    made: Any
+    value: Any
 
 
-class _Dtype(StandIn):
-    """Stands for a dtype. numpy's own would take the state's word on whether it holds objects."""
+class _Dtype(Placeholder):
+    """Placeholder of a dtype: NumPy's own would trust the state on whether it holds objects."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = False):
         if not isinstance(code, str):
-            raise pickle.UnpicklingError(f"a dtype may not be made of {shown(code)}")
-        self.made = np.dtype(code)
+            raise pickle.UnpicklingError(f"a dtype may not be made of {describe_argument(code)}")
+        self.value = np.dtype(code)
 
     def __setstate__(self, state: tuple) -> None:
         _, byteorder, part, names, fields, itemsize, _, _ = state
         if part is not None:
-            self.made = np.dtype((_plain(part[0]), part[1]))
+            self.value = np.dtype((_plain(part[0]), part[1]))
         elif names is not None:
             entries = [fields[name] for name in names]
-            self.made = np.dtype(
+            self.value = np.dtype(
                 {
                     "names": list(names),
                     "formats": [_plain(entry[0]) for entry in entries],
@@ -104,219 +104,232 @@ class _Dtype(StandIn):
                 }
             )
         else:
-            self.made = self.made.newbyteorder(byteorder)
+            self.value = self.value.newbyteorder(byteorder)
 
 
 def _plain(dtype: Any) -> np.dtype:
-    """A dtype without fields: those of fields of fields would double with every level."""
-    if not isinstance(dtype, _Dtype) or dtype.made.names is not None:
+    """Returns a dtype without fields: nested fields would double with every level."""
+    if not isinstance(dtype, _Dtype) or dtype.value.names is not None:
         raise pickle.UnpicklingError("a dtype may not have fields within fields")
-    return dtype.made
+    return dtype.value
 
 
-class _Array(StandIn):
-    """Stands for an array until its state is known; `made` is what it became."""
+class _Array(Placeholder):
+    """Placeholder of an array, whose state comes after its creation."""
 
-    __hash__ = None  # type: ignore[assignment]  # how Python spells "not hashable"
+    __hash__ = None  # type: ignore[assignment]  # not hashable
 
     def __init__(self):
-        self.made: Any = np.empty(0, np.int8)
+        self.value: Any = np.empty(0, np.int8)
 
     def __setstate__(self, state: tuple) -> None:
         shape, dtype, fortran, raw = state[-4:]
-        if dtype.made == np.dtype(object) and isinstance(raw, list):
-            made = np.empty(len(raw), object)
+        if dtype.value == np.dtype(object) and isinstance(raw, list):
+            array = np.empty(len(raw), object)
             for i, entry in enumerate(raw):
-                made[i] = entry
-            self.made = made.reshape(checked_shape(shape, dtype.made))
+                array[i] = entry
+            self.value = array.reshape(checked_shape(shape, dtype.value))
         else:
-            self.made = _array(raw, dtype, shape, "F" if fortran else "C")
+            self.value = _array(raw, dtype, shape, "F" if fortran else "C")
 
 
 def _array(raw: Any, dtype: _Dtype, shape: Any, order: Any) -> Any:
-    """What `numpy._core.numeric._frombuffer` is called for (protocol 5): of bytes alone.
+    """Replaces `numpy._core.numeric._frombuffer` (protocol 5), for bytes only.
 
-    Nor does numpy write arrays of objects so. A long chain of them, each the entry of the next,
-    would end Python when it is freed.
+    NumPy does not store arrays of objects this way, and a long chain of them, each an entry of the
+    next, would overflow the stack when it is freed.
     """
-    kind = dtype.made
-    shape = checked_shape(shape, kind)
-    if kind.hasobject:
-        raise pickle.UnpicklingError(f"an array of {kind} may not be made of {type(raw).__name__}")
+    np_dtype = dtype.value
+    shape = checked_shape(shape, np_dtype)
+    if np_dtype.hasobject:
+        raise pickle.UnpicklingError(
+            f"an array of {np_dtype} may not be made of {type(raw).__name__}"
+        )
     if isinstance(raw, Payload):
-        return raw.array(kind, shape, order)
+        return raw.array(np_dtype, shape, order)
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
-    if math.prod(shape) * kind.itemsize != len(raw):
-        raise pickle.UnpicklingError(f"{len(raw)} bytes for an array of {kind} and shape {shape}")
-    # Arrays are writable; a bytearray is nobody else's and need not be copied for it.
+    if math.prod(shape) * np_dtype.itemsize != len(raw):
+        raise pickle.UnpicklingError(
+            f"{len(raw)} bytes for an array of {np_dtype} and shape {shape}"
+        )
+    # Arrays are writable; a bytearray belongs to nobody else and need not be copied.
     buffer = raw if isinstance(raw, bytearray) else bytearray(raw)
-    array = np.ndarray(shape, kind, buffer, order=order)
-    check_letters(array)
+    array = np.ndarray(shape, np_dtype, buffer, order=order)
+    check_code_points(array)
     return array
 
 
 def checked_shape(shape: Any, dtype: np.dtype) -> tuple[int, ...]:
-    """A shape of whole numbers, none of them below zero.
+    """Checks that a shape consists of non-negative integers.
 
-    Where there are no values, it may still not promise very many of them, since something will be
-    made for each.
+    An empty array may not have a very long axis either, since rows are processed one by one.
 
     Raises:
-        UnpicklingError: it is anything else.
+        UnpicklingError: The shape is anything else.
     """
     shape = tuple(shape)
     if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise pickle.UnpicklingError(f"an array may not be of shape {shown(shape)}")
+        raise pickle.UnpicklingError(f"an array may not be of shape {describe_argument(shape)}")
     empty = 0 in shape or not dtype.itemsize
-    if empty and math.prod(max(size, 1) for size in shape) > _MOST_EMPTY:
+    if empty and math.prod(max(size, 1) for size in shape) > _MAX_EMPTY_SIZE:
         raise pickle.UnpicklingError(
-            f"an empty array of {dtype} may not be of shape {shown(shape)}"
+            f"an empty array of {dtype} may not be of shape {describe_argument(shape)}"
         )
     return shape
 
 
 def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
-    """What `numpy._core.multiarray._reconstruct` is called for; the state is set afterwards."""
-    if kind is not NDARRAY or tuple(shape) != (0,):
-        given = f"{shown(kind)} and shape {shown(shape)}"
-        raise pickle.UnpicklingError(f"an array may not be made of {given}")
+    """Replaces `numpy._core.multiarray._reconstruct`; the state is set afterwards."""
+    if kind is not _NDARRAY or tuple(shape) != (0,):
+        arguments = f"{describe_argument(kind)} and shape {describe_argument(shape)}"
+        raise pickle.UnpicklingError(f"an array may not be made of {arguments}")
     return _Array()
 
 
 def _scalar(dtype: Any, *data: Any) -> np.generic:
-    """What `numpy._core.multiarray.scalar` is called for: one number out of its bytes."""
-    if not isinstance(dtype, _Dtype) or dtype.made.hasobject or len(data) != 1:
-        raise pickle.UnpicklingError(f"a scalar may not be made of {shown(dtype)}")
+    """Replaces `numpy._core.multiarray.scalar`: one number from its bytes."""
+    if not isinstance(dtype, _Dtype) or dtype.value.hasobject or len(data) != 1:
+        raise pickle.UnpicklingError(f"a scalar may not be made of {describe_argument(dtype)}")
     raw = data[0].encode("latin1") if isinstance(data[0], str) else data[0]
-    array = np.frombuffer(raw, dtype.made, 1)
-    check_letters(array)
+    array = np.frombuffer(raw, dtype.value, 1)
+    check_code_points(array)
     return array[0]
 
 
 def encode(text: Any, encoding: Any) -> bytes:
-    """What `_codecs.encode` is called for: bytes that were written as text."""
+    """Replaces `_codecs.encode`: bytes that were stored as text."""
     if not isinstance(text, str):
-        raise pickle.UnpicklingError(f"bytes may not be made of {shown(text)}")
+        raise pickle.UnpicklingError(f"bytes may not be made of {describe_argument(text)}")
     return text.encode(checked_encoding(encoding))
 
 
 def checked_encoding(encoding: Any) -> str:
-    """One of those that bytes are written in; others are modules, and some of them take forever.
+    """Checks that an encoding is one that pickles use; others may import modules or take forever.
 
     Raises:
-        UnpicklingError: it is none of them.
+        UnpicklingError: The encoding is another.
     """
     if encoding not in _ENCODINGS:
-        raise pickle.UnpicklingError(f"bytes may not be made of text by {shown(encoding)}")
+        raise pickle.UnpicklingError(
+            f"bytes may not be made of text by {describe_argument(encoding)}"
+        )
     return encoding
 
 
-def _bytes_of(kind: type) -> Callable[..., Any]:
-    """Makes bytes of bytes or text; of a number, they would be as many zeros."""
+def _bytes_constructor(kind: type) -> Callable[..., Any]:
+    """Returns a constructor from bytes or text only; from a number it would allocate zeros."""
 
-    def make(*args: Any) -> Any:
+    def construct(*args: Any) -> Any:
         if args and not isinstance(args[0], bytes | bytearray | str):
-            raise pickle.UnpicklingError(f"a {kind.__name__} may not be made of {shown(args[0])}")
+            raise pickle.UnpicklingError(
+                f"a {kind.__name__} may not be made of {describe_argument(args[0])}"
+            )
         if len(args) > 1:
             return kind(encode(*args))
         return kind(*args)
 
-    return make
+    return construct
 
 
-class _Ordered(collections.OrderedDict):
-    """Has no attributes from the stream, such as an `items` of its own."""
+class _OrderedDict(collections.OrderedDict):
+    """OrderedDict that takes no attributes from the pickle, such as another `items`."""
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
-def _admitted() -> dict[tuple[str, str], Any]:
+def _allowed_names() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): NDARRAY,
+        ("numpy", "ndarray"): _NDARRAY,
         ("numpy", "dtype"): _Dtype,
-        ("_codecs", "encode"): Call(encode),
-        ("collections", "OrderedDict"): _Ordered,
+        ("_codecs", "encode"): AllowedCall(encode),
+        ("collections", "OrderedDict"): _OrderedDict,
     }
-    for core in NUMPY_CORES:
-        names[core + ".multiarray", "_reconstruct"] = Call(_reconstruct)
-        names[core + ".multiarray", "scalar"] = Call(_scalar)
-        names[core + ".numeric", "_frombuffer"] = Call(_array)
+    for core in _NUMPY_CORES:
+        names[core + ".multiarray", "_reconstruct"] = AllowedCall(_reconstruct)
+        names[core + ".multiarray", "scalar"] = AllowedCall(_scalar)
+        names[core + ".numeric", "_frombuffer"] = AllowedCall(_array)
     for builtins in ("builtins", "__builtin__"):
         names |= {(builtins, kind.__name__): kind for kind in (set, frozenset)}
-        names |= {(builtins, k.__name__): Call(_bytes_of(k)) for k in (bytearray, bytes)}
+        names |= {
+            (builtins, k.__name__): AllowedCall(_bytes_constructor(k)) for k in (bytearray, bytes)
+        }
     return names
 
 
-_ADMITTED = _admitted()
+_ALLOWED = _allowed_names()
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """Looks up nothing: names are mapped by the table above or refused with a `DataError`."""
+    """Unpickler that imports nothing: names in the table above are mapped, others are refused."""
 
     remedy = "load it where it was made and save it again as plain arrays"
 
     def __init__(self, file: io.BufferedIOBase, name: str):
-        """Reads all of `file`, which messages call `name`; Python 2 strings are latin-1."""
+        """Opens a pickle; strings of Python 2 are decoded as Latin-1.
+
+        Args:
+            file: File that holds the pickle and nothing else.
+            name: Name of the file for messages.
+        """
         super().__init__(file, encoding="latin1")
         self._name = name
-        # An entry takes a byte at least.
         self._length = file.seek(0, io.SEEK_END)
         file.seek(0)
 
     def find_class(self, module: str, name: str) -> Any:
-        """The function that stands for a name of the stream."""
-        if (module, name) in _ADMITTED:
-            return _ADMITTED[module, name]
+        """Returns the replacement of a name; raises `DataError` if there is none."""
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
         raise DataError(
             f"{self._name}: the pickle asks for {module}.{name}, expected numpy arrays, numbers, "
             "text and plain containers only; nothing of it was run. If you trust the file, "
             f"{self.remedy}"
         )
 
-    def content(self) -> Any:
-        """What the stream holds, with arrays in place of what stood for them."""
-        content = _resolved(self.load(), {})
-        expanded = count_entries(content, {})
-        if expanded > _MOST_SHARED * self._length + _ROOM:
-            raise pickle.UnpicklingError(f"{expanded} entries, most of them the same few again")
+    def read(self) -> Any:
+        """Returns the unpickled object, with arrays in place of placeholders."""
+        content = _resolve(self.load(), {})
+        count = count_entries(content, {})
+        if count > _MAX_REPEATS * self._length + _MAX_EXTRA_ENTRIES:
+            raise pickle.UnpicklingError(f"{count} entries, most of them the same few again")
         return content
 
 
-def _resolved(value: Any, seen: dict[int, Any]) -> Any:
-    # Most of a long list; asked first, since asking for a protocol takes long.
+def _resolve(value: Any, seen: dict[int, Any]) -> Any:
+    # Checked first: most objects are of these types, and checking for a protocol is slow.
     if isinstance(value, str | bytes | int | float):
         return value
-    if isinstance(value, StandIn):
-        return _resolved(value.made, seen)
+    if isinstance(value, Placeholder):
+        return _resolve(value.value, seen)
     if isinstance(value, Payload):
         return value.load()
     if id(value) in seen:
         return seen[id(value)][1]
     if isinstance(value, tuple):
-        made = tuple(_resolved(entry, seen) for entry in value)
-        # The tuple is kept, so that nothing else gets its id.
-        seen[id(value)] = (value, made)
-        return made
+        resolved = tuple(_resolve(entry, seen) for entry in value)
+        # Keeping the tuple alive prevents another object from getting its id.
+        seen[id(value)] = (value, resolved)
+        return resolved
     seen[id(value)] = (value, value)
     if isinstance(value, dict | list):
         for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-            value[key] = _resolved(entry, seen)
+            value[key] = _resolve(entry, seen)
     elif isinstance(value, np.ndarray) and value.dtype == object:
-        # With one more axis, the entry of an array without any can be set as well.
+        # The additional axis makes the entry of a 0-d array assignable.
         entries = value[None]
         for index in np.ndindex(entries.shape):
-            entries[index] = _resolved(entries[index], seen)
+            entries[index] = _resolve(entries[index], seen)
     return value
 
 
 def count_entries(value: Any, sizes: dict[int, int]) -> int:
-    """`value` and the entries of all containers in it, counted as often as they are there.
+    """Counts an object and the entries of all containers in it, repeated ones repeatedly.
 
     Args:
-        value: of any type.
-        sizes: filled with the count of each container by its id; one that holds itself is counted
-            once.
+        value: Object of any type.
+        sizes: Counts of containers by id, filled along the way; a container that holds itself
+            counts once.
     """
     if isinstance(value, dict):
         entries: Any = value.values()
@@ -328,7 +341,7 @@ def count_entries(value: Any, sizes: dict[int, int]) -> int:
         return 1
     if id(value) not in sizes:
         sizes[id(value)] = 1
-        # By types, of which a long list of numbers has few.
+        # Types are compared first: a long list of numbers has few of them.
         kinds = tuple(kind for kind in set(map(type, entries)) if issubclass(kind, _CONTAINERS))
         inner = [entry for entry in entries if isinstance(entry, kinds)] if kinds else []
         within = sum(count_entries(entry, sizes) for entry in inner)
@@ -337,45 +350,39 @@ def count_entries(value: Any, sizes: dict[int, int]) -> int:
 
 
 def load_pickle(file: io.BufferedIOBase, name: str) -> Any:
-    """Unpickles numpy data and plain containers from an open binary file.
+    """Unpickles NumPy data and plain containers from an open binary file.
 
     Args:
-        file: positioned at the start of the pickle.
-        name: of the file, for messages.
+        file: File positioned at the start of the pickle.
+        name: Name of the file for messages.
 
     Raises:
-        DataError: the pickle names anything else, is truncated, or is not a pickle.
+        DataError: The file is no complete pickle, or the pickle names anything else.
     """
-
-    def read() -> Any:
+    with convert_errors(name, "a complete pickle"):
         stream = file.read()
-        # Looked at as a whole first: some sizes are taken at their word when they are met.
+        # All opcodes are checked first, since the unpickler trusts some of the sizes.
         for _ in opcodes(stream):
             pass
-        return SafeUnpickler(io.BytesIO(stream), name).content()
-
-    return explained(read, name, "a complete pickle")
+        return SafeUnpickler(io.BytesIO(stream), name).read()
 
 
 def load_npy_object(path: str | os.PathLike) -> np.ndarray:
-    """Reads an object array saved by `np.save`, as `np.load(..., allow_pickle=True)` would.
-
-    Python 2 strings are read as latin-1.
+    """Reads an object array saved by `np.save`, like `np.load(..., allow_pickle=True)`.
 
     Returns:
         The object array; its entries are arrays, numbers, text and plain containers.
 
     Raises:
-        DataError: the file is missing, not an `.npy` of objects, truncated, or asks for more than
-            numpy data (see `load_pickle`).
+        DataError: The file is missing, truncated, no `.npy` of objects, or names more than NumPy
+            data (see `load_pickle`).
     """
     name = os.fspath(path)
     if not os.path.isfile(name):
         raise DataError(f"{name}: no such file, expected an .npy of objects; check the path")
     with open(name, "rb") as file:
-        header = explained(
-            lambda: parse_npy_header(file.read(LONGEST_HEADER)), name, "an .npy header"
-        )
+        with convert_errors(name, "an .npy header"):
+            header = parse_npy_header(file.read(MAX_HEADER_BYTES))
         shape, dtype = header.shape, header.dtype
         if not dtype.hasobject or dtype != np.dtype(object):
             raise DataError(

@@ -1,35 +1,24 @@
-"""Arrays that are read a few rows at a time, wherever they lie."""
+"""Arrays that are read a few rows at a time, in memory or from a file."""
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Num
-
-# How much of an array is looked at together when all of it is looked at once.
-CHUNK_BYTES = 32 << 20
-
-_KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "-inf": np.isneginf,
-    "inf": np.isposinf,
-    "NaN": np.isnan,
-}
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """What is needed of an array `[n, ...]`: numpy's, HDF5's, and those below have it."""
+    """Array `[n, ...]` that is indexed by its first axis: of NumPy, of HDF5, or a class below."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(n, ...)`."""
+        """Shape `(n, ...)`."""
 
     @property
     def dtype(self) -> np.dtype:
-        """Of its values."""
+        """Dtype of the values."""
 
     def __len__(self) -> int: ...
 
@@ -38,16 +27,17 @@ class Rows(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FileArray:
-    """An array that stays in its file; indexing reads the rows asked for.
+    """Array that stays in its file; indexing reads the requested rows.
 
-    The file is mapped anew each time, so that pages once read do not count as the process's own.
+    The file is mapped anew for each access, so that pages read before do not count as memory of the
+    process.
 
     Attributes:
-        path: the file.
-        offset: where the values start, in bytes.
-        dtype: of the values.
-        shape: of the array.
-        order: `C` or `F`, how values follow each other in the file.
+        path: Absolute path of the file.
+        offset: Position of the first value, in bytes.
+        dtype: Dtype of the values.
+        shape: Shape of the array.
+        order: Memory order of the values in the file, `C` or `F`.
     """
 
     path: str
@@ -58,24 +48,23 @@ class FileArray:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all values."""
+        """Size of all values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice) -> np.ndarray:
-        """A copy of these rows."""
+        """Returns a copy of the rows."""
         return np.array(
             np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[rows]
         )
 
 
 class ListArray:
-    """A list of arrays of one shape and type, seen as one array."""
+    """Non-empty list of arrays of one shape and dtype, indexed as one array without copying."""
 
     def __init__(self, items: Sequence[Rows]):
-        """Wraps `items`, of which there is at least one; they are not copied."""
         self._items = items
         self.shape = (len(items), *items[0].shape)
         self.dtype = items[0].dtype
@@ -84,21 +73,21 @@ class ListArray:
         return len(self._items)
 
     def __getitem__(self, rows: int | slice) -> np.ndarray:
-        """A copy of these rows."""
+        """Returns a copy of the rows."""
         if isinstance(rows, slice):
             return np.stack([item[:] for item in self._items[rows]])
         return np.array(self._items[rows][:])
 
 
 def as_rows(value: Any) -> Rows | None:
-    """An array, or a list that makes one, to be read by rows; None of anything else."""
+    """Returns an array, or a list that forms one, for reading by rows; None for anything else."""
     if isinstance(value, list | tuple):
         arrays = [item for item in value if isinstance(item, np.ndarray | FileArray)]
         if arrays and len(arrays) == len(value):
-            same = {(item.shape, item.dtype) for item in arrays}
-            return ListArray(arrays) if len(same) == 1 and arrays[0].shape else None
-        # As an array, every text is as long as the longest.
-        if holds_text(value):
+            layouts = {(item.shape, item.dtype) for item in arrays}
+            return ListArray(arrays) if len(layouts) == 1 and arrays[0].shape else None
+        # In an array, every text would take as much memory as the longest.
+        if contains_text(value):
             return None
         try:
             return np.asarray(value)
@@ -108,71 +97,35 @@ def as_rows(value: Any) -> Rows | None:
     return value if isinstance(value, np.ndarray | FileArray) else None
 
 
-def holds_text(value: Any) -> bool:
-    """Whether it is text, or a list, of lists to any depth, with text in it."""
+def contains_text(value: Any) -> bool:
+    """Returns whether a value is text, or a nested list with text in it."""
     if not isinstance(value, list | tuple):
         return isinstance(value, str | bytes)
-    # By types, of which a long list of numbers has few.
-    kinds = set(map(type, value))
-    if any(issubclass(kind, str | bytes) for kind in kinds):
+    # Types are compared first: a long list of numbers has few of them.
+    types = set(map(type, value))
+    if any(issubclass(entry, str | bytes) for entry in types):
         return True
-    lists = tuple(kind for kind in kinds if issubclass(kind, list | tuple))
-    return any(holds_text(entry) for entry in value if isinstance(entry, lists)) if lists else False
+    lists = tuple(entry for entry in types if issubclass(entry, list | tuple))
+    return bool(lists) and any(contains_text(entry) for entry in value if isinstance(entry, lists))
 
 
-def chunks(rows: Rows) -> Iterator[slice]:
-    """Slices that cover all rows, each of at most `CHUNK_BYTES` or one row."""
-    row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
-    step = max(1, CHUNK_BYTES // max(row_bytes, 1))
-    return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
-
-
-def clean(
-    values: Num[np.ndarray, "*n t f"], mask: Bool[np.ndarray, "*n t"] | None = None
-) -> tuple[Float32[np.ndarray, "*n t f"], dict[str, int]]:
-    """A float32 copy with 0 for every value that is not finite.
-
-    Args:
-        values: numbers of any type; a float64 beyond float32 counts as an infinity.
-        mask: steps whose values are counted; all where None.
-
-    Returns:
-        The copy, and how many `-inf`, `inf` and `NaN` there were; kinds without any are left out.
-    """
-    with np.errstate(over="ignore"):
-        cleaned = values.astype(np.float32)
-    bad = ~np.isfinite(cleaned)
-    if not bad.any():
-        return cleaned, {}
-    counted = bad if mask is None else bad & mask[..., None]
-    counts = {kind: int(np.count_nonzero(test(cleaned[counted]))) for kind, test in _KINDS.items()}
-    cleaned[bad] = 0
-    return cleaned, {kind: count for kind, count in counts.items() if count}
-
-
-def describe(value: Any) -> str:
-    """Type and shape of what was found, for messages."""
+def describe_value(value: Any) -> str:
+    """Describes type and shape of a value, for messages."""
     if isinstance(value, list | tuple):
-        inner = {describe(item) for item in value}
-        some = sorted(inner)[0] if inner else "nothing"
-        return f"a {type(value).__name__} of {len(value)}, of {some}" + (
-            " and others" if len(inner) > 1 else ""
-        )
+        inner = sorted({describe_value(item) for item in value})
+        first = inner[0] if inner else "nothing"
+        others = " and others" if len(inner) > 1 else ""
+        return f"a {type(value).__name__} of {len(value)}, of {first}{others}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype} of shape {tuple(value.shape)}"
     return type(value).__name__
 
 
-def text(value: Any) -> str:
-    """A part of a name; bytes are UTF-8, or else Latin-1."""
+def to_text(value: Any) -> str:
+    """Converts a name to text; bytes are UTF-8, or else Latin-1."""
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError:
             return value.decode("latin1")
     return str(value)
-
-
-def absolute(path: str | os.PathLike) -> str:
-    """`path` in full, so that it holds when the working directory changes."""
-    return os.path.abspath(path)

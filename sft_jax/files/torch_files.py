@@ -1,8 +1,8 @@
-"""Checkpoints of PyTorch, read without it and without trust.
+"""Reader of PyTorch checkpoints that needs no PyTorch and cannot execute code.
 
 `torch.save` writes a zip archive: `<name>/data.pkl` is the object, in which every storage is a
-reference to a member `<name>/data/<key>` of bare numbers. The pickle goes through the restricted
-unpickler of `data.safe_pickle`; PyTorch's own, of weights alone, takes lengths at their word.
+reference to a member `<name>/data/<key>` of plain numbers. The pickle goes through the restricted
+unpickler of `pickles`; PyTorch's own `weights_only` mode trusts the lengths in the file.
 """
 
 import io
@@ -16,10 +16,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.files.errors import explained
-from sft_jax.files.memory import memory_limit
+from sft_jax.files.errors import convert_errors, memory_limit
 from sft_jax.files.pickle_opcodes import opcodes
-from sft_jax.files.pickles import Call, SafeUnpickler, StandIn, checked_shape, shown
+from sft_jax.files.pickles import (
+    AllowedCall,
+    Placeholder,
+    SafeUnpickler,
+    checked_shape,
+    describe_argument,
+)
 from sft_jax.types import DataError
 
 _DTYPES = {
@@ -35,69 +40,72 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 _TYPES = tuple(np.dtype(dtype).name for dtype in _DTYPES.values())
-# Of all tensors, which may repeat the numbers of a storage: as many times the file, and some room.
-_MOST_SHARED = 16
-_ROOM = 1 << 20
-_MOST_AXES = 32
+# Tensors may share a storage; this limits their total size, as a multiple of the file's.
+_MAX_REPEATS = 16
+_MARGIN_BYTES = 1 << 20
+_MAX_AXES = 32
 
 
-class _Fixed(StandIn):
-    """What nothing in the stream may change."""
+class _Constant(Placeholder):
+    """Placeholder whose value the pickle cannot change."""
 
-    __hash__ = None  # type: ignore[assignment]  # how Python spells "not hashable"
+    __hash__ = None  # type: ignore[assignment]  # not hashable
 
-    def __init__(self, made: Any):
-        self.made = made
+    def __init__(self, value: Any):
+        self.value = value
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError(f"a {type(self).__name__} may not be given {shown(state)}")
+        raise pickle.UnpicklingError(
+            f"a {type(self).__name__} may not be given {describe_argument(state)}"
+        )
 
 
-class _Kind(_Fixed):
-    """A type of storages; `made` is its dtype."""
+class _StorageType(_Constant):
+    """Placeholder of a storage type; the value is its dtype."""
 
 
-class _Storage(_Fixed):
-    """The numbers of a storage; `made` is an array `[n]`."""
+class _Storage(_Constant):
+    """Placeholder of a storage; the value is an array `[n]`."""
 
 
-class _Tensor(_Fixed):
-    """A view of a storage; `made` is the array."""
+class _Tensor(_Constant):
+    """Placeholder of a tensor; the value is an array, a view of a storage."""
 
 
 def read_torch(path: Path) -> Any:
-    """What `torch.save` wrote (PyTorch 1.6 or newer), with arrays in place of tensors.
+    """Reads a file of `torch.save` (PyTorch 1.6 or newer), with arrays in place of tensors.
 
-    Arrays of one storage share their memory and cannot be written to.
+    Arrays of one storage share their memory and are read-only.
 
     Raises:
-        DataError: the file is of another format, damaged or larger than memory, or its pickle
-            asks for more than tensors, numbers, text and plain containers (nothing of it is run).
+        DataError: The file has another format, is damaged or larger than memory, or its pickle
+            names more than tensors, numbers, text and plain containers (nothing is executed).
     """
     if path.is_file() and not zipfile.is_zipfile(path):
         raise DataError(
             f"{path}: found no zip archive, expected what torch.save writes since PyTorch 1.6; "
             "load it where it was made, with weights_only=True, and save it again"
         )
-    return explained(lambda: _read(path), path, "a checkpoint that torch.save wrote")
+    with convert_errors(path, "a checkpoint that torch.save wrote"):
+        return _read(path)
 
 
 def _read(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
-        there = os.path.getsize(path)
+        file_size = os.path.getsize(path)
         for info in members.values():
             if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{info.filename}: packed, which torch.save does not do")
+                raise ValueError(f"{info.filename}: compressed, which torch.save does not do")
             if info.compress_size != info.file_size:
                 sizes = f"{info.file_size} bytes, {info.compress_size} in the file"
                 raise ValueError(f"{info.filename}: {sizes}")
-        # They might lie upon each other.
+        # Members could overlap.
         total = sum(info.file_size for info in archive.infolist())
-        if total > there:
-            raise ValueError(f"parts of {total} bytes in a file of {there}")
-        room = min(memory_limit() - total, _MOST_SHARED * there + _ROOM)
-        if room < 0:
+        if total > file_size:
+            raise ValueError(f"parts of {total} bytes in a file of {file_size}")
+        free_bytes = min(memory_limit() - total, _MAX_REPEATS * file_size + _MARGIN_BYTES)
+        if free_bytes < 0:
             raise ValueError(f"{total:,} bytes to hold in memory, which is more than there are")
         roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -106,71 +114,80 @@ def _read(path: Path) -> Any:
         if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("numbers of another byte order; save it again on a common machine")
         stream = archive.read(f"{root}data.pkl")
-        for _ in opcodes(stream):  # as `load_pickle` does
+        for _ in opcodes(stream):  # checks all opcodes first, as `load_pickle` does
             pass
-        return _TorchUnpickler(stream, str(path), archive, root, room).content()
+        return _TorchUnpickler(stream, str(path), archive, root, free_bytes).read()
 
 
 class _TorchUnpickler(SafeUnpickler):
     remedy = "load it where it was made and save model.state_dict() alone"
 
-    def __init__(self, stream: bytes, name: str, archive: zipfile.ZipFile, root: str, room: int):
+    def __init__(
+        self, stream: bytes, name: str, archive: zipfile.ZipFile, root: str, free_bytes: int
+    ):
         super().__init__(io.BytesIO(stream), name)
-        self._archive, self._root, self._room = archive, root, room
+        self._archive, self._root, self._free_bytes = archive, root, free_bytes
         self._storages: dict[str, _Storage] = {}
         self._names: dict[tuple[str, str], Any] = {
-            **{("torch", name): _Kind(np.dtype(dtype)) for name, dtype in _DTYPES.items()},
-            **{("torch", name): _Fixed(f"torch.{name}") for name in _TYPES},
-            ("torch", "Size"): Call(_size),
-            ("torch", "device"): Call(_device),
-            ("torch._utils", "_rebuild_tensor_v2"): Call(self._tensor),
-            ("torch._utils", "_rebuild_parameter"): Call(_parameter),
-            ("torch._utils", "_rebuild_parameter_with_state"): Call(_parameter),
-            ("collections", "Counter"): Call(_counter),
+            **{("torch", name): _StorageType(np.dtype(dtype)) for name, dtype in _DTYPES.items()},
+            **{("torch", name): _Constant(f"torch.{name}") for name in _TYPES},
+            ("torch", "Size"): AllowedCall(_size),
+            ("torch", "device"): AllowedCall(_device),
+            ("torch._utils", "_rebuild_tensor_v2"): AllowedCall(self._tensor),
+            ("torch._utils", "_rebuild_parameter"): AllowedCall(_parameter),
+            ("torch._utils", "_rebuild_parameter_with_state"): AllowedCall(_parameter),
+            ("collections", "Counter"): AllowedCall(_counter),
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The function or type that stands for a name of the stream."""
-        known = self._names.get((module, name))
-        return super().find_class(module, name) if known is None else known
+        """Returns the replacement of a name; raises `DataError` if there is none."""
+        allowed = self._names.get((module, name))
+        return super().find_class(module, name) if allowed is None else allowed
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """The storage that `("storage", type, key, device, length)` stands for."""
+        """Returns the storage for a reference `("storage", type, key, device, length)`."""
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
-            raise pickle.UnpicklingError(f"a reference to {shown(pid)}, expected a storage")
+            raise pickle.UnpicklingError(
+                f"a reference to {describe_argument(pid)}, expected a storage"
+            )
         _, kind, key, _, length = pid
-        if not isinstance(kind, _Kind) or not isinstance(key, str):
-            raise pickle.UnpicklingError(f"a storage of {shown(kind)} under {shown(key)}")
+        if not isinstance(kind, _StorageType) or not isinstance(key, str):
+            raise pickle.UnpicklingError(
+                f"a storage of {describe_argument(kind)} under {describe_argument(key)}"
+            )
         if key not in self._storages:
             raw = self._archive.read(f"{self._root}data/{key}")
-            self._storages[key] = _Storage(np.frombuffer(raw, kind.made))
-        found = self._storages[key]
-        if found.made.dtype != kind.made or found.made.size != length:
-            raise pickle.UnpicklingError(
-                f"{shown(length)} numbers of {kind.made} in place of {found.made.size} of "
-                f"{found.made.dtype}"
-            )
-        return found
+            self._storages[key] = _Storage(np.frombuffer(raw, kind.value))
+        storage = self._storages[key]
+        dtype, size = storage.value.dtype, storage.value.size
+        if dtype != kind.value or size != length:
+            claimed = f"{describe_argument(length)} numbers of {kind.value}"
+            raise pickle.UnpicklingError(f"{claimed} in place of {size} of {dtype}")
+        return storage
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *others: Any) -> _Tensor:
-        """What `torch._utils._rebuild_tensor_v2` is called for."""
+        """Replaces `torch._utils._rebuild_tensor_v2`."""
         if not isinstance(storage, _Storage):
-            raise pickle.UnpicklingError(f"a tensor may not be made of {shown(storage)}")
+            raise pickle.UnpicklingError(
+                f"a tensor may not be made of {describe_argument(storage)}"
+            )
         if len(others) > 2 and others[2]:
             raise pickle.UnpicklingError("a negated or conjugated view; resolve it and save again")
-        values = storage.made
-        size, stride = _numbers(size), _numbers(stride)
-        (offset,) = _numbers((offset,))
+        values = storage.value
+        size, stride = _checked_integers(size), _checked_integers(stride)
+        (offset,) = _checked_integers((offset,))
         if len(size) != len(stride):
-            raise pickle.UnpicklingError(f"a tensor may not be of {shown(size)}, {shown(stride)}")
+            raise pickle.UnpicklingError(
+                f"a tensor may not be of {describe_argument(size)}, {describe_argument(stride)}"
+            )
         count = math.prod(checked_shape(size, values.dtype))
-        # In whole numbers of any size: numpy's own check would let 2^64 through as 0.
-        reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if count and reach >= values.size:
-            raise pickle.UnpicklingError(f"number {reach} of {values.size}")
-        # Views take no memory, but whoever uses them will copy each.
-        self._room -= count * max(values.itemsize, 4)
-        if self._room < 0:
+        # Python integers do not overflow; NumPy's own check would let 2^64 through as 0.
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if count and last >= values.size:
+            raise pickle.UnpicklingError(f"number {last} of {values.size}")
+        # Views take no memory, but their users copy each of them.
+        self._free_bytes -= count * max(values.itemsize, 4)
+        if self._free_bytes < 0:
             raise pickle.UnpicklingError("tensors that would take too much memory one by one")
         if not count:
             return _Tensor(np.empty(size, values.dtype))
@@ -181,34 +198,34 @@ class _TorchUnpickler(SafeUnpickler):
         return _Tensor(np.ndarray(size, values.dtype, values, itemsize * offset, strides))
 
 
-def _numbers(given: Any) -> tuple[int, ...]:
-    """Sizes or steps along axes: a few whole numbers, none below zero, that a machine can count."""
-    if not isinstance(given, tuple) or len(given) > _MOST_AXES:
-        raise pickle.UnpicklingError(f"a tensor may not be of {shown(given)[:200]}")
-    if not all(isinstance(n, int) and 0 <= n < 2**63 for n in given):
-        raise pickle.UnpicklingError(f"a tensor may not be of {shown(given)}")
-    return given
+def _checked_integers(values: Any) -> tuple[int, ...]:
+    """Checks sizes or strides: a few non-negative integers of at most 63 bits."""
+    if not isinstance(values, tuple) or len(values) > _MAX_AXES:
+        raise pickle.UnpicklingError(f"a tensor may not be of {describe_argument(values)[:200]}")
+    if not all(isinstance(n, int) and 0 <= n < 2**63 for n in values):
+        raise pickle.UnpicklingError(f"a tensor may not be of {describe_argument(values)}")
+    return values
 
 
 def _parameter(tensor: Any, *_: Any) -> _Tensor:
-    """What `torch._utils._rebuild_parameter` is called for."""
+    """Replaces `torch._utils._rebuild_parameter`."""
     if not isinstance(tensor, _Tensor):
-        raise pickle.UnpicklingError(f"a parameter may not be made of {shown(tensor)}")
+        raise pickle.UnpicklingError(f"a parameter may not be made of {describe_argument(tensor)}")
     return tensor
 
 
 def _size(sizes: Any) -> tuple[int, ...]:
-    """What `torch.Size` is called for."""
-    return _numbers(sizes)
+    """Replaces `torch.Size`."""
+    return _checked_integers(sizes)
 
 
-def _device(*where: Any) -> str:
-    """What `torch.device` is called for."""
-    return ":".join(str(part)[:80] for part in where if isinstance(part, str | int))
+def _device(*parts: Any) -> str:
+    """Replaces `torch.device`."""
+    return ":".join(str(part)[:80] for part in parts if isinstance(part, str | int))
 
 
 def _counter(counts: Any) -> dict:
-    """What `collections.Counter` is called for."""
+    """Replaces `collections.Counter`."""
     if not isinstance(counts, dict):
-        raise pickle.UnpicklingError(f"counts may not be made of {shown(counts)}")
+        raise pickle.UnpicklingError(f"counts may not be made of {describe_argument(counts)}")
     return counts

@@ -8,7 +8,7 @@ from sft_jax.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "output": "Output",
+        "base": "Output",
         "registry": "build",
         "sft": "SparseFusionTransformer",
     },

@@ -1,6 +1,6 @@
-"""Pools that look at how tokens resemble each other: k-medoids and bipartite merging.
+"""Clustering of tokens for pools: weighted k-medoids and bipartite merging.
 
-Both are batched and of static shape: one array program for every sample and cluster at once.
+Both are batched and have static shapes, with all samples and clusters in one array program.
 """
 
 import functools
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 _ROUNDS = 5
-# Choices hang on small differences, and sums of tokens are to be exact on every device.
+# Choices depend on small differences, so sums must be exact on every device.
 _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -22,28 +22,28 @@ def choose_medoids(
 ) -> Int[Array, "b k"]:
     """Five rounds of weighted k-medoids under the L1 distance (arXiv 2111.11992, section 3.2).
 
-    A round assigns every token to its nearest centre (ties: lowest centre), then makes that member
-    `i` of a cluster its centre whose `sum_j |x_i - x_j|_1 s_j` over the members `j` is smallest
-    (ties: lowest index). A cluster without a member keeps its centre,
-    so identical tokens may be chosen twice.
+    Each round assigns every token to its nearest centre (ties: lowest centre). The new centre of a
+    cluster is its member `i` with the smallest `sum_j |x_i - x_j|_1 s_j` over members `j` (ties:
+    lowest index). A cluster without members keeps its centre, so identical tokens may be chosen
+    twice.
 
     Args:
-        tokens: what is clustered.
-        mask: true where a token is real; the others belong to no cluster.
-        score: weight `s_j` of each token.
-        start: first centres; those that are not real attract nothing and stay as they are.
+        tokens: Tokens to cluster.
+        mask: True for real tokens; others belong to no cluster.
+        score: Weight `s_j` of each token.
+        start: Indices of the initial centres; masked ones attract nothing and stay.
 
     Returns:
-        The centres, cluster by cluster in the order of `start`.
+        Indices of the centres, in the order of `start`.
     """
     tokens = jax.lax.stop_gradient(tokens).astype(jnp.float32)
-    # [b, t, t], written once; XLA sums over d as it goes.
+    # [b, t, t], written once, since XLA fuses the sum over d.
     distance = jnp.abs(tokens[:, :, None] - tokens[:, None]).sum(axis=-1)
     weighted = distance * (jax.lax.stop_gradient(score) * mask)[:, None, :]
     real_centre = jnp.take_along_axis(mask, start, axis=1)
 
     def one_round(_, centres):
-        # [b, t, k]: how far every token is from every centre
+        # [b, t, k] distance of every token from every centre
         to_centres = jnp.take_along_axis(distance, centres[:, None, :], axis=2)
         nearest = jnp.where(real_centre[:, None], to_centres, jnp.inf).argmin(axis=2)
         member = (nearest[..., None] == jnp.arange(start.shape[1])) & mask[..., None]
@@ -59,16 +59,18 @@ def merge_to(
 ) -> tuple[Float[Array, "b k d"], Bool[Array, "b k"]]:
     """Merges similar real tokens until at most `k` are left (the idea of arXiv 2210.09461).
 
-    A round cuts the tokens into those of even and of odd rank, finds for every even one the odd one
-    of highest cosine similarity, and averages the most similar pairs, as many as it takes to come
-    down to `k`, at most half of the tokens; a token that stands for several counts as often. The
-    number of merges follows the real tokens of each sample, so padding changes nothing. Real tokens
-    are kept in order; a sample with `k` or fewer keeps them all.
+    Each round divides the tokens by even and odd rank, finds the odd token of highest cosine
+    similarity
+    for every even one, and averages the most similar pairs: as many as needed to reach `k`, at
+        most half
+    of the tokens. Merged tokens are weighted by the number of tokens they stand for. The number of
+    merges depends on the real tokens of each sample, so padding changes nothing. Real tokens keep
+    their order, and a sample with at most `k` of them keeps them all.
 
     Args:
-        tokens: what is merged.
-        mask: true where a token is real.
-        k: tokens that may remain, at most `t`.
+        tokens: Tokens to merge.
+        mask: True for real tokens.
+        k: Number of tokens to keep, at most `t`.
     """
     order = jnp.argsort(~mask, axis=1, stable=True)
     dtype = tokens.dtype
@@ -83,14 +85,14 @@ def merge_to(
 
 
 def _merge_round(tokens, sizes, count, k, length):
-    """One round on tokens whose first `count` are real; hands on `length` slots."""
+    """One round on tokens whose first `count` are real; returns `length` slots."""
     b, t, _ = tokens.shape
     merges = jnp.clip(count - k, 0, count // 2)  # [b]
     target, score = _match(tokens, count)
-    # Rank of every even token by its similarity, the most similar first.
+    # Rank of every even token by similarity, most similar first.
     rank = jnp.argsort(jnp.argsort(-score, axis=1, stable=True), axis=1, stable=True)
     merged = rank < merges[:, None]  # [b, even]
-    moves = jax.nn.one_hot(target, t // 2) * merged[..., None]  # [b, even, odd]
+    moves = jax.nn.one_hot(target, t // 2, dtype=jnp.float32) * merged[..., None]  # [b, even, odd]
     even_size, odd_size = sizes[:, 0::2], sizes[:, 1::2]
     new_size = odd_size + _product("beo,be->bo", moves, even_size)
     total = odd_size[..., None] * tokens[:, 1::2]
@@ -105,7 +107,7 @@ def _merge_round(tokens, sizes, count, k, length):
 
 
 def _match(tokens, count):
-    """For each even token its most similar odd one `[b, even]`, and how similar; -inf if unreal."""
+    """Most similar odd token of each even one `[b, even]`, and the similarity (-inf if masked)."""
     tokens = jax.lax.stop_gradient(tokens)
     norm = jnp.sqrt(jnp.sum(tokens**2, axis=-1, keepdims=True))
     units = tokens / jnp.maximum(norm, 1e-12)

@@ -14,13 +14,14 @@ from sft_jax.attention.dense import Attention, dot_product_attention
 from sft_jax.attention.fixed import fixed_attention, fixed_attention_of
 from sft_jax.attention.fixed_blocks import make_pattern
 from sft_jax.attention.tpu.tpu_fixed import kernel_fixed_attention, kernel_takes
-from sft_jax.config.run import BlockStyle, ModelConfig
+from sft_jax.config.model import BlockStyle, ModelConfig
 from sft_jax.models.blocks import make_block
 from sft_jax.models.mixup import Mixer
 
-Keys = Key[Array, " b"]  # one random key per sample, so that nothing depends on the device count
+# One random key per sample, so that results do not depend on the number of devices.
+Keys = Key[Array, " b"]
 _EPSILON = 1e-5
-# Of a scan over layers: parameters, and whatever else a caller collects, get a leading layer axis.
+# For a scan over layers: parameters and other collections get a leading layer axis.
 OF_EVERY_LAYER: dict[str, Any] = {
     "variable_axes": {"params": 0, "intermediates": 0},
     "split_rngs": {"params": True},
@@ -29,7 +30,7 @@ OF_EVERY_LAYER: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What every block of a model is made with; hashable, so that modules can hold it."""
+    """Settings shared by all blocks of a model; hashable, so that modules can hold it."""
 
     embed_dim: int
     num_heads: int
@@ -44,7 +45,7 @@ class BlockConfig:
 
     @classmethod
     def from_model(cls, config: ModelConfig) -> "BlockConfig":
-        """The blocks' share of a `ModelConfig`."""
+        """Takes the settings of blocks from a `ModelConfig`."""
         return cls(
             embed_dim=config.embed_dim,
             num_heads=config.num_heads,
@@ -60,20 +61,20 @@ class BlockConfig:
 
     @property
     def dense(self) -> "BlockConfig":
-        """The same with dense attention, for sequences that are not one modality's tokens."""
+        """The same settings with dense attention, for sequences of several modalities."""
         return dataclasses.replace(self, attention="dense")
 
 
 def fold_in(keys: Keys | None, data: int | Int[Array, ""]) -> Keys | None:
-    """A new stream of per-sample keys, or None (no randomness) from None."""
+    """Derives a new stream of per-sample keys; None (no randomness) stays None."""
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def dropout(x: Float[Array, "b *rest"], rate: float, keys: Keys | None) -> Float[Array, "b *rest"]:
     """Zeroes entries at `rate` and rescales the others; the identity without keys.
 
-    Draws 8 random bits an entry, a quarter of what a float takes, since on a CPU drawing them costs
-    as much as the layer; so the rate is rounded to 1 / 256.
+    Draws 8 random bits per entry, a quarter of a float, since on a CPU drawing costs as much as the
+    layer. The rate is therefore rounded to multiples of 1 / 256.
     """
     if keys is None or rate == 0.0:
         return x
@@ -85,18 +86,22 @@ def dropout(x: Float[Array, "b *rest"], rate: float, keys: Keys | None) -> Float
     return jnp.where(keep, x * (256 / (256 - dropped)), 0).astype(x.dtype)
 
 
+class Layer(nn.Module):
+    """Base class of modules whose cost is reported as one line (see `layer_costs.py`)."""
+
+
 class LayerNorm(nn.Module):
     """Layer norm over the last axis, computed in float32.
 
     Attributes:
-        affine: whether there is a learned scale and bias.
+        affine: Whether there are a learned scale and bias.
     """
 
     affine: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
-        """Normalises `x`; the result has its dtype."""
+        """Normalises `x`, keeping its dtype."""
         norm = nn.LayerNorm(
             epsilon=_EPSILON,
             dtype=jnp.float32,
@@ -108,9 +113,9 @@ class LayerNorm(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Projections around an attention, one packed kernel for query, key and value.
+    """Multi-head attention with one packed kernel for query, key and value.
 
-    `config.attention` says which one: `dense`, or `fixed` for self-attention with CLS in front.
+    `config.attention` is `dense`, or `fixed` for self-attention with CLS in front.
     """
 
     config: BlockConfig
@@ -121,8 +126,8 @@ class MultiHeadAttention(nn.Module):
         packed_init = nn.initializers.variance_scaling(
             1.0, "fan_avg", "uniform", in_axis=0, out_axis=(1, 2, 3)
         )
-        self.qkv_kernel = self.param("qkv_kernel", packed_init, (d, 3, h, d // h))
-        self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3, h, d // h))
+        self.qkv_kernel = self.param("qkv_kernel", packed_init, (d, 3, h, d // h), jnp.float32)
+        self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3, h, d // h), jnp.float32)
         self.out = nn.DenseGeneral(
             d, axis=(-2, -1), dtype=self.config.dtype, kernel_init=_OUT_INIT, name="out"
         )
@@ -134,14 +139,15 @@ class MultiHeadAttention(nn.Module):
         query_weights: Float[Array, "b q"] | None = None,
         context: Float[Array, "b k d"] | None = None,
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b k"] | None]:
-        """Attention from `x` to `context`, or to itself; returns also the keys' saliency."""
+        """Attends from `x` to `context`, or to itself; also returns the saliency of the keys."""
         fixed = context is None and self.config.attention == "fixed"
         if fixed and kernel_takes(x.shape[1] - 1, make_pattern(**self._pattern())):
             return self._fixed_kernel(x, key_mask, query_weights)
         if context is None:
             query, key, value = self._project(x, slice(0, 3))
         else:
-            (query,), (key, value) = self._project(x, slice(0, 1)), self.keys_values(context)
+            (query,) = self._project(x, slice(0, 1))
+            key, value = self._project(context, slice(1, 3))
         if fixed:
             attention = fixed_attention(
                 query,
@@ -155,46 +161,43 @@ class MultiHeadAttention(nn.Module):
             attention = self._dense(query, key, value, key_mask, query_weights)
         return self.out(attention.values), attention.saliency
 
-    def keys_values(self, x: Float[Array, "b k d"]) -> tuple[Float[Array, "b k h e"], ...]:
-        """Keys and values of `x`, for the methods that take them ready."""
-        return self._project(x, slice(1, 3))
-
-    def of_cls(
+    def attend_from(
         self,
-        x: Float[Array, "b 1 d"],
-        keys_values: tuple[Float[Array, "b k h e"], ...],
-        key_mask: Bool[Array, "b k"],
-    ) -> tuple[Float[Array, "b 1 d"], Float[Array, "b k"]]:
-        """CLS alone as query, which attends to everything, and its row of the map over heads."""
-        query = self._project(x, slice(0, 1))[0]
-        weights = jnp.ones(x.shape[:2], jnp.float32)
-        key, value = keys_values
-        attention = self._dense(query, key, value, key_mask, weights)
-        assert attention.saliency is not None  # weights ask for it
-        return self.out(attention.values), attention.saliency
+        x: Float[Array, "b n d"],
+        key_mask: Bool[Array, "b n"],
+        select: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]],
+    ) -> tuple[Float[Array, "b slots d"], Int[Array, "b k"], Float[Array, "b _"] | None]:
+        """Attention with only CLS and a few selected tokens as queries; all tokens are keys.
 
-    def of_tokens(
-        self,
-        x: Float[Array, "b q d"],
-        indices: Int[Array, "b q"],
-        keys_values: tuple[Float[Array, "b k h e"], ...],
-        key_mask: Bool[Array, "b k"],
-    ) -> Float[Array, "b q d"]:
-        """The tokens at `indices` alone as queries (CLS has index 0 and is none of them)."""
-        query = self._project(x, slice(0, 1))[0]
-        key, value = keys_values
+        Args:
+            x: Normalised tokens with CLS in front.
+            key_mask: True for real tokens.
+            select: Maps the attention of CLS to the other tokens, `[b, n-1]`, averaged over heads,
+                to the indices of the selected tokens (without CLS) and their scores or None.
+
+        Returns:
+            The outputs of CLS and of the selected tokens, and what `select` returned.
+        """
+        key, value = self._project(x, slice(1, 3))
+        (cls_query,) = self._project(x[:, :1], slice(0, 1))
+        ones = jnp.ones((x.shape[0], 1), jnp.float32)
+        cls = self._dense(cls_query, key, value, key_mask, ones)
+        assert cls.saliency is not None  # requested by the weights
+        indices, scores = select(cls.saliency[:, 1:])
+        selected = jnp.take_along_axis(x, indices[..., None] + 1, axis=1)
+        (query,) = self._project(selected, slice(0, 1))
         if self.config.attention == "fixed":
             values = fixed_attention_of(
-                query, indices, key, value, key_mask=key_mask, **self._pattern()
+                query, indices + 1, key, value, key_mask=key_mask, **self._pattern()
             )
         else:
             values = self._dense(query, key, value, key_mask, None).values
-        return self.out(values)
+        return jnp.concatenate([self.out(cls.values), self.out(values)], axis=1), indices, scores
 
     def _project(self, x, parts):
         dtype = self.config.dtype
         kernel, bias = self.qkv_kernel[:, parts], self.qkv_bias[parts]
-        # [b, t, d] x [d, parts, h, e] -> [b, t, parts, h, e], from which every use cuts its part.
+        # [b, t, d] x [d, parts, h, e] -> [b, t, parts, h, e], sliced where it is used.
         packed = jnp.einsum("btd,dshe->btshe", x, kernel.astype(dtype)) + bias.astype(dtype)
         return tuple(packed[:, :, i] for i in range(packed.shape[2]))
 
@@ -202,7 +205,7 @@ class MultiHeadAttention(nn.Module):
         dtype = self.config.dtype
 
         def project(x, parts):
-            # One product each: slices of a packed one would be copied for the kernels.
+            # Separate products, since slices of a packed one would be copied for the kernels.
             return [
                 jnp.einsum("bdt,dhe->bhet", x, self.qkv_kernel[:, part].astype(dtype))
                 + self.qkv_bias[part].astype(dtype)[..., None]
@@ -250,49 +253,34 @@ class AttentionResidual(nn.Module):
         query_weights: Float[Array, "b q"] | None = None,
         context: Float[Array, "b k d"] | None = None,
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b k"] | None]:
-        """The new tokens and, where asked for by `query_weights`, the saliency of the keys.
+        """Returns the new tokens and, if `query_weights` are given, the saliency of the keys.
 
-        Keys and values come from `context`, under the same norm, where it is given.
+        Keys and values come from `context`, if given, under the same norm.
         """
         context = None if context is None else self.norm(context)
         update, saliency = self.attention(self.norm(z), key_mask, query_weights, context)
         return z + dropout(update, self.config.dropout, keys), saliency
 
-    def of_chosen(
+    def attend_from(
         self,
-        z: Float[Array, "b tokens d"],
-        key_mask: Bool[Array, "b tokens"],
+        z: Float[Array, "b n d"],
+        key_mask: Bool[Array, "b n"],
         keys: Keys | None,
-        choose: Callable[[jax.Array], jax.Array],
-    ) -> tuple[Float[Array, "b slots d"], Int[Array, "b k"], Float[Array, "b tokens-1"]]:
-        """Updates CLS and the tokens chosen by its row of the map; the others are only keys.
-
-        Args:
-            z: tokens with CLS in front.
-            key_mask: true where a token is real.
-            keys: one random key a sample for dropout.
-            choose: from the CLS row (without CLS itself) to indices of tokens (without CLS).
+        select: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]],
+    ) -> tuple[Float[Array, "b slots d"], Int[Array, "b k"], Float[Array, "b _"] | None]:
+        """Updates only CLS and the selected tokens (see `MultiHeadAttention.attend_from`).
 
         Returns:
-            CLS and the chosen tokens after the update, their indices, and the CLS row.
+            CLS and the selected tokens after the update, and what `select` returned.
         """
-        normed = self.norm(z)
-        keys_values = self.attention.keys_values(normed)
-        cls_update, row = self.attention.of_cls(normed[:, :1], keys_values, key_mask)
-        row = row[:, 1:]
-        indices = choose(row)
-
-        def at(x):
-            return jnp.take_along_axis(x, indices[..., None] + 1, axis=1)
-
-        update = self.attention.of_tokens(at(normed), indices + 1, keys_values, key_mask)
-        update = jnp.concatenate([cls_update, update], axis=1)
-        kept = jnp.concatenate([z[:, :1], at(z)], axis=1)
-        return kept + dropout(update, self.config.dropout, keys), indices, row
+        update, indices, scores = self.attention.attend_from(self.norm(z), key_mask, select)
+        selected = jnp.take_along_axis(z, indices[..., None] + 1, axis=1)
+        kept = jnp.concatenate([z[:, :1], selected], axis=1)
+        return kept + dropout(update, self.config.dropout, keys), indices, scores
 
 
 class MlpResidual(nn.Module):
-    """`z + dropout(W2 act(dropout(W1 LN(z))))`, with the order of the authors' code."""
+    """`z + dropout(W2 act(dropout(W1 LN(z))))`, in the order of the authors' code."""
 
     config: BlockConfig
 
@@ -308,7 +296,7 @@ class MlpResidual(nn.Module):
         return z + dropout(update, config.dropout, fold_in(keys, 1))
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Layer):
     """Attention residual, then MLP residual."""
 
     config: BlockConfig
@@ -317,7 +305,7 @@ class EncoderBlock(nn.Module):
     def __call__(
         self, z: Float[Array, "b t d"], key_mask: Bool[Array, "b t"], keys: Keys | None
     ) -> Float[Array, "b t d"]:
-        """Returns the new tokens; masked ones are not attended to and mean nothing."""
+        """Returns the new tokens; masked ones are not attended to, and are undefined."""
         z, _ = AttentionResidual(self.config, name="attention")(z, key_mask, fold_in(keys, 0))
         return MlpResidual(self.config, name="mlp")(z, fold_in(keys, 1))
 
@@ -336,7 +324,7 @@ class EncoderStack(nn.Module):
         keys: Keys | None,
         mixer: Mixer | None = None,
     ) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
-        """The tokens after the last block, and their mask, which `mixer` may have widened.
+        """Returns the tokens after the last block, and their mask, which `mixer` may widen.
 
         `mixer` is called after every block with the block's position in the stack.
         """

@@ -1,9 +1,9 @@
-"""Multimodal manifold mixup (arXiv 2111.11992, section 3.4): samples blended inside the network.
+"""Multimodal manifold mixup (arXiv 2111.11992, section 3.4): blending samples inside the network.
 
-Depth, strengths and partners are traced values, so one program serves every step, those of a
-warm-up included. Partners are drawn inside groups of the batch whose number is fixed by the
-configuration; as long as no group is cut by a device boundary, no activation crosses devices and
-every number of devices computes the same step.
+Depth, strengths and partners are traced values, so one program serves every step, warm-up
+included. Partners are drawn within groups of the batch, whose number the configuration fixes. As
+long as no group spans devices, no activation crosses devices and any number of devices computes
+the same step.
 """
 
 import functools
@@ -25,13 +25,13 @@ Mixer = Callable[
 
 @flax.struct.dataclass
 class Mixup:
-    """One step's draw.
+    """Random draw of a step.
 
     Attributes:
-        depth: `[]` int32 encoder block after which samples are blended, counted from the first
-            block of the modalities on; -1 blends nowhere.
-        lam: `[m, b]` float32 share that a sample keeps of itself, by modality.
-        partner: `[b]` int32 row of the batch that it is blended with.
+        depth: `[]` int32 index of the encoder block after which samples are blended, counted from
+            the first block of the modalities; -1 for no blending.
+        lam: `[m, b]` float32 share of itself that a sample keeps, by modality.
+        partner: `[b]` int32 row of the batch that a sample is blended with.
     """
 
     depth: Leaf
@@ -40,7 +40,7 @@ class Mixup:
 
     @property
     def label_share(self) -> Float[Array, " b"]:
-        """Share of each sample's own label in its loss: the mean over modalities, 1 unmixed."""
+        """Share of each sample's own target in its loss: the mean over modalities; 1 unmixed."""
         return jnp.where(self.depth < 0, 1.0, self.lam.mean(axis=0))
 
 
@@ -52,17 +52,17 @@ def mix(
     modality: int,
     depth: int | Int[Array, ""],
 ) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
-    """`lam z + (1 - lam) z[partner]` at the step's depth, nothing at every other.
+    """Blends `lam z + (1 - lam) z[partner]` at the step's depth; the identity at others.
 
-    A masked token counts as zero, and so does CLS where nothing else is real; the blend is real
-    where either of the two was.
+    Masked tokens count as zero, and so does CLS if nothing else is real. A blended token is real if
+    either of the two was.
 
     Args:
-        z: tokens with CLS in front.
-        mask: which of them are real.
-        mixup: the step's draw.
-        modality: row of `lam`.
-        depth: block that `z` comes out of.
+        z: Tokens with CLS in front.
+        mask: True for real tokens.
+        mixup: Draw of the step.
+        modality: Row of `lam`.
+        depth: Block that `z` comes out of.
     """
 
     def blend():
@@ -76,7 +76,7 @@ def mix(
 
 
 def mixer(mixup: Mixup | None, *, modality: int, first: int) -> Mixer | None:
-    """`mix` for a stack of blocks whose first one has depth `first`; None without mixup."""
+    """Makes `mix` for a stack of blocks that starts at depth `first`; None without mixup."""
     if mixup is None:
         return None
 
@@ -89,27 +89,28 @@ def mixer(mixup: Mixup | None, *, modality: int, first: int) -> Mixer | None:
 def draw_depth(
     key: Key[Array, ""], mode: str, num_pre_layers: int, num_post_layers: int
 ) -> Int[Array, ""]:
-    """A block drawn uniformly: before fusion (`within`), after it (`fused`), or `any`."""
+    """Draws a block uniformly: before fusion (`within`), after it (`fused`), or `any`."""
     low = num_pre_layers if mode == "fused" else 0
     high = num_pre_layers if mode == "within" else num_pre_layers + num_post_layers
     return jax.random.randint(key, (), low, high, jnp.int32)
 
 
 def draw_lam(keys: Key[Array, " b"], num_modalities: int, alpha: float) -> Float[Array, "m b"]:
-    """Beta(alpha, alpha) for every sample and modality, from one key a sample."""
-    draw = functools.partial(jax.random.beta, a=alpha, b=alpha, shape=(num_modalities,))
+    """Draws Beta(alpha, alpha) for every sample and modality, from one key per sample."""
+    shape = (num_modalities,)
+    draw = functools.partial(jax.random.beta, a=alpha, b=alpha, shape=shape, dtype=jnp.float32)
     return jax.vmap(draw)(keys).T
 
 
 def draw_partners(
     keys: Key[Array, " g"], group_size: int, weight: Float[Array, " b"]
 ) -> Int[Array, " b"]:
-    """A permutation inside every group of consecutive rows, from one key a group.
+    """Draws a permutation within every group of consecutive rows, from one key per group.
 
     Args:
-        keys: of the groups.
-        group_size: rows of each.
-        weight: 0 on rows that pad the batch; a sample drawn one of these for partner keeps itself.
+        keys: Keys of the groups.
+        group_size: Rows per group.
+        weight: 0 for rows that pad the batch; a sample whose partner is padding keeps itself.
     """
     inside = jax.vmap(lambda key: jax.random.permutation(key, group_size))(keys)
     partner = (inside + group_size * jnp.arange(len(keys))[:, None]).reshape(-1)

@@ -3,13 +3,23 @@
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
-from sft_jax.models.layers import AttentionResidual, BlockConfig, Keys, fold_in
-from sft_jax.models.pools import POOL_FUNCTIONS, Pooled, as_pooled, choose_top, saliency_weights
-from sft_jax.types import SALIENCY_POOLS, ModalitySpec
+from sft_jax.config.modality import POOLS, ModalitySpec
+from sft_jax.models.layers import AttentionResidual, BlockConfig, Keys, Layer, fold_in
+from sft_jax.models.pools import (
+    POOL_FUNCTIONS,
+    QUERY_SELECTIONS,
+    Pooled,
+    as_pooled,
+    saliency_weights,
+)
 
 
-class SparsePooling(nn.Module):
-    """One more attention residual, without MLP, then the pool."""
+class SparsePooling(Layer):
+    """An attention residual without an MLP, followed by the pool of the modality.
+
+    A pool that selects queries chooses its tokens before attention is computed: then only CLS and
+    the kept tokens attend to the sequence, which costs O(k t) instead of O(t^2).
+    """
 
     spec: ModalitySpec
     config: BlockConfig
@@ -18,24 +28,18 @@ class SparsePooling(nn.Module):
     def __call__(
         self, z: Float[Array, "b t d"], mask: Bool[Array, "b t"], keys: Keys | None
     ) -> tuple[Float[Array, "b d"], Pooled]:
-        """From tokens with CLS in front to CLS and the pooled rest."""
+        """Computes CLS and the pooled tokens of a sequence that begins with CLS."""
         attention = AttentionResidual(self.config, name="attention")
-        if self.spec.pool == "cls_topk":
-            return self._cls_topk(attention, z, mask, keys)
-        weights = None
-        if self.spec.pool in SALIENCY_POOLS:
-            weights = saliency_weights(mask[:, 1:])
+        pool, token_mask = self.spec.pool, mask[:, 1:]
+        if POOLS[pool].selects_queries:
+
+            def select(cls_attention):
+                return QUERY_SELECTIONS[pool](z[:, 1:], token_mask, cls_attention, self.spec)
+
+            kept, indices, saliency = attention.attend_from(z, mask, fold_in(keys, 0), select)
+            return kept[:, 0], as_pooled(kept[:, 1:], token_mask, indices, saliency)
+        weights = saliency_weights(token_mask) if POOLS[pool].saliency else None
         z, saliency = attention(z, mask, fold_in(keys, 0), weights)
         saliency = None if saliency is None else saliency[:, 1:]
-        pool = POOL_FUNCTIONS[self.spec.pool]
-        return z[:, 0], pool(z[:, 1:], mask[:, 1:], saliency, fold_in(keys, 1), self.spec)
-
-    def _cls_topk(self, attention, z, mask, keys):
-        """Ranks by the CLS query's row; only CLS and the kept tokens are ever queries."""
-        real = mask[:, 1:]
-
-        def choose(row):
-            return choose_top(row, real, self.spec.count)
-
-        kept, indices, row = attention.of_chosen(z, mask, fold_in(keys, 0), choose)
-        return kept[:, 0], as_pooled(kept[:, 1:], real, indices, row)
+        pooled = POOL_FUNCTIONS[pool](z[:, 1:], token_mask, saliency, fold_in(keys, 1), self.spec)
+        return z[:, 0], pooled

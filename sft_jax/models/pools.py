@@ -1,13 +1,14 @@
-"""Pools (arXiv 2111.11992, section 3.2): from the `t` tokens of a modality to a few.
+"""Pools (arXiv 2111.11992, section 3.2), which reduce the `t` tokens of a modality to a few.
 
-Every pool is a pure function `(tokens, mask, saliency, keys, spec) -> Pooled` on a whole batch. A
-pool that selects is three steps: a score per token, a choice of indices, a gather. Masked tokens
-never win over real ones; what a pool returns carries a mask of its own, and a slot without a real
-token is zero and masked. Windows and random draws follow the order of the real tokens, so padding
-moves nothing.
+Every pool is a pure function `(tokens, mask, saliency, keys, spec) -> Pooled` of a batch. A pool
+that
+selects has three steps: a score per token, a choice of indices, a gather. Masked tokens never win
+    over
+real ones. The result has its own mask, and slots without a real token are zero and masked. Windows
+and random draws follow the order of the real tokens, so padding changes nothing.
 
-Pools that draw take one key a sample while training. Without keys they use the same fixed key for
-every sample, so evaluating twice gives one answer.
+Random pools take one key per sample in training. Without keys they use the same fixed key for every
+sample, so that evaluation is deterministic.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.models.clustering import choose_medoids, merge_to
 from sft_jax.models.layers import Keys
-from sft_jax.types import Leaf, ModalitySpec
+from sft_jax.types import Leaf
 
 Tokens = Float[Array, "b t d"]
 Mask = Bool[Array, "b t"]
@@ -29,15 +31,15 @@ Chosen = Int[Array, "b k"]
 
 @flax.struct.dataclass
 class Pooled:
-    """What a modality hands to fusion.
+    """Tokens that a modality passes to fusion.
 
     Attributes:
         tokens: `[b, k, d]`, zero where masked.
-        mask: `[b, k]`, true where a slot holds something real.
-        indices: `[b, k]` token (without CLS) in each slot, -1 in empty slots; None for pools that
-            mix tokens.
-        saliency: `[b, k]` saliency of those tokens, 0 in empty slots; None as `indices`, and for
-            pools that do not look at it.
+        mask: `[b, k]`, true for slots with a real token.
+        indices: `[b, k]` index of the token (without CLS) in each slot, -1 in empty slots; None for
+            pools that mix tokens.
+        saliency: `[b, k]` score of these tokens, 0 in empty slots; None for pools that mix tokens
+            or do not compute it.
     """
 
     tokens: Leaf
@@ -50,17 +52,17 @@ class Pooled:
 
 
 def saliency_weights(mask: Mask) -> Float[Array, "b t+1"]:
-    """Weights of the queries whose mean is the saliency: the real tokens alike, CLS not at all."""
+    """Weights of the queries in the saliency: equal for real tokens, 0 for CLS."""
     weights = mask / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
     return jnp.pad(weights.astype(jnp.float32), ((0, 0), (1, 0)))
 
 
 def uniform(mask: Mask, keys: Keys | None) -> Score:
-    """Uniform noise in (0, 1): the `r`-th real token of a sample gets its key's `r`-th draw."""
+    """Uniform noise in (0, 1); the `r`-th real token of a sample gets its key's `r`-th draw."""
     if keys is None:
         keys = jnp.broadcast_to(jax.random.key(0), mask.shape[:1])
     tiny = jnp.finfo(jnp.float32).tiny
-    draw = jax.vmap(lambda key: jax.random.uniform(key, mask.shape[1:], minval=tiny))
+    draw = jax.vmap(lambda key: jax.random.uniform(key, mask.shape[1:], jnp.float32, minval=tiny))
     rank = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     return jnp.take_along_axis(draw(keys), rank, axis=1)
 
@@ -78,16 +80,16 @@ def gumbel(score: Score, mask: Mask, keys: Keys | None) -> Score:
 
 
 def choose_top(score: Score, mask: Mask, k: int) -> Chosen:
-    """Indices of the `k` highest scores, descending, ties lowest index first, real ones first.
+    """Indices of the `k` highest scores, descending; real tokens first, ties by lowest index.
 
-    A choice has no gradient, so none is asked for of the score.
+    The choice has no gradient.
     """
     score = jax.lax.stop_gradient(score)
     return jax.lax.top_k(jnp.where(mask, score, -jnp.inf), k)[1]
 
 
 def choose_in_windows(score: Score, mask: Mask, window: int) -> tuple[Chosen, Bool[Array, "b k"]]:
-    """Index of the highest score of every window, and which windows hold a real token."""
+    """Index of the highest score in every window, and whether the window has a real token."""
     order, real = _windows(mask, window)
     scores = jnp.take_along_axis(score, order, axis=1).reshape(real.shape)
     best = jnp.where(real, scores, -jnp.inf).argmax(axis=2)
@@ -99,7 +101,7 @@ def choose_in_windows(score: Score, mask: Mask, window: int) -> tuple[Chosen, Bo
 
 
 def gather(tokens: Tokens, mask: Mask, indices: Chosen, score: Score | None = None) -> Pooled:
-    """The chosen tokens, in the order of `indices`."""
+    """Gathers the chosen tokens in the order of `indices`."""
     picked = jnp.take_along_axis(tokens, indices[..., None], axis=1)
     return as_pooled(picked, mask, indices, score)
 
@@ -107,7 +109,7 @@ def gather(tokens: Tokens, mask: Mask, indices: Chosen, score: Score | None = No
 def as_pooled(
     picked: Float[Array, "b k d"], mask: Mask, indices: Chosen, score: Score | None
 ) -> Pooled:
-    """Tokens that stand in the order of `indices` already, with their mask, names and scores."""
+    """Wraps tokens that are already in the order of `indices`, with their mask and scores."""
     chosen = jnp.take_along_axis(mask, indices, axis=1)
     saliency = None
     if score is not None:
@@ -123,10 +125,10 @@ def as_pooled(
 def to_windows(
     tokens: Tokens, mask: Mask, window: int
 ) -> tuple[Float[Array, "b k window d"], Bool[Array, "b k window"]]:
-    """Windows over the real tokens in their order, padding left out, and which entries are real.
+    """Windows over the real tokens in order, without padding, and which entries are real.
 
-    A sequence of `n` real tokens fills `max(1, n // window)` windows; a shorter tail is dropped,
-    as it is without padding. So padding moves no token into another window.
+    `n` real tokens fill `max(1, n // window)` windows; a shorter tail is dropped, as without
+    padding. So padding moves no token to another window.
     """
     order, real = _windows(mask, window)
     tokens = jnp.take_along_axis(tokens, order[..., None], axis=1)
@@ -136,7 +138,7 @@ def to_windows(
 def _windows(mask, window):
     k = mask.shape[1] // window
     count = mask.sum(axis=1)
-    # Stable, so that real tokens come first and keep their order.
+    # A stable sort puts real tokens first and keeps their order.
     order = jnp.argsort(~mask, axis=1, stable=True)[:, : k * window]
     filled = jnp.maximum(count // window, 1) * window
     real = jnp.arange(k * window) < jnp.minimum(count, filled)[:, None]
@@ -156,7 +158,7 @@ def attn_topk(
 def attn_kmedoids(
     tokens: Tokens, mask: Mask, saliency: Score, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
-    """Keeps the medoids of `k` clusters that start at the most salient tokens."""
+    """Keeps the medoids of `k` clusters initialised at the most salient tokens."""
     if spec.count >= tokens.shape[1]:
         return keep_all(tokens, mask, saliency, keys, spec)
     start = choose_top(saliency, mask, spec.count)
@@ -174,14 +176,14 @@ def attn_random(
 def random_k(
     tokens: Tokens, mask: Mask, saliency: Score | None, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
-    """Draws `k` tokens, all alike, without replacement."""
+    """Draws `k` tokens uniformly, without replacement."""
     return gather(tokens, mask, choose_top(uniform(mask, keys), mask, spec.count))
 
 
 def strided_random(
     tokens: Tokens, mask: Mask, saliency: Score | None, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
-    """Draws one token out of every window."""
+    """Draws one token uniformly from every window."""
     indices, real = choose_in_windows(uniform(mask, keys), mask, spec.stride)
     picked = jnp.take_along_axis(tokens, indices[..., None], axis=1)
     return Pooled(
@@ -189,6 +191,24 @@ def strided_random(
         mask=real,
         indices=jnp.where(real, indices, -1),
     )
+
+
+# --- pools that select before attention is computed: indices, and scores to report or None
+
+
+def cls_topk(
+    tokens: Tokens, mask: Mask, cls_attention: Score, spec: ModalitySpec
+) -> tuple[Chosen, Score | None]:
+    """Keeps the `k` tokens that CLS attends to most, in descending order."""
+    return choose_top(cls_attention, mask, spec.count), cls_attention
+
+
+def norm_topk(
+    tokens: Tokens, mask: Mask, cls_attention: Score, spec: ModalitySpec
+) -> tuple[Chosen, Score | None]:
+    """Keeps the `k` tokens of largest norm before the block's layer norm, in descending order."""
+    score = jnp.square(tokens.astype(jnp.float32)).sum(axis=-1)  # [b, t]
+    return choose_top(score, mask, spec.count), None
 
 
 # --- pools that mix
@@ -251,7 +271,7 @@ def merge(
 def keep_all(
     tokens: Tokens, mask: Mask, saliency: Score | None, keys: Keys | None, spec: ModalitySpec
 ) -> Pooled:
-    """Dense fusion: every token stays. The baseline that savings are stated against."""
+    """Keeps every token: dense fusion, the baseline for savings."""
     return Pooled(tokens=jnp.where(mask[..., None], tokens, 0), mask=mask)
 
 
@@ -260,8 +280,11 @@ def _windowed(pooled, real):
     return Pooled(tokens=jnp.where(mask[..., None], pooled, 0), mask=mask)
 
 
-# `cls_topk` is not here: it needs no more than its score, and so chooses before the tokens that it
-# keeps are computed (`pooling.SparsePooling`).
+# The pools of `config.modality.POOLS` that select queries, and all others.
+QUERY_SELECTIONS: dict[str, Callable[..., tuple[Chosen, Score | None]]] = {
+    "cls_topk": cls_topk,
+    "norm_topk": norm_topk,
+}
 POOL_FUNCTIONS: dict[str, Callable[..., Pooled]] = {
     "attn_topk": attn_topk,
     "attn_kmedoids": attn_kmedoids,

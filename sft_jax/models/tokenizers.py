@@ -1,4 +1,4 @@
-"""From a modality's raw sequence to tokens: one linen module a kind, one table."""
+"""Tokenizers, which turn the raw sequence of a modality into tokens."""
 
 import math
 
@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from sft_jax.models.layers import BlockConfig, dense
-from sft_jax.types import ModalitySpec
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.models.layers import BlockConfig, Layer, dense
 
 
 def to_patches(
     x: Float[Array, "b t f"], patch: tuple[int, int]
 ) -> Float[Array, "b tokens patch_size"]:
-    """Cuts `x` into patches of `(time steps, features)`, time first."""
+    """Divides `x` into patches of `(time steps, features)`, ordered by time first."""
     b, t, f = x.shape
     rows, columns = patch
     x = x.reshape(b, t // rows, rows, f // columns, columns).transpose(0, 1, 3, 2, 4)
@@ -24,15 +24,15 @@ def to_patches(
 def to_tubelets(
     x: Float[Array, "b t f"], frame: tuple[int, int, int], tubelet: tuple[int, int, int]
 ) -> Float[Array, "b tokens tubelet_size"]:
-    """Cuts a video of flattened frames into tubelets; time first, then rows, then columns.
+    """Divides a video into tubelets, ordered by time, then rows, then columns.
 
     Args:
-        x: frames, each `(height, width, channels)` flattened.
-        frame: that shape.
-        tubelet: `(frames, height, width)` of one tubelet.
+        x: Flattened frames.
+        frame: `(height, width, channels)` of a frame.
+        tubelet: `(frames, height, width)` of a tubelet.
 
     Returns:
-        Every tubelet as its `frames * height * width * channels` values, in that order.
+        The `frames * height * width * channels` values of every tubelet, in that order.
     """
     b, t, _ = x.shape
     height, width, channels = frame
@@ -44,14 +44,14 @@ def to_tubelets(
 
 
 def token_mask(mask: Bool[Array, "b t"], spec: ModalitySpec) -> Bool[Array, "b tokens"]:
-    """Which tokens are real: those with at least one real time step."""
+    """Mask of the tokens: real if at least one of their time steps is."""
     steps, *others = spec.grid
     of_steps = mask.reshape(mask.shape[0], steps, spec.steps_per_token).any(axis=-1)
     return jnp.repeat(of_steps, math.prod(others), axis=1)
 
 
-class Tokenizer(nn.Module):
-    """Projects a modality to width `d`, puts CLS in front, adds learned positions."""
+class Tokenizer(Layer):
+    """Projects a modality to width `d`, prepends CLS and adds learned positions."""
 
     spec: ModalitySpec
     config: BlockConfig
@@ -60,13 +60,13 @@ class Tokenizer(nn.Module):
     def __call__(
         self, x: Float[Array, "b t f"] | Int[Array, "b t"], mask: Bool[Array, "b t"]
     ) -> tuple[Float[Array, "b tokens d"], Bool[Array, "b tokens"]]:
-        """Tokens with CLS at position 0, and their mask, in which CLS is always real."""
+        """Returns tokens with CLS at position 0, and their mask, in which CLS is always real."""
         d, dtype, spec = self.config.embed_dim, self.config.dtype, self.spec
         if spec.tokenizer == "token":
             ids = jnp.where(mask, x, 0)
             z = nn.Embed(spec.feature_dim, d, dtype=dtype, name="embed")(ids)
         else:
-            # Whatever a caller left in padding, NaN included, must not reach a product.
+            # Values in padding, NaN included, must not reach a product.
             x = jnp.where(mask[..., None], x, 0).astype(dtype)
             if spec.tokenizer == "patch":
                 x = to_patches(x, spec.patch)
@@ -74,8 +74,9 @@ class Tokenizer(nn.Module):
                 x = to_tubelets(x, spec.frame, spec.tubelet)
             z = dense(d, dtype, "proj")(x)
         init = nn.initializers.normal(self.config.style.embedding_std)
-        cls = self.param("cls", init, (1, 1, d)).astype(dtype)
-        positions = self.param("positions", init, (1, spec.num_tokens + 1, d)).astype(dtype)
+        cls = self.param("cls", init, (1, 1, d), jnp.float32).astype(dtype)
+        shape = (1, spec.num_tokens + 1, d)
+        positions = self.param("positions", init, shape, jnp.float32).astype(dtype)
         z = jnp.concatenate([jnp.broadcast_to(cls, (z.shape[0], 1, d)), z], axis=1) + positions
         return z, with_cls(token_mask(mask, spec))
 
@@ -86,10 +87,10 @@ def tokenize(
     specs: tuple[ModalitySpec, ...],
     config: BlockConfig,
 ) -> dict[str, tuple[Float[Array, "b tokens d"], Bool[Array, "b tokens"]]]:
-    """Every modality through a `Tokenizer` named after it, for the `__call__` of a model.
+    """Tokenizes every modality with a `Tokenizer` named after it; call in a model's `__call__`.
 
     Raises:
-        ValueError: see `check_inputs`.
+        ValueError: See `check_inputs`.
     """
     check_inputs(inputs, mask, specs)
     return {
@@ -101,14 +102,14 @@ def tokenize(
 
 
 def with_cls(mask: Bool[Array, "b t"]) -> Bool[Array, "b tokens"]:
-    """`mask` with an always real CLS in front."""
+    """Prepends an always real CLS to `mask`."""
     return jnp.concatenate([jnp.ones_like(mask[:, :1]), mask], axis=1)
 
 
 def check_inputs(
     inputs: dict[str, jax.Array], mask: dict[str, jax.Array], specs: tuple[ModalitySpec, ...]
 ):
-    """Raises `ValueError` where a modality is missing, left over, or of another shape."""
+    """Raises `ValueError` if a modality is missing, unexpected, or has another shape."""
     names = {spec.name for spec in specs}
     for what, given in (("inputs", set(inputs)), ("mask", set(mask))):
         if given != names:

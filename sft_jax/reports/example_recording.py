@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.reports.figures.run_figures import kept_tokens
 from sft_jax.runs.example_file import Example
-from sft_jax.types import DataError, ModalitySpec
+from sft_jax.types import DataError
 
 
 def token_spans(spec: ModalitySpec) -> Int[np.ndarray, "tokens 2"]:

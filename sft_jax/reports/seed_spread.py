@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from sft_jax.runs.evaluation_files import read_evaluations
+from sft_jax.runs.run_files import differing_settings, read_config, read_data
 from sft_jax.types import DataError
 
+# Settings that may differ between runs of one setting; the other two do not affect results.
+_FREE = ("train.seed", "train.log_every", "train.checkpoint_every")
 _NAME = re.compile(r"(.+)-(\d+)")
 
 
@@ -47,10 +50,13 @@ def spread_rows(workdirs: Sequence[Path], split: str, metric: str) -> list[dict[
         metric: Name of the metric.
 
     Raises:
-        DataError: A run lacks the split or the metric, or a name has no seed.
+        DataError: A run lacks the split or the metric, a name has no seed, or runs of a setting do
+            not differ in their seed alone.
     """
     rows = []
     for setting, folders in runs_by_setting(workdirs).items():
+        if difference := difference_besides_seed(setting, folders):
+            raise DataError(difference)
         levels = [_values(folder, split, metric) for folder in folders]
         row: dict[str, Any] = {"setting": setting, "runs": len(folders)}
         for level in levels[0]:
@@ -62,6 +68,42 @@ def spread_rows(workdirs: Sequence[Path], split: str, metric: str) -> list[dict[
             row[f"range per {level}"] = f"{values.min():.4f} to {values.max():.4f}"
         rows.append(row)
     return rows
+
+
+def difference_besides_seed(setting: str, folders: Sequence[Path]) -> str:
+    """States why runs of a setting do not differ in their seed alone; empty if they do.
+
+    Args:
+        setting: Name that the folders share.
+        folders: Run folders.
+    """
+    first, *others = folders
+    if not others:
+        return ""
+    first_config, first_data = read_config(first), read_data(first)
+    seeds = [first_config.train.seed]
+    remedy = "rename one of the folders, or give them in separate calls"
+    for folder in others:
+        config, data = read_config(folder), read_data(folder)
+        found, expected = (of.get("fingerprint", "none") for of in (data, first_data))
+        if found != expected:
+            return (
+                f"{folder}: found the data fingerprint {found}, expected {expected}, as in "
+                f"{first}, since both are named as runs of {setting!r}; {remedy}"
+            )
+        changed = [path for path in differing_settings(first_config, config) if path not in _FREE]
+        if changed:
+            return (
+                f"{folder}: found other values of {', '.join(changed)} than in {first}, expected "
+                f"runs of {setting!r} to differ in train.seed alone; {remedy}"
+            )
+        seeds.append(config.train.seed)
+    if len(set(seeds)) < len(seeds):
+        return (
+            f"{setting}: found runs with train.seed {', '.join(map(str, seeds))}, expected each "
+            "seed once; give one run for each seed"
+        )
+    return ""
 
 
 def _values(workdir: Path, split: str, metric: str) -> Mapping[str, float]:

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.files.disk import on_disk
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.json_files import (
     file_name,
     integer,
-    listed,
-    mapped,
+    list_of,
+    map_of,
     nullable,
     number,
     record,
@@ -31,13 +32,13 @@ from sft_jax.files.json_files import (
 from sft_jax.files.npz import read_npz, write_npz
 from sft_jax.runs.array_checks import check_distributions, checked_entry, misfit
 from sft_jax.runs.schema import read_stored, write_stored
-from sft_jax.types import CheckpointError, ModalitySpec
+from sft_jax.types import CheckpointError
 
 SPLIT_ORDER = ("test", "valid", "train")
 _REMEDY = "write it again with `python -m sft_jax.evaluate`"
 _ABLATE = "write it again with `python -m sft_jax.evaluate --ablation`"
 _ESTIMATE = {"value": nullable(number()), "low": nullable(number()), "high": nullable(number())}
-_METRICS = mapped(record(_ESTIMATE))
+_METRICS = map_of(record(_ESTIMATE))
 _CLASS_SCORES = record(
     {
         "class": text(),
@@ -66,18 +67,18 @@ _EVALUATION = record(
     {
         "group": nullable(record({"num_groups": integer()}, others=record(_ESTIMATE))),
         "majority": record({"class": text()}, others=nullable(number())),
-        "per_class": listed(_CLASS_SCORES),
-        "confusion": listed(listed(integer(most=2**53)), least=1),
-        "absent_classes": listed(text()),
+        "per_class": list_of(_CLASS_SCORES),
+        "confusion": list_of(list_of(integer(most=2**53)), least=1),
+        "absent_classes": list_of(text()),
         "ranked_by": text(),
-        "sentiment": nullable(mapped(_SENTIMENT)),
+        "sentiment": nullable(map_of(_SENTIMENT)),
     },
 )
 _ABLATION = record(
     {
         "num_samples": integer(),
         "resampled": text(),
-        "without": mapped(
+        "without": map_of(
             record(
                 {
                     "num_samples": integer(),
@@ -110,7 +111,7 @@ def write_evaluation(
     Raises:
         CheckpointError: The disk is full or read-only.
     """
-    with on_disk(workdir, then=""):
+    with convert_disk_errors(workdir, outcome=""):
         write_stored(workdir / f"evaluation_{split}.json", evaluation)
         if ablation is not None:
             write_stored(workdir / f"ablation_{split}.json", ablation)

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from sft_jax.config.io import from_dict, to_dict
 from sft_jax.config.run import Config
-from sft_jax.files.json_files import Shape, anything, integer, listed, mapped, number, record, text
+from sft_jax.files.json_files import Shape, anything, integer, list_of, map_of, number, record, text
 from sft_jax.runs.schema import read_stored, write_stored
 from sft_jax.types import CheckpointError
 
@@ -26,20 +26,20 @@ _MAY_CHANGE = (
     *("train.data_parallel", "train.fsdp_parallel"),
 )
 _RESTORE = "restore the file, or train into a new workdir"
-_NUMBERS = listed(number())
+_NUMBERS = list_of(number())
 _DATA = {
-    "class_names": listed(text(), least=1),
-    "modalities": listed(record({"name": text(), "length": integer(), "feature_dim": integer()})),
-    "counts": mapped(listed(integer())),
-    "groups": mapped(integer()),
+    "class_names": list_of(text(), least=1),
+    "modalities": list_of(record({"name": text(), "length": integer(), "feature_dim": integer()})),
+    "counts": map_of(list_of(integer())),
+    "groups": map_of(integer()),
     "num_parameters": integer(),
     "command": text(100_000),
     "fingerprint": text(),
     "normalizer": record(
         {
             "kind": text(),
-            "shift": mapped(_NUMBERS),
-            "scale": mapped(listed(number(least=1e-300))),
+            "shift": map_of(_NUMBERS),
+            "scale": map_of(list_of(number(least=1e-300))),
         }
     ),
 }
@@ -57,7 +57,7 @@ def read_config(workdir: Path) -> Config:
         CheckpointError: The folder holds no run, or one of a newer version.
         ConfigError: The configuration has settings that this version does not know.
     """
-    return from_dict(_read(Path(workdir) / "config.json", mapped(anything)))
+    return from_dict(_read(Path(workdir) / "config.json", map_of(anything)))
 
 
 def read_data(workdir: Path, *required: str) -> dict[str, Any]:
@@ -109,7 +109,8 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
                 f"{workdir}: process {jax.process_index()} does not find what process 0 wrote "
                 "there, expected one folder that all hosts share; give a --workdir on a shared disk"
             )
-    changed = _changes(read_config(workdir), config)
+    differing = differing_settings(read_config(workdir), config)
+    changed = [f"{path} {stored!r} -> {given!r}" for path, (stored, given) in differing.items()]
     stored = read_data(workdir, "fingerprint")
     if stored["fingerprint"] != data["fingerprint"]:
         changed.append("the data itself (its fingerprint)")
@@ -122,18 +123,18 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
         )
 
 
-def _changes(stored: Config, given: Config) -> list[str]:
-    """Settings that differ and may not, as text."""
-    before, now = _flatten(to_dict(stored)), _flatten(to_dict(given))
-    changed = [
-        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in _MAY_CHANGE
-    ]
-    orders = [[spec.name for spec in config.modalities] for config in (stored, given)]
-    if orders[0] != orders[1]:
-        changed.append(f"order of modalities {orders[0]} -> {orders[1]}")
-    return changed
+def differing_settings(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings that affect the results and differ: both values by dotted path."""
+    before, after = _flatten(to_dict(first)), _flatten(to_dict(second))
+    pairs = {path: (before.get(path), after.get(path)) for path in sorted({**before, **after})}
+    # Flattened settings have no order.
+    orders = [[spec.name for spec in config.modalities] for config in (first, second)]
+    pairs["order of modalities"] = (orders[0], orders[1])
+    return {
+        path: values
+        for path, values in pairs.items()
+        if values[0] != values[1] and path not in _MAY_CHANGE
+    }
 
 
 def _same_normalizer(before: Any, now: Any) -> bool:

@@ -7,14 +7,58 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft_jax.files.json_files import Shape, anything, fits, read_json, write_json
+from sft_jax.files.json_files import Shape, anything, check_value, read_json, write_json
 from sft_jax.types import CheckpointError
 from sft_jax.version import __version__
+
+# The settings of `model.baseline` in schema 1, by the models that read them.
+_BASELINE_SETTINGS = {
+    "unimodal": ("modality", "window"),
+    "late": ("duplicate_cls",),
+    "concat": ("window",),
+    "mbt": ("num_bottlenecks", "exchange", "fuse_at"),
+}
+
+
+def _baseline_to_options(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 to 2: `model.baseline`, the same for all models, became `model.options`."""
+    if name == "study.json":
+        base = content.get("base")
+        if isinstance(base, dict):
+            content = {**content, "base": _with_options(base)}
+        if isinstance(content.get("settings"), list):
+            content = {**content, "settings": list(map(_with_renamed, content["settings"]))}
+    # A checkpoint stores the configuration under the name `config`.
+    elif name in ("config.json", "config"):
+        content = _with_options(content)
+    return content
+
+
+def _with_options(config: dict[str, Any]) -> dict[str, Any]:
+    model = config.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("baseline"), dict):
+        return config
+    model = dict(model)
+    baseline, used = model.pop("baseline"), _BASELINE_SETTINGS.get(str(model.get("name")), ())
+    model["options"] = {key: value for key, value in baseline.items() if key in used}
+    return {**config, "model": model}
+
+
+def _with_renamed(setting: Any) -> Any:
+    if not isinstance(setting, dict) or not isinstance(setting.get("overrides"), dict):
+        return setting
+    overrides = {
+        key.replace("model.baseline.", "model.options."): value
+        for key, value in setting["overrides"].items()
+    }
+    return {**setting, "overrides": overrides}
+
 
 # `UPGRADES[i]` maps a file's name and content from schema `i` to `i + 1`. Whoever changes what is
 # stored adds an upgrade.
 UPGRADES: tuple[Callable[[str, dict[str, Any]], dict[str, Any]], ...] = (
     lambda name, content: content,  # 0 to 1: only added the two entries of `stamped`
+    _baseline_to_options,
 )
 SCHEMA = len(UPGRADES)
 _RESTORE = "restore the file, or choose a new workdir"
@@ -71,7 +115,7 @@ def read_stored(path: Path, shape: Shape, remedy: str) -> Any:
         CheckpointError: The file cannot be read, has another shape, or is of a newer version.
     """
     content = accepted(read_json(path, anything, remedy), path)
-    fits(content, shape, str(path), remedy, CheckpointError)
+    check_value(content, shape, str(path), remedy, CheckpointError)
     return content
 
 

@@ -24,8 +24,8 @@ from sft_jax.files.json_files import (
     anything,
     file_name,
     integer,
-    listed,
-    mapped,
+    list_of,
+    map_of,
     nullable,
     number,
     read_text,
@@ -41,7 +41,7 @@ SCORES, CURVES = "results.csv", "curves.csv"
 SCORE_COLUMNS = ("setting", "fold", "seed", "split", "condition", "level", "metric", "value")
 CURVE_COLUMNS = ("setting", "fold", "seed", "step", "metric", "value")
 REMEDY = "write it again with `python -m sft_jax.sweep`"
-_OVERRIDES = {"overrides": mapped(anything)}
+_OVERRIDES = {"overrides": map_of(anything)}
 _SETTING = {
     "model": text(),
     "num_parameters": integer(),
@@ -49,7 +49,7 @@ _SETTING = {
     "tokens_in": nullable(integer()),
     "tokens_kept": nullable(integer()),
 }
-_FOLD = {"test": listed(anything), "source_sha256": nullable(text())}
+_FOLD = {"test": list_of(anything), "source_sha256": nullable(text())}
 
 
 def study_shape(resumable: bool = False) -> Shape:
@@ -69,12 +69,12 @@ def study_shape(resumable: bool = False) -> Shape:
         "title": text(10_000),
         "protocol": text(100_000),
         "metric": text(),
-        "class_names": listed(text()),
-        "settings": listed(entry(_SETTING), least=1),
-        "folds": listed(entry(_FOLD), least=1),
-        "seeds": listed(integer(), least=1),
+        "class_names": list_of(text()),
+        "settings": list_of(entry(_SETTING), least=1),
+        "folds": list_of(entry(_FOLD), least=1),
+        "seeds": list_of(integer(), least=1),
     }
-    origin = {"base": mapped(anything), "conditions": listed(record({"name": text()}))}
+    origin = {"base": map_of(anything), "conditions": list_of(record({"name": text()}))}
     return record({**required, **origin}) if resumable else record(required, origin)
 
 

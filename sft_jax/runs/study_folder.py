@@ -4,9 +4,9 @@ The study may still be running: what has no score yet is left out.
 """
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,13 +148,40 @@ class StudyFolder:
         }
         return {name: summarise(values) for name, values in scores.items() if values is not None}
 
-    def predictions(self, setting: str) -> Iterator[dict[str, np.ndarray]]:
-        """Stored predictions of a setting, one item for each fold that has them."""
+    def predictions(self, setting: str) -> dict[str, dict[str, np.ndarray]]:
+        """Stored predictions of a setting by the name of their fold."""
         num_classes = len(self.record["class_names"])
-        for fold in self.record["folds"]:
-            path = predictions_path(self.workdir, setting, fold["name"])
-            if path.is_file():
-                yield read_fold_predictions(path, num_classes)
+        folds = [fold["name"] for fold in self.record["folds"]]
+        paths = {fold: predictions_path(self.workdir, setting, fold) for fold in folds}
+        return {
+            fold: read_fold_predictions(path, num_classes)
+            for fold, path in paths.items()
+            if path.is_file()
+        }
+
+    @functools.cached_property
+    def unpaired_settings(self) -> list[str]:
+        """Settings that were tested on other samples than the first one, by id or label.
+
+        Only folds with stored predictions of both settings can tell.
+        """
+        first, *others = self.names
+        expected = self._tested_samples(first)
+        unpaired = []
+        for name in others:
+            found = self._tested_samples(name)
+            shared = found.keys() & expected.keys()
+            if not all(np.array_equal(found[key], expected[key]) for key in shared):
+                unpaired.append(name)
+        return unpaired
+
+    def _tested_samples(self, setting: str) -> dict[tuple[str, str], Any]:
+        """Ids and labels of the test samples, by fold and `id` or `label`."""
+        return {
+            (fold, entry): stored.get(entry)
+            for fold, stored in self.predictions(setting).items()
+            for entry in ("id", "label")
+        }
 
 
 def is_study(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config
 from sft_jax.config.study import COMPLETE, Setting, Study
-from sft_jax.files.disk import on_disk
+from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.locks import locked
 from sft_jax.runs.study_files import (
     CURVE_COLUMNS,
@@ -80,7 +80,10 @@ class Results:
             CheckpointError: Earlier runs saw other data, or the disk is full or read-only.
         """
         # Another sweep may have added other settings since this one read the folder.
-        with on_disk(self.workdir, ", which runs what is missing"), locked(self.workdir, wait=True):
+        with (
+            convert_disk_errors(self.workdir, ", which runs what is missing"),
+            locked(self.workdir, wait=True),
+        ):
             self._read()
             self._add(setting, trained, cost)
 

@@ -210,6 +210,19 @@ class Scored:
     seeds: np.ndarray | None = None
     highlighted: bool = True
 
+    def can_be_paired_with(self, other: "Scored") -> bool:
+        """Whether both have answers for the same samples, targets and groups, in the same order."""
+        if self.ids is None or other.ids is None:
+            return False
+        pairs = (
+            (self.ids, other.ids),
+            (self.target, other.target),
+            (self.groups, other.groups),
+        )
+        return all(
+            np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in pairs
+        )
+
 
 @runtime_checkable
 class Task(Protocol):

@@ -37,7 +37,7 @@ def cross_entropy(
         label_smoothing: Share of the target that is spread evenly over all classes.
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    target = jax.nn.one_hot(label, logits.shape[-1])
+    target = jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.float32)
     target = (1.0 - label_smoothing) * target + label_smoothing / logits.shape[-1]
     return -jnp.sum(target * log_probabilities, axis=-1)
 

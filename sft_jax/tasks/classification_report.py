@@ -159,7 +159,7 @@ def _results(evaluation: Mapping[str, Any]) -> ReportSection:
 
 def _comparison(scored: Mapping[str, Scored]) -> ReportSection:
     """Scores of several runs on one split, and paired differences to the first."""
-    first = next(iter(scored.values()))
+    first_name, first = next(iter(scored.items()))
     changes = [None, *(_paired_change(first, entry) for entry in list(scored.values())[1:])]
     rows = []
     for (name, entry), change in zip(scored.items(), changes, strict=True):
@@ -185,6 +185,14 @@ def _comparison(scored: Mapping[str, Scored]) -> ReportSection:
         "they do not cover the training seed. Differences to the first run are paired, sample by "
         "sample, in percentage points."
     )
+    blocks: list[ReportBlock] = [TableBlock(rows), TextBlock.of(note)]
+    unpaired = [name for name, change in zip(scored, changes, strict=True) if change is None][1:]
+    if unpaired:
+        text = (
+            f"No paired difference for {', '.join(unpaired)}: predictions are missing, or their "
+            f"ids, labels or groups are not those of {first_name}."
+        )
+        blocks.append(TextBlock.of(text))
     figure = Intervals(
         name="runs",
         rows={n: (entry.evaluation or {})["metrics"][MAIN_METRIC] for n, entry in scored.items()},
@@ -192,17 +200,15 @@ def _comparison(scored: Mapping[str, Scored]) -> ReportSection:
         alt=f"{_TOP1.title} of every run on {first.split}, with its interval",
     )
     caption = f"{_TOP1.title} on {first.split}."
-    return ReportSection(
-        "Results", [TableBlock(rows), TextBlock.of(note), FigureBlock([figure], caption)]
-    )
+    return ReportSection("Results", [*blocks, FigureBlock([figure], caption)])
 
 
 def _paired_change(first: Scored, other: Scored) -> dict[str, float | None] | None:
     """Accuracy of `other` minus that of `first`, with an interval over the same bootstrap draws.
 
-    None if predictions are missing, or belong to other samples.
+    None if they cannot be paired.
     """
-    if first.ids is None or not np.array_equal(first.ids, () if other.ids is None else other.ids):
+    if not first.can_be_paired_with(other):
         return None
     before, after = (named_class(*_answers(entry))[1] for entry in (first, other))
 

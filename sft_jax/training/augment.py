@@ -1,5 +1,7 @@
 """Augmentation of wearable sensors (arXiv 1706.00527), on device, one random key per sample."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Num
@@ -13,12 +15,14 @@ _MIRROR, _HIDE = 1000, 1001
 def random_rotation(key: Key[Array, ""], degrees: float) -> Float[Array, "3 3"]:
     """A rotation about a uniform axis by a uniform angle in `[-degrees, degrees]`."""
     axis_key, angle_key = jax.random.split(key)
-    axis = jax.random.normal(axis_key, (3,))
+    axis = jax.random.normal(axis_key, (3,), jnp.float32)
     x, y, z = axis / jnp.linalg.norm(axis)
-    angle = jnp.deg2rad(degrees) * jax.random.uniform(angle_key, minval=-1.0, maxval=1.0)
-    cross = jnp.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    turn = jax.random.uniform(angle_key, (), jnp.float32, minval=-1.0, maxval=1.0)
+    angle = math.radians(degrees) * turn
+    cross = jnp.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], jnp.float32)
     # Rodrigues' formula.
-    return jnp.eye(3) + jnp.sin(angle) * cross + (1.0 - jnp.cos(angle)) * (cross @ cross)
+    identity = jnp.eye(3, dtype=jnp.float32)
+    return identity + jnp.sin(angle) * cross + (1.0 - jnp.cos(angle)) * (cross @ cross)
 
 
 def augment(
@@ -37,12 +41,13 @@ def augment(
         keys: one a sample.
         config: strengths; at zero the inputs come back as they are.
     """
-    axes = jnp.array([-1.0, 1.0, 1.0])
+    axes = jnp.array([-1.0, 1.0, 1.0], jnp.float32)
     signs = dict.fromkeys(config.mirror_polar, axes)
     signs |= dict.fromkeys(config.mirror_axial, -axes)
 
     def one_sample(sample, sample_mask, key):
-        mirrored = jax.random.bernoulli(jax.random.fold_in(key, _MIRROR)) if signs else False
+        mirror_key = jax.random.fold_in(key, _MIRROR)
+        mirrored = jax.random.bernoulli(mirror_key, jnp.float32(0.5)) if signs else False
         rotation = random_rotation(jax.random.fold_in(key, 0), config.rotation_degrees)
         result = {}
         for i, name in enumerate(sorted(sample)):
@@ -56,9 +61,9 @@ def augment(
                 x = x @ rotation.T
             scale_key, jitter_key = jax.random.split(jax.random.fold_in(key, i + 1))
             if config.scale:
-                x = x * (1.0 + config.scale * jax.random.normal(scale_key))
+                x = x * (1.0 + config.scale * jax.random.normal(scale_key, (), jnp.float32))
             if config.jitter:
-                x = x + config.jitter * jax.random.normal(jitter_key, x.shape)
+                x = x + config.jitter * jax.random.normal(jitter_key, x.shape, jnp.float32)
             result[name] = jnp.where(sample_mask[name][:, None], x, 0)
         return result
 
@@ -86,11 +91,12 @@ def hide(
     def one_sample(sample, sample_mask, key):
         chance_key, place_key = jax.random.split(jax.random.fold_in(key, _HIDE))
         there = jnp.stack([sample_mask[name].any() for name in names])
-        draws = jnp.where(there, jax.random.uniform(chance_key, (len(names),)), -1.0)
+        draws = jax.random.uniform(chance_key, (len(names),), jnp.float32)
+        draws = jnp.where(there, draws, -1.0)
         stays = (draws >= config.hide) | (jnp.arange(len(names)) == draws.argmax())
         inputs, mask = {}, {}
         for i, name in enumerate(names):
-            place = jax.random.uniform(jax.random.fold_in(place_key, i), (2,))
+            place = jax.random.uniform(jax.random.fold_in(place_key, i), (2,), jnp.float32)
             kept = sample_mask[name] & stays[i] & ~_stretch(sample_mask[name], config.gap, place)
             x = sample[name]
             blank = jnp.zeros((), x.dtype)

@@ -13,8 +13,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sft_jax.files.checksums import find_damage, has_sums, is_damage, move_aside, write_checksums
-from sft_jax.files.disk import is_at_fault
+from sft_jax.files.checksums import (
+    find_damage,
+    has_checksums,
+    is_damage,
+    move_aside,
+    write_checksums,
+)
+from sft_jax.files.errors import is_disk_error
 from sft_jax.runs.schema import accepted
 from sft_jax.training.progress import Progress
 from sft_jax.training.state import TrainState, differences
@@ -158,7 +164,7 @@ class Checkpoints:
             if isinstance(error, OSError) and not is_damage(error):
                 raise _not_now(folder, error) from error
             remedy = "remove this checkpoint to fall back on the one before it"
-            if has_sums(folder):
+            if has_checksums(folder):
                 remedy = "its files are as they were written: go on with the version that wrote it"
             raise CheckpointError(
                 f"{folder}: could not be read as this configuration's model "
@@ -278,7 +284,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            if not is_at_fault(error):
+            if not is_disk_error(error):
                 raise
             whole = [path.name for path in (self.root / "last").glob("*") if path.name.isdigit()]
             newest = f"step {max(map(int, whole))}" if whole else "none"

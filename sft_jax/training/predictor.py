@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from absl import logging
 
+from sft_jax.config.modality import COUNTING_POOLS, WINDOW_POOLS, ModalitySpec
 from sft_jax.config.run import Config, TrainConfig
-from sft_jax.data.array_entries import as_array
+from sft_jax.data.array_entries import as_array, find_sequences
 from sft_jax.data.arrays import ArrayTable, check_arrays
-from sft_jax.data.modality_choice import find_sequences
 from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record
 from sft_jax.models import registry
@@ -24,7 +24,7 @@ from sft_jax.training import session
 from sft_jax.training.sharding import make_mesh
 from sft_jax.training.step import eval_outputs
 from sft_jax.training.trainer import Trainer, apply_function
-from sft_jax.types import COUNTING_POOLS, WINDOW_POOLS, ConfigError, DataError, ModalitySpec
+from sft_jax.types import ConfigError, DataError
 
 LARGEST_BATCH = 256
 _NEEDED = ("normalizer", "class_names")

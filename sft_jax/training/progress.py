@@ -4,13 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
-from sft_jax.files.json_files import anything, integer, mapped, nullable, number, record
+from sft_jax.files.json_files import anything, integer, map_of, nullable, number, record
 from sft_jax.training.optimizer import Plateau
 
 # The lowest loss is infinite before the first validation.
 _PLATEAU = record({"scale": number(least=0), "best": number(most=math.inf), "stale": integer()})
 _PROGRESS = record(
-    {"data": mapped(anything), "plateau": _PLATEAU},
+    {"data": map_of(anything), "plateau": _PLATEAU},
     {"best": nullable(number()), "best_step": integer()},
 )
 

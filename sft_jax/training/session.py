@@ -14,7 +14,7 @@ from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, MixupConfig
 from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source, open_source_of_run
-from sft_jax.files.disk import on_disk
+from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.locks import locked
 from sft_jax.metrics.ablation import ablation, without
 from sft_jax.runs.evaluation_files import write_evaluation
@@ -131,7 +131,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     trainer = session.trainer
     state, abstract = trainer.create_state()
     record = {**_data_record(session, state), "command": command}
-    with on_disk(workdir), locked(workdir):
+    with convert_disk_errors(workdir), locked(workdir):
         open_run(workdir, config, record)
         if jax.process_index() == 0:
             parameters = count_parameters(state.params)

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.randomness import Seed
 from sft_jax.training.sharding import parameter_shardings
-from sft_jax.types import Leaf, ModalitySpec
+from sft_jax.types import Leaf
 
 
 @flax.struct.dataclass
@@ -39,7 +41,7 @@ def example_inputs(specs: tuple[ModalitySpec, ...]) -> tuple[dict, dict]:
         if spec.tokenizer == "token":
             inputs[spec.name] = jnp.zeros((1, spec.length), jnp.int32)
         else:
-            inputs[spec.name] = jnp.zeros((1, spec.length, spec.feature_dim))
+            inputs[spec.name] = jnp.zeros((1, spec.length, spec.feature_dim), jnp.float32)
         mask[spec.name] = jnp.ones((1, spec.length), bool)
     return inputs, mask
 
@@ -49,13 +51,14 @@ def state_initializer(
 ) -> Callable[[], TrainState]:
     """A function of nothing that draws the first state; to be traced, not called eagerly."""
 
+    @standard_promotion
     def init() -> TrainState:
         params = model.init(jax.random.key(seed), *example_inputs(model.modalities))["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=optimizer.init(params),
-            lr_scale=jnp.ones(()),
+            lr_scale=jnp.ones((), jnp.float32),
         )
 
     return init

@@ -24,6 +24,7 @@ from sft_jax.tasks.base import Sum, Task
 from sft_jax.training.augment import augment, hide
 from sft_jax.training.mixing import MixupPlan, draw_mixup
 from sft_jax.training.optimizer import LearningRate
+from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.randomness import Seed, sample_keys, stream_keys
 from sft_jax.training.sharding import AXES, BATCH, parameter_shardings, path_name, split_axes
 from sft_jax.training.state import TrainState
@@ -146,6 +147,7 @@ def _gather(split: Mapping[str, int], path: str, x: jax.Array) -> jax.Array:
     return jax.lax.all_gather(x, "fsdp", axis=x.ndim + split[path], tiled=True)
 
 
+@standard_promotion
 def shard_gradients(
     params: Any,
     step: jax.Array,
@@ -212,6 +214,7 @@ def _sum_over(axes: Sequence[str], sums: Any, split: Mapping[str, int]) -> Any:
     return jax.tree.unflatten(structure, [own[path_name(path)] for path, _ in leaves]), metrics
 
 
+@standard_promotion
 def apply_gradients(
     state: TrainState, grads: Any, metrics: Metrics, *, config: StepConfig
 ) -> tuple[TrainState, Metrics]:
@@ -267,6 +270,7 @@ def compile_train_step(config: StepConfig, mesh: Mesh, abstract_state: TrainStat
     )
 
 
+@standard_promotion
 def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn, task: Task) -> dict[str, Any]:
     """Outputs, answers, metrics and the pools' choice of every row; no randomness.
 

@@ -1,10 +1,13 @@
 """What is printed before training starts: parameters, tokens, devices, attention."""
 
+import dataclasses
+
 from jax.sharding import Mesh
 
 from sft_jax.attention.dense import choose_implementation
 from sft_jax.attention.platform import target_platform
-from sft_jax.config.run import BASELINE_SETTINGS, Config, ModelConfig
+from sft_jax.config.model import MbtOptions, ModelConfig
+from sft_jax.config.run import Config
 from sft_jax.training.sharding import describe_mesh
 
 
@@ -31,12 +34,12 @@ def describe(config: Config, parameters: dict[str, int], mesh: Mesh) -> str:
     if pools:
         fused = sum(spec.num_pooled for spec in config.modalities)
         lines.append(f"            fused: {1 + fused}, {_attention(model, fused)}")
-    if used := BASELINE_SETTINGS[model.name]:
-        settings = ", ".join(f"{name} {getattr(model.baseline, name)}" for name in used)
-        lines.append(f"baseline    {settings}")
-    if model.name == "mbt":
-        depth = model.num_pre_layers + model.num_post_layers
-        fused = depth - model.bottleneck_start
+    if options := dataclasses.asdict(model.options):
+        settings = ", ".join(f"{name} {value}" for name, value in options.items())
+        lines.append(f"options     {settings}")
+    if isinstance(model.options, MbtOptions):
+        depth = model.num_layers
+        fused = depth - model.options.num_unfused_layers(model.num_pre_layers, depth)
         lines.append(f"            {fused} of {depth} layers with bottlenecks")
     if config.mixup.mode != "none":
         mixup = config.mixup

@@ -8,13 +8,13 @@ from test_attention_plan import largest_array
 from test_fixed_attention import QUICK, assert_close, draw_case, draw_masks, fixed, platform
 
 from sft_jax.attention.fixed import fixed_attention, fixed_attention_of
-from sft_jax.attention.fixed_blocks import lay_out, make_pattern
+from sft_jax.attention.fixed_blocks import make_pattern, make_slots
 
 
 def test_slots_by_hand():
     # Blocks of 4: five real tokens fill one; the fifth stands at the end of the second.
     mask = jnp.array([[1, 0, 1, 1, 0, 1, 1, 1, 0], [1] + [0] * 8], bool)
-    slots = lay_out(mask, 2, 8, make_pattern(4, 2))
+    slots = make_slots(mask, 2, 8, make_pattern(4, 2))
     np.testing.assert_array_equal(slots.source, [[2, 3, 5, 6, 0, 0, 0, 7], [0] * 8])
     np.testing.assert_array_equal(slots.real, np.array([[1, 1, 1, 1, 0, 0, 0, 1], [0] * 8], bool))
     np.testing.assert_array_equal(slots.slot[0][mask[0, 1:]], [0, 1, 2, 3, 7])

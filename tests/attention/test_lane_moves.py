@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_jax.attention.fixed_blocks import lay_out, make_pattern
-from sft_jax.attention.tpu.lane_moves import Moves, bounded, compaction, move, then_back
+from sft_jax.attention.fixed_blocks import make_pattern, make_slots
+from sft_jax.attention.tpu.lane_moves import Moves, append_backward_move, bounded, compaction, move
 from sft_jax.attention.tpu.tpu_fixed import _Layout
 
 
@@ -58,7 +58,7 @@ def test_slots_are_those_of_the_other_layout(stride, summary, rng):
     mask = rng.random((4, n)) < np.array([[0.0], [0.5], [0.9], [1.0]])
     mask[:, 0] = True
     x = rng.normal(size=(4, 2, n)).astype(np.float32)
-    slots = lay_out(jnp.asarray(mask), 4, n - 1, pattern)
+    slots = make_slots(jnp.asarray(mask), 4, n - 1, pattern)
     size = slots.real.shape[1]
 
     @jax.jit
@@ -83,7 +83,7 @@ def test_a_shift_back_by_hand():
     moves = to_front([[0, 1, 1, 1, 0, 0, 0, 0]])
     moves = Moves(moves.bits & 7, moves.shifts)
     # Of the three at the front, the last goes back by 2.
-    moves = then_back(moves, jnp.array([[2]]), jnp.array([[2]]), 3)
+    moves = append_backward_move(moves, jnp.array([[2]]), jnp.array([[2]]), 3)
     put = jnp.array([[1, 1, 0, 0, 1, 0, 0, 0]], bool)
     moves = bounded(moves, jnp.array([[0, 1, 1, 1, 0, 0, 0, 0]], bool), put)
     x = jnp.arange(8.0)[None, None]

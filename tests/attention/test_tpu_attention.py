@@ -18,7 +18,7 @@ from sft_jax.attention.platform import compiling_for
 from sft_jax.attention.tpu import tpu_dense
 from sft_jax.attention.tpu.tpu_fixed import kernel_fixed_attention, kernel_takes
 from sft_jax.attention.tpu.tpu_kernels import LANES, fits
-from sft_jax.config.run import PRESETS
+from sft_jax.config.model import PRESETS
 from sft_jax.models import layers
 from sft_jax.models.layers import BlockConfig, MultiHeadAttention
 

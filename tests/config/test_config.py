@@ -1,9 +1,11 @@
 import pytest
 
 from sft_jax.config import data as data_config
+from sft_jax.config import model as model_config
 from sft_jax.config import run as settings
+from sft_jax.config.modality import POOLS, TOKENIZERS, ModalitySpec
 from sft_jax.config.run import Config, Duration
-from sft_jax.types import POOLS, TOKENIZERS, ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
 def spec(**changes):
@@ -68,10 +70,10 @@ def test_modality_errors(changes, words):
         ("ModelConfig", {"attention": "sparse"}, ["model.attention", "'sparse'", "dense", "fixed"]),
         ("ModelConfig", {"attention": "fixed", "stride": 0}, ["model.stride", "at least 1"]),
         ("ModelConfig", {"attention": "fixed", "expressivity": 0}, ["model.expressivity", "least"]),
-        ("BaselineConfig", {"exchange": "x"}, ["model.baseline.exchange", "'x'", "average"]),
-        ("BaselineConfig", {"window": -1}, ["model.baseline.window", "-1", "at least 0"]),
-        ("BaselineConfig", {"num_bottlenecks": 0}, ["baseline.num_bottlenecks", "at least 1"]),
-        ("BaselineConfig", {"fuse_at": -2}, ["model.baseline.fuse_at", "-2", "at least -1"]),
+        ("MbtOptions", {"exchange": "x"}, ["model.options.exchange", "'x'", "average"]),
+        ("ConcatOptions", {"window": -1}, ["model.options.window", "-1", "at least 0"]),
+        ("MbtOptions", {"num_bottlenecks": 0}, ["options.num_bottlenecks", "at least 1"]),
+        ("MbtOptions", {"fuse_at": -2}, ["model.options.fuse_at", "-2", "at least -1"]),
         ("MixupConfig", {"mode": "all"}, ["mixup.mode", "'all'", "none, any, within, fused"]),
         ("MixupConfig", {"alpha": 0.0}, ["mixup.alpha", "0.0", "at least 0.001"]),
         ("MixupConfig", {"alpha": float("inf")}, ["mixup.alpha", "inf", "finite"]),
@@ -119,8 +121,9 @@ def test_modality_errors(changes, words):
     ],
 )
 def test_setting_errors(name, changes, words):
+    module = next(m for m in (data_config, model_config, settings) if hasattr(m, name))
     with pytest.raises(ConfigError) as caught:
-        getattr(data_config if hasattr(data_config, name) else settings, name)(**changes)
+        getattr(module, name)(**changes)
     assert [word for word in words if word not in str(caught.value)] == []
 
 

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import pytest
 
 from sft_jax.config.io import from_dict, to_dict
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.data.fake import FAKES
 from sft_jax.data.pipeline import infer_modalities
 from sft_jax.data.records import DataInfo, ModalityInfo
 from sft_jax.models import registry
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 CONFIGS = sorted(
     path

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 
 from sft_jax.config.data import OPTIONS, DataConfig
 from sft_jax.config.io import from_dict, override, to_dict
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 SPECS = (
     ModalitySpec(name="rgb", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=3),

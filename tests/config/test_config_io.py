@@ -11,17 +11,16 @@ from ml_collections import config_flags
 from sft_jax.config import data as data_config
 from sft_jax.config import run as settings
 from sft_jax.config.io import config_dict, from_dict, override, to_dict
+from sft_jax.config.modality import COUNTING_POOLS, POOLS, TOKENIZERS, ModalitySpec
+from sft_jax.config.model import OPTIONS, ConcatOptions
 from sft_jax.config.run import (
-    BASELINE_SETTINGS,
-    FIXED_ATTENTION_MODELS,
-    MIXUP_MODELS,
-    BaselineConfig,
     Config,
     Duration,
     MixupConfig,
     ModelConfig,
 )
-from sft_jax.types import COUNTING_POOLS, POOLS, TOKENIZERS, ConfigError, ModalitySpec
+from sft_jax.models.registry import MODELS
+from sft_jax.types import ConfigError
 
 
 def spec(**changes):
@@ -49,7 +48,7 @@ def modality(draw, name):
     frame = (tubelet[1], columns * tubelet[2], 3) if tokenizer == "tubelet" else (1, 1, 1)
     features = math.prod(frame) if tokenizer == "tubelet" else columns * patch[1]
     tokens = rows * (columns if tokenizer in ("patch", "tubelet") else 1)
-    pool = draw(st.sampled_from(POOLS))
+    pool = draw(st.sampled_from(tuple(POOLS)))
     size = draw(st.integers(1, tokens))
     sizes = {"k": size} if pool in COUNTING_POOLS else {"window": size}
     return {
@@ -65,7 +64,7 @@ def modality(draw, name):
     }
 
 
-baseline_values = {
+option_values = {
     "modality": names,
     "window": st.integers(0, 9),
     "duplicate_cls": st.booleans(),
@@ -77,11 +76,12 @@ baseline_values = {
 
 @st.composite
 def models(draw):
-    """A name, the baseline settings that it reads, and an attention that goes with both."""
-    name = draw(st.sampled_from(tuple(BASELINE_SETTINGS)))
-    baseline = {key: draw(baseline_values[key]) for key in BASELINE_SETTINGS[name]}
-    model = {"name": name, "baseline": baseline}
-    fixed = name in FIXED_ATTENTION_MODELS and not baseline.get("duplicate_cls", False)
+    """A name, options of that model, and an attention that goes with both."""
+    name = draw(st.sampled_from(tuple(OPTIONS)))
+    fields = (field.name for field in dataclasses.fields(OPTIONS[name]))
+    options = {key: draw(option_values[key]) for key in fields}
+    model = {"name": name, "options": options}
+    fixed = MODELS[name].supports_fixed_attention and not options.get("duplicate_cls", False)
     if fixed and draw(st.booleans()):
         model["attention"] = "fixed"
         model["stride"] = draw(st.integers(1, 64))
@@ -94,7 +94,9 @@ def mixups(draw, model):
     """Mixup, the batch that it cuts into groups, and the micro-batches that hold whole ones."""
     depths = {"within": model["num_pre_layers"], "fused": model["num_post_layers"]}
     depths["any"] = sum(depths.values())
-    modes = [mode for mode, depth in depths.items() if depth and model["name"] in MIXUP_MODELS]
+    modes = [
+        mode for mode, depth in depths.items() if depth and MODELS[model["name"]].supports_mixup
+    ]
     accumulate, factor = draw(st.integers(1, 4)), draw(st.integers(1, 8))
     groups = accumulate * factor
     mixup = {
@@ -128,9 +130,9 @@ def settings_of_runs(draw):
         "num_pre_layers": draw(st.integers(0, 4)),
         "num_post_layers": draw(st.integers(0, 4)),
     }
-    if "fuse_at" in model["baseline"]:
+    if "fuse_at" in model["options"]:
         depth = model["num_pre_layers"] + model["num_post_layers"]
-        model["baseline"]["fuse_at"] = min(depth, model["baseline"]["fuse_at"])
+        model["options"]["fuse_at"] = min(depth, model["options"]["fuse_at"])
     mixup, batches = draw(mixups(model))
     return {
         "modalities": [draw(modality(name)) for name in chosen],
@@ -164,7 +166,8 @@ def make(given):
         {k: Duration(*v) if k in times else v for k, v in given[part].items()}
         for part in ("optimizer", "train", "mixup")
     )
-    model = {**given["model"], "baseline": BaselineConfig(**given["model"]["baseline"])}
+    model = dict(given["model"])
+    model["options"] = OPTIONS[model["name"]](**model["options"])
     return Config(
         modalities=modalities,
         model=ModelConfig(**model),
@@ -228,7 +231,7 @@ def test_overrides_on_the_command_line(monkeypatch):
         "--config.optimizer.learning_rate=1e-2",
         "--config.train.duration=7 steps",
         "--config.data.options.lengths=(8,9)",
-        "--config.model.baseline.window=3",
+        "--config.model.options.window=3",
         "--config.model.name=concat",
         "--config.mixup.warmup=2 epochs",
     ]
@@ -243,7 +246,7 @@ def test_overrides_on_the_command_line(monkeypatch):
     assert made.optimizer.learning_rate == 0.01
     assert made.train.duration == Duration(7.0, "steps")
     assert made.data.options.lengths == (8, 9)
-    assert (made.model.name, made.model.baseline) == ("concat", BaselineConfig(window=3))
+    assert (made.model.name, made.model.options) == ("concat", ConcatOptions(window=3))
     assert made.mixup == MixupConfig(warmup=Duration(2.0, "epochs"))
 
 
@@ -288,9 +291,19 @@ SHAPE = {"length": 4, "feature_dim": 4}
         ({"mixup": {"warmup": 3}}, ["mixup.warmup", "given 3", "'<number> epochs'"]),
         ({"mixup": {"alpha": "0.3"}}, ["mixup.alpha", "'0.3' (str)", "expected float"]),
         ({"mixup": "any"}, ["mixup", "'any' (str)", "MixupConfig"]),
-        ({"model": {"baseline": 3}}, ["model.baseline", "3 (int)", "BaselineConfig"]),
-        ({"model": {"baseline": {"modal": "a"}}}, ["model.baseline.modal", "'modality'?"]),
-        ({"model": {"baseline": {"window": 2.0}}}, ["model.baseline.window", "2.0 (float)", "int"]),
+        ({"model": {"options": 3}}, ["model.options", "3 (int)", "NoOptions"]),
+        (
+            {"model": {"name": "unimodal", "options": {"modal": "a"}}},
+            ["model.options.modal", "'modality'?"],
+        ),
+        (
+            {"model": {"options": {"window": 2}}},
+            ["model.options.window", "no such setting; expected one of none"],
+        ),
+        (
+            {"model": {"name": "concat", "options": {"window": 2.0}}},
+            ["model.options.window", "2.0 (float)", "int"],
+        ),
         ({"model": {"stride": "8"}}, ["model.stride", "'8' (str)", "expected int"]),
         ({"train": {"batch_size": 5.0}}, ["train.batch_size", "5.0 (float)", "expected int"]),
         ({"train": {"batch_size": True}}, ["train.batch_size", "True (bool)", "expected int"]),

@@ -4,18 +4,11 @@ import dataclasses
 
 import pytest
 
-from sft_jax.config.run import (
-    BASELINE_SETTINGS,
-    FIXED_ATTENTION_MODELS,
-    MIXUP_MODELS,
-    BaselineConfig,
-    Config,
-    MixupConfig,
-    ModelConfig,
-    TrainConfig,
-)
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import OPTIONS, LateOptions, MbtOptions, NoOptions
+from sft_jax.config.run import Config, MixupConfig, ModelConfig, TrainConfig
 from sft_jax.models import registry
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
 def spec(**changes):
@@ -26,39 +19,22 @@ def spec(**changes):
 
 
 def test_one_list_of_models():
-    assert set(registry.MODELS) == set(BASELINE_SETTINGS)
-    assert set(FIXED_ATTENTION_MODELS) | set(MIXUP_MODELS) <= set(registry.MODELS)
+    assert set(registry.MODELS) == set(OPTIONS)
     assert len(set(registry.MODELS.values())) == len(registry.MODELS)
-    fields = {field.name for field in dataclasses.fields(BaselineConfig)}
-    assert fields == {name for names in BASELINE_SETTINGS.values() for name in names}
 
 
-# A value of every setting that is not its default.
-OTHER = {
-    "modality": "a",
-    "window": 3,
-    "duplicate_cls": True,
-    "num_bottlenecks": 2,
-    "exchange": "average",
-    "fuse_at": 0,
-}
-
-
-@pytest.mark.parametrize("setting", OTHER)
-@pytest.mark.parametrize("name", BASELINE_SETTINGS)
-def test_a_model_takes_the_baseline_settings_that_it_reads(name, setting):
-    baseline = BaselineConfig(**{setting: OTHER[setting]})
-    if setting in BASELINE_SETTINGS[name]:
-        assert ModelConfig(name=name, baseline=baseline).baseline == baseline
+@pytest.mark.parametrize("options", dict.fromkeys(OPTIONS.values()))
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_model_takes_options_of_its_own_type(name, options):
+    # Empty options stand for the defaults of any model.
+    if options in (OPTIONS[name], NoOptions):
+        assert ModelConfig(name=name, options=options()).options == OPTIONS[name]()
         return
     with pytest.raises(ConfigError) as caught:
-        ModelConfig(name=name, baseline=baseline)
-    used = ", ".join(BASELINE_SETTINGS[name]) or "none"
-    default = getattr(BaselineConfig, setting)
+        ModelConfig(name=name, options=options())
     words = (
-        f"model.baseline.{setting}: given {OTHER[setting]!r}",
-        f"model {name!r} does not use",
-        f"expected {default!r}; it uses {used}",
+        f"model.options: given {options.__name__} for model {name!r}",
+        f"set options={OPTIONS[name].__name__}(...)",
     )
     assert [word for word in words if word not in str(caught.value)] == []
 
@@ -70,31 +46,25 @@ def test_the_pattern_of_fixed_attention_needs_fixed_attention():
         assert getattr(ModelConfig(**{name: 5, "attention": "fixed"}), name) == 5
 
 
-@pytest.mark.parametrize("name", BASELINE_SETTINGS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_fixed_attention_is_for_sequences_of_one_modality(name):
-    assert ModelConfig(name=name).attention == "dense"
-    if name in FIXED_ATTENTION_MODELS:
-        assert ModelConfig(name=name, attention="fixed").attention == "fixed"
+    if registry.MODELS[name].supports_fixed_attention:
+        assert build(name, (WINDOWED,), attention="fixed").config.attention == "fixed"
         return
-    with pytest.raises(ConfigError, match=rf"'fixed' for model '{name}' .*expected 'dense'.* late"):
-        ModelConfig(name=name, attention="fixed")
+    with pytest.raises(ConfigError, match=rf"'fixed' for model '{name}', expected 'dense'.* late"):
+        build(name, (WINDOWED,), attention="fixed")
 
 
 def test_fixed_attention_has_no_room_for_a_second_cls():
-    late = {"name": "late", "baseline": BaselineConfig(duplicate_cls=True)}
-    assert ModelConfig(**late).baseline.duplicate_cls
-    with pytest.raises(ConfigError, match=r"'fixed' for model 'late' \(duplicate_cls True\), exp"):
-        ModelConfig(**late, attention="fixed")
+    late = {"name": "late", "modalities": (WINDOWED,), "options": {"duplicate_cls": True}}
+    assert build(**late).config.options == LateOptions(duplicate_cls=True)
+    with pytest.raises(ConfigError, match=r"'fixed' for model 'late' with duplicate_cls, exp"):
+        build(**late, attention="fixed")
 
 
 def test_bottlenecks_cannot_start_behind_the_last_layer():
     with pytest.raises(ConfigError, match=r"fuse_at: given 6 for 5 layers, expected at most 5"):
-        ModelConfig(
-            name="mbt",
-            num_pre_layers=2,
-            num_post_layers=3,
-            baseline=BaselineConfig(fuse_at=6),
-        )
+        build("mbt", (WINDOWED,), {"fuse_at": 6}, num_pre_layers=2, num_post_layers=3)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +72,7 @@ def test_bottlenecks_cannot_start_behind_the_last_layer():
     [(1, 11, -1, 2), (0, 3, -1, 1), (2, 3, 0, 0), (2, 3, 5, 5), (2, 0, -1, 2)],
 )
 def test_where_bottlenecks_start(pre, post, fuse_at, start):
-    model = ModelConfig(
-        name="mbt",
-        num_pre_layers=pre,
-        num_post_layers=post,
-        baseline=BaselineConfig(fuse_at=fuse_at),
-    )
-    assert model.bottleneck_start == start
+    assert MbtOptions(fuse_at=fuse_at).num_unfused_layers(pre, pre + post) == start
 
 
 # --- mixup ----------------------------------------------------------------------------------------
@@ -122,11 +86,14 @@ def mixed(mode="any", groups=8, batch_size=24, accumulate=1, **model):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in BASELINE_SETTINGS if name not in MIXUP_MODELS])
+@pytest.mark.parametrize("name", OPTIONS)
 def test_mixup_is_for_the_models_that_have_it(name):
-    assert mixed("none", name=name).mixup.mode == "none"
+    config = dataclasses.replace(mixed(name=name, num_classes=2), modalities=(WINDOWED,))
+    if registry.MODELS[name].supports_mixup:
+        assert registry.build(config) is not None
+        return
     with pytest.raises(ConfigError, match=f"mixup.mode: given 'any' for model '{name}', expected"):
-        mixed(name=name)
+        registry.build(config)
 
 
 @pytest.mark.parametrize(
@@ -184,23 +151,23 @@ def test_mixup_groups_cut_the_batch(groups, batch_size, accumulate, works):
 WINDOWED = spec(name="w", pool="max", k=None, window=4)
 
 
-def build(name, modalities, baseline=None, **model):
-    baseline = BaselineConfig(**(baseline or {}))
-    config = ModelConfig(name=name, num_classes=2, baseline=baseline, **model)
+def build(name, modalities, options=None, **model):
+    options = OPTIONS[name](**(options or {}))
+    config = ModelConfig(name=name, num_classes=2, options=options, **model)
     return registry.build(Config(modalities=modalities, model=config))
 
 
 @pytest.mark.parametrize(
-    ("name", "modalities", "baseline", "words"),
+    ("name", "modalities", "options", "words"),
     [
-        ("unimodal", (spec(), WINDOWED), {}, ["baseline.modality", "given ''", "a, w", "name the"]),
-        ("unimodal", (spec(),), {"modality": "w"}, ["baseline.modality", "'w'", "one of a"]),
+        ("unimodal", (spec(), WINDOWED), {}, ["options.modality", "given ''", "a, w", "name the"]),
+        ("unimodal", (spec(),), {"modality": "w"}, ["options.modality", "'w'", "one of a"]),
         (
             "unimodal",
             (spec(), WINDOWED),
             {"modality": "a"},
             [
-                "baseline.window",
+                "options.window",
                 "given 0",
                 "'a' has pool 'attn_topk'",
                 "model 'unimodal'",
@@ -211,21 +178,21 @@ def build(name, modalities, baseline=None, **model):
             "unimodal",
             (spec(),),
             {"window": 13},
-            ["baseline.window", "given 13", "12 tokens", "1 to 12"],
+            ["options.window", "given 13", "12 tokens", "1 to 12"],
         ),
         (
             "concat",
             (spec(), WINDOWED),
             {},
-            ["baseline.window", "given 0", "'a' has pool 'attn_topk'", "model 'concat'"],
+            ["options.window", "given 0", "'a' has pool 'attn_topk'", "model 'concat'"],
         ),
         # 12 and 12 tokens, and the second CLS.
         ("concat", (WINDOWED, spec()), {"window": 26}, ["given 26", "25 tokens", "1 to 25"]),
     ],
 )
-def test_models_that_cannot_be_built(name, modalities, baseline, words):
+def test_models_that_cannot_be_built(name, modalities, options, words):
     with pytest.raises(ConfigError) as caught:
-        build(name, modalities, baseline)
+        build(name, modalities, options)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -238,7 +205,7 @@ def test_concat_needs_a_block():
 
 
 @pytest.mark.parametrize(
-    ("name", "modalities", "baseline"),
+    ("name", "modalities", "options"),
     [
         ("unimodal", (WINDOWED,), {}),
         ("unimodal", (spec(), WINDOWED), {"modality": "w"}),
@@ -248,7 +215,7 @@ def test_concat_needs_a_block():
         *((name, (spec(), WINDOWED), {}) for name in ("sft", "late", "mbt", "mult")),
     ],
 )
-def test_models_that_can_be_built(name, modalities, baseline):
-    model = build(name, modalities, baseline)
+def test_models_that_can_be_built(name, modalities, options):
+    model = build(name, modalities, options)
     assert type(model) is registry.MODELS[name]
     assert model.modalities == modalities

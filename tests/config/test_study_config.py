@@ -3,10 +3,11 @@ import dataclasses
 import pytest
 
 from sft_jax.config.io import override
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, TrainConfig
 from sft_jax.config.study import Condition, Setting, Study, load_study
 from sft_jax.config.training import Duration
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 STEPS = Duration(10.0, "steps")
 BASE = Config(

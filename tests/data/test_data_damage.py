@@ -74,7 +74,7 @@ def test_a_damaged_shard_is_named_and_removing_the_folder_mends_it(config, direc
 
 
 def test_large_shards_are_measured(config, directory, monkeypatch):
-    monkeypatch.setattr(base, "SUMMED_BYTES", 10)
+    monkeypatch.setattr(base, "MAX_HASHED_BYTES", 10)
     path = shards(directory)[0]
     flip(path)
     open_source(config)
@@ -85,7 +85,7 @@ def test_large_shards_are_measured(config, directory, monkeypatch):
 
 def test_large_shards_are_not_summed(tmp_path, monkeypatch):
     config = DataConfig(options=OPTIONS, data_dir=str(tmp_path))
-    monkeypatch.setattr(base, "SUMMED_BYTES", 10)
+    monkeypatch.setattr(base, "MAX_HASHED_BYTES", 10)
     directory = Path(prepare(config).directory)
     paths = shards(directory)
     listed = json.loads((directory / "checksums.json").read_text())["files"]

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-import sft_jax.files.memory
+import sft_jax.files.errors
 from sft_jax.config.data import ArraysOptions, DataConfig, SyntheticOptions, VggsoundHdf5Options
 from sft_jax.data.arrays import check_arrays, read_arrays
 from sft_jax.data.builders.multiple_features import VIEWS, file_name, read_view
@@ -21,9 +21,8 @@ from sft_jax.data.builders.vggsound_hdf5 import VggsoundHdf5
 from sft_jax.data.prepared import read_info
 from sft_jax.data.sources import Source, prepare
 from sft_jax.files.archives import Member, read_members
-from sft_jax.files.errors import check_fits
+from sft_jax.files.errors import check_fits, memory_limit
 from sft_jax.files.mapped_pickles import map_pickle
-from sft_jax.files.memory import memory_limit
 from sft_jax.files.npz import map_npy
 from sft_jax.files.pickles import checked_shape, load_npy_object, load_pickle
 from sft_jax.files.rows import as_rows
@@ -33,7 +32,7 @@ from sft_jax.types import DataError
 @pytest.fixture
 def little_memory(monkeypatch):
     """A machine of 100 kB."""
-    monkeypatch.setattr(sft_jax.files.memory, "memory_limit", lambda: 100_000)
+    monkeypatch.setattr(sft_jax.files.errors, "memory_limit", lambda: 100_000)
 
 
 def load(stream):
@@ -44,7 +43,7 @@ def test_there_is_less_memory_than_the_machine_has_where_it_is_limited(tmp_path,
     limit = memory_limit()
     assert limit > 0
     group = tmp_path / "memory.max"
-    monkeypatch.setattr(sft_jax.files.memory, "_GROUP_FILES", (str(group),))
+    monkeypatch.setattr(sft_jax.files.errors, "_CGROUP_LIMITS", (str(group),))
     group.write_text("1000000\n")
     assert memory_limit() == 1_000_000
     group.write_text("max\n")
@@ -54,7 +53,7 @@ def test_there_is_less_memory_than_the_machine_has_where_it_is_limited(tmp_path,
 def test_what_would_not_fit_names_size_limit_and_remedy(little_memory):
     check_fits(100_000, "f", "k", "less")
     with pytest.raises(
-        DataError, match=r"^f: k: found 100,001 bytes .*expected at most the 100,000 .*; less$"
+        DataError, match=r"^f: k: found 100,001 bytes .*expected at most 100,000, .*; less$"
     ):
         check_fits(100_001, "f", "k", "less")
 
@@ -152,7 +151,7 @@ def test_a_size_that_no_compression_reaches_is_refused(tmp_path):
     claimed = size + 10_000_000 - 60
     data[entry + 24 : entry + 28] = claimed.to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(DataError, match=rf"rgb\.npy: {claimed} bytes out of \d\d"):
+    with pytest.raises(DataError, match=rf"rgb\.npy: {claimed} bytes from \d\d"):
         read_arrays(path, require_label=False)
 
 
@@ -164,7 +163,7 @@ def test_arrays_that_would_not_fit_are_refused_by_their_headers(tmp_path, name, 
         np.save(tmp_path / "x" / "rgb.npy", values)
     else:
         np.savez_compressed(tmp_path / name, rgb=values)
-    with pytest.raises(DataError, match="bytes to hold in memory, expected at most the 100,000"):
+    with pytest.raises(DataError, match="bytes to hold in memory, expected at most 100,000"):
         read_arrays(tmp_path / name, require_label=False)
 
 
@@ -239,7 +238,7 @@ def fields_of_fields():
         (b"Np2147483647\n.", "PUT far out"),
         (b"\x80\x05\x96\x00\x00\x00\x00\x01\x00\x00\x00.", "in the middle"),
         (b"c_codecs\nencode\n(Vx\nVzlib\ntR.", "bytes may not be made of"),
-        (b"cnumpy.core.multiarray\nscalar\n(N}tb.", "may not be given the state"),
+        (b"cnumpy.core.multiarray\nscalar\n(N}tb.", "cannot have state"),
         # Left in the file where it is mapped, and encoded by any module of Python's for that.
         (b"c_codecs\nencode\n(V" + b"x" * 5000 + b"\nVpunycode\ntR.", "by 'punycode'"),
         (b"c_codecs\nencode\nX\x88\x13\0\0" + b"x" * 5000 + b"Vpunycode\n\x86R.", "'punycode'"),
@@ -250,8 +249,8 @@ def fields_of_fields():
         (doubled(60, b"c_codecs\nencode\n(%bVlatin1\ntR."), "bytes may not be made of a list"),
         # Arrays of objects that are entries of each other are freed on that stack, too.
         (frombuffer(), "an array of object may not be made of list"),
-        (letters(b"(K\x01t"), "2147483647 in place of a letter"),
-        (letters(b""), "2147483647 in place of a letter"),
+        (letters(b"(K\x01t"), "2147483647 in place of a character"),
+        (letters(b""), "2147483647 in place of a character"),
         (fields_of_fields(), "a dtype may not have fields within fields"),
     ],
 )
@@ -334,7 +333,7 @@ def test_members_that_would_not_fit_or_are_larger_than_they_say(tmp_path, little
     entry = data.index(b"PK\x01\x02")
     data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"expected a whole a\.csv"):
+    with pytest.raises(DataError, match=r"expected a complete a\.csv"):
         read_members(str(path), "s", ("a.csv",))
 
 

@@ -155,7 +155,7 @@ BROKEN = {
     "no rows": (
         lambda given: given["TEST"].clear(),
         "TEST",
-        "@data: found no row below it, expected a row an utterance; get the file again",
+        "@data: found no row below it, expected one row per utterance; get the file again",
     ),
 }
 

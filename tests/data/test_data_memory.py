@@ -9,7 +9,7 @@ from sft_jax.data.fake import write_fake
 SCRIPT = """
 import sys
 from sft_jax.data.builders import base
-from sft_jax.files import rows
+from sft_jax.data import sequence_table
 from sft_jax.data.sources import prepare
 from sft_jax.config.data import DataConfig, MultPickleOptions
 
@@ -18,7 +18,7 @@ def peak():
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
 
 # So that what is held at any time is small beside the file of the test.
-base.SHARD_BYTES = rows.CHUNK_BYTES = 4 << 20
+base.SHARD_BYTES = sequence_table.CHUNK_BYTES = 4 << 20
 small, large = (
     DataConfig(source="mult_pickle", options=MultPickleOptions(path=path), data_dir=sys.argv[3])
     for path in sys.argv[1:3]

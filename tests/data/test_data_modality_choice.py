@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.arrays import check_arrays
-from sft_jax.data.modality_choice import determines_label
+from sft_jax.data.class_labels import determines_label
 from sft_jax.types import DataError
 
 N = 60

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
 from sft_jax.data.records import DataInfo, ModalityInfo, ModalityStatistics
-from sft_jax.types import ConfigError, DataError, ModalitySpec
+from sft_jax.types import ConfigError, DataError
 
 STATISTICS = {
     "a": ModalityStatistics(mean=(1.0, -2.0, 5.0), std=(2.0, 4.0, 0.0), rms=3.0, count=9),

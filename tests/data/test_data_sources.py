@@ -152,7 +152,7 @@ def test_large_splits_are_read_on_demand(tmp_path, monkeypatch):
     kept = open_source(config(tmp_path)).split("train")
     assert isinstance(kept, tuple)
     record_bytes = 4 * (8 * 3 + 6 * 2) + 8 + 6
-    monkeypatch.setattr(sft_jax.data.sources, "MEMORY_BYTES", 30 * record_bytes)
+    monkeypatch.setattr(sft_jax.data.sources, "MAX_CACHED_BYTES", 30 * record_bytes)
     source = open_source(config(tmp_path))
     assert source.info.record_bytes == record_bytes
     records = source.split("train")

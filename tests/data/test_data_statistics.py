@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_jax.data.statistics import Moments
+from sft_jax.data.builders.base import Moments
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.floats(-1e4, 1e4))

@@ -263,7 +263,7 @@ def test_files_that_are_none_or_the_same(tmp_path):
     with pytest.raises(ValueError, match=r"test_path: found no path.*vgg_test\.h5py; set data\.o"):
         prepare(config(tmp_path, test_path=""))
     same = str(tmp_path / "vgg_train.h5py")
-    with pytest.raises(ValueError, match=r"test_path: found the training file once more.*; set it"):
+    with pytest.raises(ValueError, match=r"test_path: found the training file again.*; set it"):
         prepare(config(tmp_path, test_path=same))
     with pytest.raises(ValueError, match=r"30 samples, all of them held out.*; lower data\.option"):
         prepare(config(tmp_path, valid_fraction=1.0))

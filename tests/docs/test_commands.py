@@ -123,8 +123,11 @@ def folder(tmp_path_factory):
     for name in ("metrics", "unimodal_text"):
         shutil.copy(ROOT / "tests" / "reference_vectors" / f"{name}.npz", vectors)
     blocks = [b.text for b in blocks_of(ROOT / "docs" / "own_data.md") if b.language == "python"]
-    data = blocks[0].replace("600", "60").replace('"mine.npz"', "path")
-    exec(data, {"path": folder / "mine.npz"})
+    small = {"600": "60", "(120, ": "(16, ", "(40, ": "(8, ", "(24, ": "(8, ", '"mine.npz"': "path"}
+    for shown, used in small.items():
+        assert shown in blocks[0]
+        blocks[0] = blocks[0].replace(shown, used)
+    exec(blocks[0], {"path": folder / "mine.npz"})
     shutil.copy(folder / "mine.npz", folder / "my.npz")
     (folder / "mine.py").write_text(next(text for text in blocks if "def get_config" in text))
     return folder
@@ -132,7 +135,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, quick_flags):
-    with started(folder, HOME=str(folder), XLA_FLAGS=quick_flags) as run:
+    environment = {
+        "HOME": str(folder),
+        "XLA_FLAGS": quick_flags,
+        # Several commands train the same model.
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with started(folder, **environment) as run:
         yield run
 
 

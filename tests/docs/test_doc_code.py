@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 from doc_pages import PAGES, ROOT, blocks_of, is_apart
 
-from sft_jax import api, types
+from sft_jax import api
+from sft_jax.config.modality import POOLS, ModalitySpec, PoolKind
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.models import pools, registry
-from sft_jax.types import ModalitySpec
 
 OWN_DATA = ROOT / "docs" / "own_data.md"
 README = ROOT / "README.md"
@@ -104,10 +104,9 @@ def test_masks_of_the_page_are_read(tmp_path, monkeypatch):
 def test_a_new_pool_works_once_it_stands_in_the_tables(monkeypatch):
     names = {}
     exec(python_of(ROOT / "docs" / "add_pool.md")[0], names)
-    monkeypatch.setitem(pools.POOL_FUNCTIONS, "norm_topk", names["norm_topk"])
-    monkeypatch.setattr(types, "COUNTING_POOLS", (*types.COUNTING_POOLS, "norm_topk"))
-    monkeypatch.setattr(types, "POOLS", (*types.POOLS, "norm_topk"))
-    spec = ModalitySpec(name="m", length=5, feature_dim=2, pool="norm_topk", k=3)
+    monkeypatch.setitem(pools.POOL_FUNCTIONS, "peak_topk", names["peak_topk"])
+    monkeypatch.setitem(POOLS, "peak_topk", PoolKind("k"))
+    spec = ModalitySpec(name="m", length=5, feature_dim=2, pool="peak_topk", k=3)
     config = ModelConfig(num_classes=2, embed_dim=4, num_heads=2, num_post_layers=1)
     model = registry.build(Config(modalities=(spec,), model=config))
     inputs, mask = {"m": jnp.ones((2, 5, 2))}, {"m": jnp.ones((2, 5), bool)}

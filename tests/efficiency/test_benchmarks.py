@@ -6,11 +6,12 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig, TrainConfig
 from sft_jax.efficiency import benchmarks
 from sft_jax.efficiency.benchmarks import Point
 from sft_jax.efficiency.measure import Candidate, Measurement, Rate
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
 def measurement(train, infer, temporary):

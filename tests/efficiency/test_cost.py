@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import pytest
 
 from sft_jax.config.io import load
-from sft_jax.config.run import BaselineConfig, Config, ModelConfig, TrainConfig
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import OPTIONS
+from sft_jax.config.run import Config, ModelConfig, TrainConfig
 from sft_jax.efficiency import measure
 from sft_jax.efficiency import model_costs as models
 from sft_jax.efficiency.flops import matmul_flops
 from sft_jax.efficiency.variants import variant
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAPER = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem.startswith(("vgg", "mosei")))
@@ -69,7 +71,7 @@ def test_a_forward_pass_by_hand(implementation):
     assert models.forward_gflop(config) == pytest.approx(2 * products / 1e9, rel=1e-12)
 
 
-def wide(name="sft", pool="max", attention="dense", depth=1, **baseline):
+def wide(name="sft", pool="max", attention="dense", depth=1, **options):
     """Every loop runs once, and one wide head leaves little to anything but products."""
     size = {"max": {"window": 4}, "none": {}}.get(pool, {"k": 4})
     specs = tuple(
@@ -86,7 +88,7 @@ def wide(name="sft", pool="max", attention="dense", depth=1, **baseline):
         num_post_layers=1,
         implementation="xla",
         attention=attention,
-        baseline=BaselineConfig(**baseline),
+        options=OPTIONS[name](**options),
         **fixed,
     )
     return Config(modalities=specs, model=model)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from slow import corners
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.efficiency import model_costs as models
 from sft_jax.efficiency.flops import matmul_flops
 from sft_jax.efficiency.layer_costs import layer_costs
 from sft_jax.efficiency.variants import VARIANTS, variant
-from sft_jax.types import ModalitySpec
 
 D, H, F, C = 8, 2, 3, 4  # width, heads, features, classes
 SIZES = {"max": {"window": 2}, "attn_topk": {"k": 3}, "cls_topk": {"k": 3}}

@@ -5,12 +5,13 @@ import jax
 import numpy as np
 import pytest
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig, TrainConfig
 from sft_jax.efficiency import measure, process_memory, throughput
 from sft_jax.efficiency import model_costs as models
 from sft_jax.efficiency.measure import Candidate, Rate
 from sft_jax.efficiency.throughput import Timing
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
 def config():

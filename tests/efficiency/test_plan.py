@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig, TrainConfig
 from sft_jax.efficiency import plan as planning
 from sft_jax.efficiency import plan_tables, roofline
@@ -18,7 +19,7 @@ from sft_jax.efficiency.model_costs import num_parameters, train_gflop
 from sft_jax.efficiency.plan import asked_for, default_batch, largest_batch
 from sft_jax.efficiency.topology import Topology, parse
 from sft_jax.reports.text_tables import format_table
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 SPEC = ModalitySpec(name="a", length=24, feature_dim=3, pool="max", window=8)
 
@@ -252,7 +253,7 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 CONFIG = """
 from sft_jax.config.run import Config, ModelConfig, TrainConfig
 from sft_jax.config.io import config_dict
-from sft_jax.types import ModalitySpec
+from sft_jax.config.modality import ModalitySpec
 
 
 def get_config():

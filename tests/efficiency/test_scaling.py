@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig, TrainConfig
 from sft_jax.efficiency import scaling
 from sft_jax.efficiency.variants import variant
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
 def small(attention="dense", pool="max", **size):
@@ -63,15 +64,15 @@ def test_k_is_what_every_modality_keeps_where_it_can():
 
 def test_windows_of_the_baselines_move_along():
     concat = variant(small(), "concat")
-    assert concat.model.baseline.window == 4
+    assert concat.model.options.window == 4
     # Of 12 + 64 tokens and the second CLS.
-    assert scaling.at(concat, "k", 2).model.baseline.window == 77 // 4
+    assert scaling.at(concat, "k", 2).model.options.window == 77 // 4
     # Four times as many, near enough.
-    assert scaling.at(concat, "length", 256).model.baseline.window == 4 * 269 // 77
+    assert scaling.at(concat, "length", 256).model.options.window == 4 * 269 // 77
     unimodal = variant(small(), "unimodal")
-    assert unimodal.model.baseline.window == 8
-    assert scaling.at(unimodal, "k", 2).model.baseline.window == 32
-    assert scaling.at(unimodal, "length", 256).model.baseline.window == 32
+    assert unimodal.model.options.window == 8
+    assert scaling.at(unimodal, "k", 2).model.options.window == 32
+    assert scaling.at(unimodal, "length", 256).model.options.window == 32
 
 
 def test_values_that_do_not_fit_are_refused():

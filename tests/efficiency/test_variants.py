@@ -4,12 +4,14 @@ from pathlib import Path
 import pytest
 
 from sft_jax.config.io import load
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import ConcatOptions, LateOptions, MbtOptions, NoOptions
 from sft_jax.config.paper import mosei, vggsound
-from sft_jax.config.run import BaselineConfig, Config, MixupConfig, ModelConfig, TrainConfig
+from sft_jax.config.run import Config, MixupConfig, ModelConfig, TrainConfig
 from sft_jax.efficiency.model_costs import check_complete
 from sft_jax.efficiency.variants import VARIANTS, variant
 from sft_jax.models import registry
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
 def small(**changes):
@@ -83,16 +85,16 @@ def fixed_model():
 
 
 def test_windows_of_baselines_hand_on_about_as_many_tokens():
-    unimodal = variant(small(), "unimodal").model.baseline
+    unimodal = variant(small(), "unimodal").model.options
     assert (unimodal.modality, unimodal.window) == ("b", 30 // 5)
-    assert variant(small(), "concat").model.baseline.window == 4
+    assert variant(small(), "concat").model.options.window == 4
 
 
 def test_a_baseline_keeps_its_own_settings_and_no_other_model_takes_them():
-    config = small(name="mbt", baseline=BaselineConfig(num_bottlenecks=7, fuse_at=1))
-    assert variant(config, "mbt").model.baseline == config.model.baseline
-    assert variant(config, "sft").model.baseline == BaselineConfig()
-    assert variant(config, "late").model.baseline == BaselineConfig()
+    config = small(name="mbt", options=MbtOptions(num_bottlenecks=7, fuse_at=1))
+    assert variant(config, "mbt").model.options == config.model.options
+    assert variant(config, "sft").model.options == NoOptions()
+    assert variant(config, "late").model.options == LateOptions()
 
 
 def test_the_paper_s_baselines_are_variants_of_its_model():
@@ -102,8 +104,8 @@ def test_the_paper_s_baselines_are_variants_of_its_model():
         assert variant(sft, name) == load(configs.format(f"_{name}")), name
     concat = load(configs.format("_concat"))
     # What it takes from the first modality there, a variant has in its own settings.
-    baseline = BaselineConfig(window=concat.modalities[0].window)
-    model = dataclasses.replace(concat.model, baseline=baseline)
+    options = ConcatOptions(window=concat.modalities[0].window)
+    model = dataclasses.replace(concat.model, options=options)
     assert variant(sft, "concat") == dataclasses.replace(concat, model=model)
 
 

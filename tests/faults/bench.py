@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from sft_jax.config.data import ArraysOptions, DataConfig, SyntheticOptions
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import ConcatOptions
 from sft_jax.config.run import (
     AugmentConfig,
-    BaselineConfig,
     Config,
     Duration,
     ModelConfig,
@@ -26,7 +27,6 @@ from sft_jax.config.run import (
 from sft_jax.models import registry
 from sft_jax.runs import run_files
 from sft_jax.training import session, sharding
-from sft_jax.types import ModalitySpec
 from tests.faults.lives import Ended, Life, settle_devices
 
 STEPS = 80
@@ -46,7 +46,7 @@ def tiny_config(data: DataConfig, steps: int = STEPS) -> Config:
             num_heads=2,
             num_pre_layers=0,
             num_post_layers=0,
-            baseline=BaselineConfig(window=3),
+            options=ConcatOptions(window=3),
         ),
         augment=AugmentConfig(jitter=0.5),
         data=data,

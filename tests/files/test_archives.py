@@ -3,7 +3,7 @@ import zipfile
 
 import pytest
 
-from sft_jax.files.archives import Member, members_sha256, numbers, read_members
+from sft_jax.files.archives import Member, members_sha256, parse_numbers, read_members
 from sft_jax.types import DataError
 
 NAMES = ("a.csv", "b.csv")
@@ -30,7 +30,7 @@ def test_a_folder_and_an_archive_give_the_same_files(tmp_path):
     path = archive(tmp_path, {"x/sets/a.csv": "1\n", "x/b.csv": "2\n", "x/a.csv.txt": "3"})
     two = read_members(str(path), "s", NAMES)
     assert [member.data for member in one.values()] == [b"1\n", b"2\n"]
-    assert one["a.csv"].where == str(tmp_path / "folder" / "a.csv")
+    assert one["a.csv"].path == str(tmp_path / "folder" / "a.csv")
     assert two["a.csv"] == Member(f"{path}/x/sets/a.csv", b"1\n")
     hashes = [hashlib.sha256(data).hexdigest() for data in (b"1\n", b"2\n")]
     expected = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -52,10 +52,10 @@ def test_lines_of_any_system():
 
 
 def test_numbers():
-    assert numbers("w", "row 3", ["1", " 2.5", "-3e-1"]) == [1.0, 2.5, -0.3]
+    assert parse_numbers("w", "row 3", ["1", " 2.5", "-3e-1"]) == [1.0, 2.5, -0.3]
     for wrong in ("x", "", "nan", "inf", "?"):
         with pytest.raises(DataError, match=r"^w: row 3: found '.*', expected finite.*; get the f"):
-            numbers("w", "row 3", ["1", wrong])
+            parse_numbers("w", "row 3", ["1", wrong])
 
 
 def test_what_is_not_there(tmp_path):
@@ -89,5 +89,5 @@ def test_damaged_archives(tmp_path):
         read_members(str(path), "s.path", NAMES)
     # Past the header of the first member, within what it holds.
     path.write_bytes(whole[:40] + bytes([whole[40] ^ 255]) + whole[41:])
-    with pytest.raises(DataError, match=r"whl: found .*expected a whole a\.csv; .*get it again"):
+    with pytest.raises(DataError, match=r"whl: found .*expected a complete a\.csv; .*get it again"):
         read_members(str(path), "s.path", NAMES)

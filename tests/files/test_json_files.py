@@ -7,12 +7,12 @@ import pytest
 
 from sft_jax.files import json_files
 from sft_jax.files.json_files import (
-    both,
+    all_of,
+    check_value,
     file_name,
-    fits,
     integer,
-    listed,
-    mapped,
+    list_of,
+    map_of,
     nullable,
     number,
     parse,
@@ -26,7 +26,7 @@ from sft_jax.runs.run_files import data_shape
 from sft_jax.runs.study_files import study_shape
 from sft_jax.types import CheckpointError, DataError
 
-SHAPE = record({"step": integer()}, {"loss": nullable(number()), "names": listed(text(4), 1)})
+SHAPE = record({"step": integer()}, {"loss": nullable(number()), "names": list_of(text(4), 1)})
 
 
 @pytest.mark.parametrize(
@@ -70,30 +70,30 @@ def test_what_does_not_fit_is_named(content, message):
 
 
 def test_nan_stands_for_what_is_undefined():
-    fits({"a": float("nan")}, mapped(number(undefined=True)), "x", "again")
+    check_value({"a": float("nan")}, map_of(number(undefined=True)), "x", "again")
     with pytest.raises(DataError, match=r"^x: a: found nan, expected a finite"):
-        fits({"a": float("nan")}, mapped(number()), "x", "again")
+        check_value({"a": float("nan")}, map_of(number()), "x", "again")
 
 
 def test_both_shapes_count():
-    shape = both(record({"a": integer()}), mapped(integer(most=3)))
-    fits({"a": 1, "b": 3}, shape, "x", "again")
+    shape = all_of(record({"a": integer()}), map_of(integer(most=3)))
+    check_value({"a": 1, "b": 3}, shape, "x", "again")
     with pytest.raises(DataError, match="b: found 4"):
-        fits({"a": 1, "b": 4}, shape, "x", "again")
+        check_value({"a": 1, "b": 4}, shape, "x", "again")
 
 
 def test_other_entries_of_a_record_may_have_a_shape():
-    shape = record({"a": integer()}, {"b": mapped(integer())}, others=number())
-    fits({"a": 1, "b": {}, "c": 0.5}, shape, "x", "again")
+    shape = record({"a": integer()}, {"b": map_of(integer())}, others=number())
+    check_value({"a": 1, "b": {}, "c": 0.5}, shape, "x", "again")
     with pytest.raises(DataError, match="x: c: found 'd', expected a finite number"):
-        fits({"a": 1, "c": "d"}, shape, "x", "again")
+        check_value({"a": 1, "c": "d"}, shape, "x", "again")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".", "..", ".hidden", "a\0b", "a\n"])
 def test_a_name_with_a_path_in_it_is_none(name):
     with pytest.raises(DataError, match=r"a part of a file's name"):
-        fits(name, file_name, "x", "again")
-    fits(f"a{len(name)}.b-c d", file_name, "x", "again")
+        check_value(name, file_name, "x", "again")
+    check_value(f"a{len(name)}.b-c d", file_name, "x", "again")
 
 
 def test_files_that_are_none(tmp_path, monkeypatch):
@@ -155,20 +155,20 @@ def test_stored_names_lead_to_no_other_folder():
         **dict.fromkeys(("title", "protocol", "metric"), "x"),
         **{"name": "toy", "class_names": [], "seeds": [0], "folds": [{"name": "a"}]},
     }
-    fits({**study, "settings": [{"name": "b"}]}, study_shape(), "x", "again")
+    check_value({**study, "settings": [{"name": "b"}]}, study_shape(), "x", "again")
     with pytest.raises(DataError, match=r"settings\[0\].name: found '../b', expected a part"):
-        fits({**study, "settings": [{"name": "../b"}]}, study_shape(), "x", "again")
+        check_value({**study, "settings": [{"name": "../b"}]}, study_shape(), "x", "again")
     with pytest.raises(DataError, match=r"split: found '../test'"):
-        fits({"split": "../test"}, record({"split": file_name}), "x", "again")
+        check_value({"split": "../test"}, record({"split": file_name}), "x", "again")
 
 
 def test_data_are_asked_for_what_is_needed():
-    fits({"fingerprint": "f"}, data_shape("fingerprint"), "x", "again")
+    check_value({"fingerprint": "f"}, data_shape("fingerprint"), "x", "again")
     with pytest.raises(DataError, match=r"expected also \['normalizer'\]"):
-        fits({"fingerprint": "f"}, data_shape("fingerprint", "normalizer"), "x", "again")
+        check_value({"fingerprint": "f"}, data_shape("fingerprint", "normalizer"), "x", "again")
     bad = {"kind": "rms", "shift": {"m": [0.0]}, "scale": {"m": [0.0]}}
     with pytest.raises(DataError, match=r"normalizer.scale.m\[0\]: found 0.0"):
-        fits({"normalizer": bad}, data_shape(), "x", "again")
+        check_value({"normalizer": bad}, data_shape(), "x", "again")
 
 
 def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys,
     with locked(tmp_path):
         entered = True
     assert entered
-    assert "lends no locks" in capsys.readouterr().err
+    assert "has no locks" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):

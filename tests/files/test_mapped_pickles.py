@@ -5,9 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
-from sft_jax.files.mapped_pickles import LARGE, map_pickle
+from sft_jax.data.sequence_table import clean
+from sft_jax.files.mapped_pickles import MIN_PAYLOAD_BYTES, map_pickle
 from sft_jax.files.pickles import load_pickle
-from sft_jax.files.rows import FileArray, ListArray, as_rows, clean
+from sft_jax.files.rows import FileArray, ListArray, as_rows
 from sft_jax.types import DataError
 
 
@@ -48,8 +49,8 @@ def content():
         "inside": [(large[:20].copy(), "x"), {"deep": large[1:].astype(np.float32)}],
         "objects": np.array([b"a", "b", None, large[0]], dtype=object),
         "boxed": boxed,
-        "text": "é" * LARGE,
-        "bytes": b"\xe9\x00" * LARGE,
+        "text": "é" * MIN_PAYLOAD_BYTES,
+        "bytes": b"\xe9\x00" * MIN_PAYLOAD_BYTES,
         "number": 2.5,
     }
 
@@ -69,7 +70,10 @@ def test_every_protocol_gives_what_pickle_gives(tmp_path, protocol):
 def test_python_2_pickles(tmp_path, protocol, python2):
     path = tmp_path / "x.pkl"
     # There bytes and text are one type, which is read as text.
-    expected = content() | {"bytes": "é\x00" * LARGE, "objects": np.array(["a", "b"], object)}
+    expected = content() | {
+        "bytes": "é\x00" * MIN_PAYLOAD_BYTES,
+        "objects": np.array(["a", "b"], object),
+    }
     written = expected | {"objects": np.array([b"a", b"b"], object)}
     path.write_bytes(python2(written, protocol))
     assert b"numpy.core.multiarray" in path.read_bytes()
@@ -117,7 +121,7 @@ class RunsCode:
 
 def test_code_is_refused_by_name_and_does_not_run(tmp_path):
     path, target = tmp_path / "evil.pkl", tmp_path / "ran"
-    path.write_bytes(pickle.dumps({"a": np.ones(LARGE), "b": RunsCode(target)}))
+    path.write_bytes(pickle.dumps({"a": np.ones(MIN_PAYLOAD_BYTES), "b": RunsCode(target)}))
     with pytest.raises(DataError, match=rf"evil\.pkl.*{os.system.__module__}\.system.*trust"):
         map_pickle(path)
     assert not target.exists()
@@ -125,7 +129,7 @@ def test_code_is_refused_by_name_and_does_not_run(tmp_path):
     assert target.exists()
 
 
-ARRAY = pickle.dumps(np.zeros(LARGE // 8), protocol=4)
+ARRAY = pickle.dumps(np.zeros(MIN_PAYLOAD_BYTES // 8), protocol=4)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,7 @@ def test_every_truncation_is_a_data_error(tmp_path):
 
 def test_a_list_may_hold_itself(tmp_path):
     path = tmp_path / "x.pkl"
-    loop = [np.zeros(LARGE)]
+    loop = [np.zeros(MIN_PAYLOAD_BYTES)]
     loop.append(loop)
     path.write_bytes(pickle.dumps(loop, protocol=4))
     found = map_pickle(path)

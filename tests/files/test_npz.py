@@ -41,11 +41,11 @@ def archive(path, **members):
         (header((3,)) + bytes(8), r"8 bytes for float32 of shape \(3,\)"),
         (header((-2,)) + bytes(8), r"of shape \(-2,\)"),
         (header((1,)) + bytes(8), r"8 bytes for float32 of shape \(1,\)"),
-        (header((2**62,), "'<U0'"), "4611686018427387904 texts of no letters"),
+        (header((2**62,), "'<U0'"), "4611686018427387904 texts of length 0"),
         (header((1,), "'|O'") + b"cos\nsystem\n(S'true'\ntR.", "Python objects, which could run"),
         (b"\x93NUMPY\x09\x00", r"an array of format \(9, 0\)"),
-        (header((1,), "'<U1'") + b"\xff\xff\xff\x7f", "2147483647 in place of a letter"),
-        (header((1,), "'>U1'") + b"\x00\x11\x00\x00", "1114112 in place of a letter"),
+        (header((1,), "'<U1'") + b"\xff\xff\xff\x7f", "2147483647 in place of a character"),
+        (header((1,), "'>U1'") + b"\x00\x11\x00\x00", "1114112 in place of a character"),
         (b"no header", "ValueError"),
         (b"", "EOF|ValueError"),
     ],
@@ -72,7 +72,7 @@ def test_a_directory_that_claims_more_than_can_be_packed(tmp_path):
         size = file.infolist()[0].file_size
     lie = content.getvalue().replace(size.to_bytes(4, "little"), (2**31).to_bytes(4, "little"))
     (tmp_path / "x.npz").write_bytes(lie)
-    with pytest.raises(DataError, match=r"a.npy: 2147483648 bytes out of \d+, more"):
+    with pytest.raises(DataError, match=r"a.npy: 2147483648 bytes from \d+, more"):
         read_npz(tmp_path / "x.npz")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_jax.files.pickles import count_entries
-from sft_jax.files.rows import holds_text
+from sft_jax.files.rows import contains_text
 
 
 class Pair(list):
@@ -60,7 +60,7 @@ def count_entry_by_entry(value):
 
 @given(VALUES)
 def test_text_is_found_as_entry_by_entry(value):
-    assert holds_text(value) == text_entry_by_entry(value)
+    assert contains_text(value) == text_entry_by_entry(value)
 
 
 @given(VALUES)

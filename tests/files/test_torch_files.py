@@ -177,9 +177,9 @@ def test_references_to_storages_of_what_is_no_storage(tmp_path, key):
 BUILD = pickle.EMPTY_DICT + pickle.BUILD + pickle.STOP
 
 
-@pytest.mark.parametrize("kind", ["_Tensor", "_Storage", "_Kind"])
+@pytest.mark.parametrize("kind", ["_Tensor", "_Storage", "_StorageType"])
 def test_nothing_may_be_set_on_what_stands_for_tensors(tmp_path, kind):
-    made = {"_Tensor": tensor(THREE), "_Storage": THREE, "_Kind": writer.STORAGES["float32"]}
+    made = {"_Tensor": tensor(THREE), "_Storage": THREE, "_StorageType": writer.STORAGES["float32"]}
     stream, _ = writer.dumps(made[kind])
     path = writer.write(tmp_path / "x.pt", stream[:-1] + BUILD, [bytes(12)])
     refused(path, f"a {kind} may not be given a dict")
@@ -203,7 +203,7 @@ def test_all_views_of_one_storage_count(tmp_path, monkeypatch):
 def test_archives_that_torch_does_not_write(tmp_path):
     stream, raw = writer.dumps({"a": np.zeros(1 << 16)})
     packed = writer.write(tmp_path / "packed.pt", stream, raw, zipfile.ZIP_DEFLATED)
-    refused(packed, "packed, which torch.save does not do")
+    refused(packed, "compressed, which torch.save does not do")
     refused(writer.write(tmp_path / "big.pt", stream, raw, order=b"big"), "another byte order")
     with zipfile.ZipFile(tmp_path / "none.pt", "w") as archive:
         archive.writestr("weights/data/0", raw[0])

@@ -17,7 +17,7 @@ from sft_jax.config.data import (
     MultPickleOptions,
     VggsoundHdf5Options,
 )
-from sft_jax.data.builders import BUILDERS
+from sft_jax.data.builders import builder_class
 from sft_jax.data.builders.multiple_features import VIEWS, file_name
 from sft_jax.data.builders.smartwatch_exercises import CHANNELS, KEYS, read_recordings
 from sft_jax.data.fake import write_fake
@@ -36,7 +36,7 @@ def _reader(
     """A source that is read as `prepare` reads it, without the writing."""
 
     def read(path: Path) -> None:
-        builder = BUILDERS[source](options(path), path.parent / "prepared")
+        builder = builder_class(source)(options(path), path.parent / "prepared")
         with builder.resources:
             contents = builder.contents()
             for records in contents.splits.values():

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from sft_jax.config import io as config_io
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.config.study import Setting, Study
 from sft_jax.data.array_entries import load_entries
@@ -35,7 +36,7 @@ from sft_jax.training import checkpoint, optimizer
 from sft_jax.training.predictor import Predictor
 from sft_jax.training.progress import Progress
 from sft_jax.training.state import TrainState
-from sft_jax.types import CheckpointError, ConfigError, DataError, ModalitySpec
+from sft_jax.types import CheckpointError, ConfigError, DataError
 from tests import torch_writer
 from tests.fuzz.harness import Reader
 from tests.report_fixtures import make_evaluation, make_example, write_run, write_study
@@ -169,7 +170,7 @@ def _read_study(path: Path) -> None:
     for rows in (tables.overview(), tables.other_metrics(), tables.costs(), tables.curves()):
         assert rows is not None
     for name in study.names:
-        assert all(len(part["label"]) for part in study.predictions(name))
+        assert all(len(part["label"]) for part in study.predictions(name).values())
     found = Results(path, _study())
     for setting in _study().settings:
         found.missing(setting)

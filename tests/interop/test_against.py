@@ -4,10 +4,11 @@ import os
 import numpy as np
 import pytest
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig, OptimizerConfig, TrainConfig
 from sft_jax.efficiency.model_costs import random_batch
 from sft_jax.interop.torch import torch_benchmark
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
 def config(**changes):

@@ -10,7 +10,9 @@ import optax
 import pytest
 from quick import QUICK
 
-from sft_jax.config.run import BaselineConfig, Config, ModelConfig
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import ConcatOptions, LateOptions, MbtOptions, UnimodalOptions
+from sft_jax.config.run import Config, ModelConfig
 from sft_jax.interop.vectors import recorded
 from sft_jax.interop.vectors.recorded import (
     TOLERANCE,
@@ -22,7 +24,6 @@ from sft_jax.interop.vectors.recorded import (
 from sft_jax.interop.weights.reference_weights import to_reference
 from sft_jax.models import registry
 from sft_jax.models.mixup import Mixup
-from sft_jax.types import ModalitySpec
 
 VECTORS = Path(__file__).parent.parent / "reference_vectors"
 FILES = sorted(path.name for path in VECTORS.glob("*.npz"))
@@ -192,8 +193,8 @@ class Case:
 
 @functools.cache
 def case(name):
-    late, mbt = BaselineConfig(duplicate_cls=True), BaselineConfig()
-    uni, joined = BaselineConfig(modality="right_hand", window=2), BaselineConfig(window=3)
+    late, mbt = LateOptions(duplicate_cls=True), MbtOptions()
+    uni, joined = UnimodalOptions(modality="right_hand", window=2), ConcatOptions(window=3)
     return {
         # Without blocks before the pool; k is cut to the tokens there are.
         "sft_attn_topk": lambda: Case(
@@ -205,13 +206,13 @@ def case(name):
         ),
         "sft_topk": lambda: Case("sft_topk", TWO, size_of(0, 0), pool="channel_topk", pool_k=2),
         "unimodal_right_hand": lambda: Case(
-            "unimodal_right_hand", TWO, size_of(3, 1), name="unimodal", baseline=uni
+            "unimodal_right_hand", TWO, size_of(3, 1), name="unimodal", options=uni
         ),
         "latefuse": lambda: Case(
-            "latefuse", FOUR, size_of(0, 4, 4, 4, 7), name="late", baseline=late
+            "latefuse", FOUR, size_of(0, 4, 4, 4, 7), name="late", options=late
         ),
-        "concat": lambda: Case("concat", FOUR, size_of(1, 1), name="concat", baseline=joined),
-        "mbt": lambda: Case("mbt", TWO, size_of(1, 4), name="mbt", baseline=mbt, batch=1),
+        "concat": lambda: Case("concat", FOUR, size_of(1, 1), name="concat", options=joined),
+        "mbt": lambda: Case("mbt", TWO, size_of(1, 4), name="mbt", options=mbt, batch=1),
         "MulT": lambda: Case("MulT", STREAMS, size_of(1, 1, 6, 3, 2), name="mult", batch=4),
     }[name]()
 

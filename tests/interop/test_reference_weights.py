@@ -234,9 +234,9 @@ def test_modalities_that_mult_and_unimodal_cannot_have():
         convert("MulT", modalities=["rgb", "spec"])
     with pytest.raises(DataError, match=r"missing \['flow_tokenizer.*left over \[.*'text_tok"):
         convert("MulT", modalities=["flow", "spec", "rgb"])
-    baseline = dataclasses.replace(recorded("unimodal_rgb").config.baseline, modality="flow")
+    options = dataclasses.replace(recorded("unimodal_rgb").config.options, modality="flow")
     with pytest.raises(DataError, match=r"missing \['flow_tokenizer.cls_token'"):
-        convert("unimodal_rgb", baseline=baseline)
+        convert("unimodal_rgb", options=options)
 
 
 def test_a_model_without_fused_layers_converts():

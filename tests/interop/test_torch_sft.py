@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import (
     AugmentConfig,
     Config,
@@ -22,7 +23,7 @@ from sft_jax.tasks import from_config
 from sft_jax.training.state import TrainState, example_inputs
 from sft_jax.training.step import train_step
 from sft_jax.training.trainer import Trainer
-from sft_jax.types import ConfigError, DataError, ModalitySpec
+from sft_jax.types import ConfigError, DataError
 
 torch = pytest.importorskip("torch", reason="the extra 'torch' is optional and not installed")
 from sft_jax.interop.torch import torch_sft  # noqa: E402 (only where torch is

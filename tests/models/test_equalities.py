@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from quick import QUICK
 
 from sft_jax.attention import streamed
+from sft_jax.config.modality import COUNTING_POOLS, ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.models import registry
-from sft_jax.types import COUNTING_POOLS, ModalitySpec
 
 B, CLASSES = 3, 3
 SEEDS = range(2)  # of parameters, inputs and masks, for every shape

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.config.run import PRESETS, ModelConfig
+from sft_jax.config.model import PRESETS
+from sft_jax.config.run import ModelConfig
 from sft_jax.models import layers
 from sft_jax.models.layers import (
     BlockConfig,

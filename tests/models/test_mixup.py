@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import QUICK
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import ModelConfig
 from sft_jax.models.mixup import Mixup, draw_depth, draw_lam, draw_partners, mix, mixer
 from sft_jax.models.sft import SparseFusionTransformer
-from sft_jax.types import ModalitySpec
 
 
 def mixup_of(depth, lam, partner):

@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 from quick import QUICK
 from slow import corners
 
-from sft_jax.config.run import BASELINE_SETTINGS, BaselineConfig, Config, ModelConfig
+from sft_jax.config.modality import COUNTING_POOLS, POOLS, ModalitySpec
+from sft_jax.config.model import (
+    OPTIONS,
+    ConcatOptions,
+    LateOptions,
+    MbtOptions,
+    NoOptions,
+    UnimodalOptions,
+)
+from sft_jax.config.run import Config, ModelConfig
 from sft_jax.models import registry
-from sft_jax.types import COUNTING_POOLS, POOLS, ModalitySpec
 
 B = 3
 # Over the four counts of modalities every pool has its turn.
@@ -23,11 +31,11 @@ POOLS_OF = {
     3: ("merge", "attn_avg", "channel_topk"),
     4: ("attn_random", "attn_topk", "random", "avg"),
 }
-BASELINES = {
-    "unimodal": BaselineConfig(modality="m0", window=2),
-    "late": BaselineConfig(duplicate_cls=True),
-    "concat": BaselineConfig(window=3),
-    "mbt": BaselineConfig(fuse_at=1, exchange="average"),
+MODEL_OPTIONS = {
+    "unimodal": UnimodalOptions(modality="m0", window=2),
+    "late": LateOptions(duplicate_cls=True),
+    "concat": ConcatOptions(window=3),
+    "mbt": MbtOptions(fuse_at=1, exchange="average"),
 }
 
 
@@ -47,7 +55,7 @@ def build(name, specs, dtype="float32", **changes):
         "num_heads": 2,
         "num_pre_layers": 1,
         "num_post_layers": 2,
-        "baseline": BASELINES.get(name, BaselineConfig()),
+        "options": MODEL_OPTIONS.get(name, NoOptions()),
     }
     config = ModelConfig(name=name, dtype=dtype, **{**settings_of, **changes})
     return registry.build(Config(modalities=specs, model=config))
@@ -222,8 +230,12 @@ def assert_padding_changes_nothing(name, short, long, side, **changes):
 
 
 def test_the_table_of_models_is_the_configuration_s():
-    assert set(registry.MODELS) == set(BASELINE_SETTINGS)
-    assert {pool for pools in POOLS_OF.values() for pool in pools} | {"max", "none"} == set(POOLS)
+    assert set(registry.MODELS) == set(OPTIONS)
+    assert {pool for pools in POOLS_OF.values() for pool in pools} | {
+        "max",
+        "none",
+        "norm_topk",
+    } == set(POOLS)
 
 
 # --- baselines, by what their definitions say --------------------------------------------------
@@ -231,7 +243,7 @@ def test_the_table_of_models_is_the_configuration_s():
 
 def test_late_fusion_sums_the_logits_of_its_modalities():
     specs = specs_of(2)
-    model = build("late", specs, baseline=BaselineConfig())
+    model = build("late", specs, options=LateOptions())
     params, inputs, mask = draw_params(model, specs), inputs_of(specs), full(specs)
     apply = jax.jit(model.apply, compiler_options=QUICK)
     alone = [
@@ -248,8 +260,8 @@ def test_bottlenecks_carry_from_one_modality_to_the_other(exchange):
     specs = specs_of(2)
 
     def influence(fuse_at):
-        baseline = BaselineConfig(fuse_at=fuse_at, exchange=exchange)
-        model = build("mbt", specs, baseline=baseline)
+        options = MbtOptions(fuse_at=fuse_at, exchange=exchange)
+        model = build("mbt", specs, options=options)
         params, mask = draw_params(model, specs), full(specs)
         apply = jax.jit(model.apply, compiler_options=QUICK)
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from sft_jax.config.run import BlockStyle
+from sft_jax.config.modality import COUNTING_POOLS, POOLS, ModalitySpec
+from sft_jax.config.model import BlockStyle
 from sft_jax.models import pooling
 from sft_jax.models.layers import BlockConfig
 from sft_jax.models.pooling import SparsePooling
-from sft_jax.models.pools import saliency_weights
-from sft_jax.types import COUNTING_POOLS, POOLS, SALIENCY_POOLS, ModalitySpec
+from sft_jax.models.pools import norm_topk, saliency_weights
 
 T = 7
 ALL = [True] * T
@@ -123,14 +123,81 @@ def jaxpr_equations(jaxpr):
             yield from jaxpr_equations(inner)
 
 
-def test_cls_topk_never_holds_more_than_its_own_rows():
+@pytest.mark.parametrize("pool", [n for n, kind in POOLS.items() if kind.selects_queries])
+def test_pools_that_select_queries_compute_only_their_rows(pool):
     # k rows of two heads over t + 1 keys, against (t + 1)^2 for the whole map.
     t = 400
-    assert largest_array("cls_topk", t) <= 2 * 3 * 4 * (t + 1)
+    assert largest_array(pool, t) <= 2 * 3 * 4 * (t + 1)
     assert largest_array("attn_topk", t) >= (t + 1) ** 2
 
 
-@pytest.mark.parametrize("pool", [n for n in POOLS if n not in (*SALIENCY_POOLS, "cls_topk")])
+def test_norm_topk_by_hand():
+    tokens = jnp.array([[[1.0, 0], [-3, 4], [2, 2], [0, -5], [9, 9]]])
+    mask = jnp.array([[True, True, True, True, False]])
+    # Norms 1, 5, 8^0.5 and 5 of the real tokens: the tie goes to the lower index.
+    indices, scores = norm_topk(tokens, mask, jnp.zeros((1, 5)), spec("norm_topk", 3))
+    assert indices.tolist() == [[1, 3, 2]]
+    assert scores is None
+
+
+@pytest.mark.parametrize("k", [1, 3, T])
+def test_norm_topk_against_the_whole_block(k, rng):
+    """The same parameters with every query computed; the scores come from before the norm."""
+    z = jnp.asarray(rng.normal(size=(2, T + 1, 4)), jnp.float32)
+    mask = jnp.array([[True, *ALL], [True, *INSIDE]])
+    block = SparsePooling(spec("norm_topk", k), BLOCK)
+    params = block.init(jax.random.key(0), z, mask, None)
+    cls, pooled = block.apply(params, z, mask, None)
+    attention = {"params": params["params"]["attention"]}
+    expected, _ = pooling.AttentionResidual(BLOCK).apply(attention, z, mask, None)
+    np.testing.assert_allclose(cls, expected[:, 0], atol=1e-6)
+    for i in range(2):
+        real = [j for j in range(T) if mask[i, 1 + j]]
+        order = sorted(real, key=lambda j: -float(np.sum(np.square(z[i, 1 + j]))))[:k]
+        np.testing.assert_array_equal(pooled.indices[i], order + [-1] * (k - len(order)))
+        np.testing.assert_array_equal(pooled.mask[i], np.arange(k) < len(order))
+        kept = np.asarray(pooled.tokens[i])
+        np.testing.assert_allclose(kept[: len(order)], expected[i, 1:][jnp.array(order)], atol=1e-6)
+        assert not kept[len(order) :].any()
+
+
+def test_padding_does_not_change_norm_topk(rng):
+    z = jnp.asarray(rng.normal(size=(1, 5, 4)), jnp.float32)
+    # The padding has larger norms than any token.
+    padding = jnp.full((1, 3, 4), 100.0)
+    padded = jnp.concatenate([z[:, :1], padding, z[:, 1:]], axis=1)
+    mask = jnp.array([[True, False, False, False, True, True, True, True]])
+    block = SparsePooling(spec("norm_topk", 3), BLOCK)
+    params = block.init(jax.random.key(0), z, jnp.ones((1, 5), bool), None)
+    expected_cls, expected = block.apply(params, z, jnp.ones((1, 5), bool), None)
+    cls, pooled = block.apply(params, padded, mask, None)
+    np.testing.assert_allclose(cls, expected_cls, atol=1e-6)
+    np.testing.assert_allclose(pooled.tokens, expected.tokens, atol=1e-6)
+    np.testing.assert_array_equal(pooled.indices, expected.indices + 3)
+
+
+def test_the_choice_of_norm_topk_has_no_gradient(rng):
+    """The gradient is that of the whole block whose rows are picked by constant indices."""
+    z = jnp.asarray(rng.normal(size=(1, T + 1, 4)), jnp.float32)
+    mask, weights = jnp.ones((1, T + 1), bool), jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+    block = SparsePooling(spec("norm_topk", 3), BLOCK)
+    params = block.init(jax.random.key(0), z, mask, None)
+    attention = {"params": params["params"]["attention"]}
+    indices = block.apply(params, z, mask, None)[1].indices[0]
+
+    def pooled(z):
+        return jnp.sum(block.apply(params, z, mask, None)[1].tokens[0] * weights)
+
+    def picked(z):
+        tokens, _ = pooling.AttentionResidual(BLOCK).apply(attention, z, mask, None)
+        return jnp.sum(tokens[0, 1:][indices] * weights)
+
+    np.testing.assert_allclose(jax.grad(pooled)(z), jax.grad(picked)(z), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pool", [n for n, kind in POOLS.items() if not (kind.saliency or kind.selects_queries)]
+)
 def test_pools_that_do_not_rank_ask_for_no_saliency(pool, monkeypatch, rng):
     asked = []
     attend = pooling.AttentionResidual.__call__

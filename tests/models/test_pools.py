@@ -5,15 +5,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sft_jax.config.modality import COUNTING_POOLS, POOLS, ModalitySpec
 from sft_jax.models import pools
 from sft_jax.models.pools import POOL_FUNCTIONS
-from sft_jax.types import COUNTING_POOLS, POOLS, SALIENCY_POOLS, ModalitySpec
 
 T, D = 7, 2
 
 
-# Pools of tokens alone; `cls_topk` is part of its block (test_pooling.py).
-NAMES = tuple(name for name in POOLS if name != "cls_topk")
+# Pools that select queries are part of their block (test_pooling.py).
+NAMES = tuple(name for name, kind in POOLS.items() if not kind.selects_queries)
+SALIENCY_POOLS = tuple(name for name, kind in POOLS.items() if kind.saliency)
 DRAWING = ("random", "attn_random", "strided_random")
 
 

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 from slow import corners
 
-from sft_jax.config.run import BaselineConfig, Config, ModelConfig
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import ConcatOptions, NoOptions, UnimodalOptions
+from sft_jax.config.run import Config, ModelConfig
 from sft_jax.efficiency.layer_costs import layer_costs
 from sft_jax.efficiency.model_costs import forward_gflop, train_gflop
 from sft_jax.models import registry
-from sft_jax.types import ModalitySpec
 
 SPECS = (
     ModalitySpec(name="a", length=12, feature_dim=3, pool="cls_topk", k=3),
     ModalitySpec(name="b", length=9, feature_dim=4, pool="max", window=3),
 )
-BASELINES = {
-    "unimodal": BaselineConfig(modality="b"),
-    "concat": BaselineConfig(window=3),
+MODEL_OPTIONS = {
+    "unimodal": UnimodalOptions(modality="b"),
+    "concat": ConcatOptions(window=3),
 }
 POLICIES = ("none", "dots", "block")
 
@@ -33,7 +34,7 @@ def config_of(name, remat, specs=SPECS, **changes):
         preset="modern",
         num_classes=3,
         remat=remat,
-        baseline=BASELINES.get(name, BaselineConfig()),
+        options=MODEL_OPTIONS.get(name, NoOptions()),
         **{**sizes, **changes},
     )
     return Config(modalities=specs, model=model)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import QUICK
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import ModelConfig
 from sft_jax.models.sft import SparseFusionTransformer
-from sft_jax.types import ModalitySpec
 
 # Every pool and every tokenizer, in one model.
 SPECS = (

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import ModelConfig
 from sft_jax.models.layers import BlockConfig
 from sft_jax.models.tokenizers import (
@@ -15,7 +16,6 @@ from sft_jax.models.tokenizers import (
     token_mask,
     with_cls,
 )
-from sft_jax.types import ModalitySpec
 
 D = 4
 

@@ -4,10 +4,11 @@ import pytest
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.paper import vggsound
-from sft_jax.config.run import BaselineConfig, Config, ModelConfig
+from sft_jax.config.run import Config, ModelConfig
 from sft_jax.reports.figures.model_diagram import model_diagram, pool_words, save_diagram
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
 def texts_of(figure):
@@ -67,7 +68,7 @@ def test_words_of_pools():
 
 def test_refuses_what_it_cannot_draw():
     with pytest.raises(ConfigError, match="expected 'sft'"):
-        model_diagram(small(name="mbt", baseline=BaselineConfig()))
+        model_diagram(small(name="mbt"))
     with pytest.raises(ConfigError, match="given 0 modalities"):
         model_diagram(Config(model=ModelConfig(num_classes=3)))
     with pytest.raises(ConfigError, match="num_classes 0"):

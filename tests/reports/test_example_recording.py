@@ -3,10 +3,11 @@ import types
 import numpy as np
 import pytest
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.reports import example_recording
 from sft_jax.reports.figures import run_figures
 from sft_jax.runs import example_file
-from sft_jax.types import DataError, ModalitySpec
+from sft_jax.types import DataError
 
 PATCHES = ModalitySpec(name="p", length=12, feature_dim=4, tokenizer="patch", patch=(3, 2), k=2)
 BOXES = ModalitySpec(

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from sft_jax.reports import markdown, report_writer
+from sft_jax.reports.sections.run_sections import scored_split
+from sft_jax.runs.run_folder import read_run
+from sft_jax.tasks.classification_report import classification_report
 from sft_jax.types import DataError
 
 
@@ -18,19 +21,26 @@ def runs(workdir, tmp_path):
         evaluation = json.loads((folder / "evaluation_test.json").read_text())
         evaluation["metrics"]["top1"] = {"value": 0.5 + 0.1 * seed, "low": 0.25, "high": 0.75}
         (folder / "evaluation_test.json").write_text(json.dumps(evaluation))
+        edit(folder / "config.json", lambda config, seed=seed: config["train"].update(seed=seed))
         write_predictions(folder, correct)
         folders.append(folder)
     return folders
 
 
-def write_predictions(folder, correct, ids=range(4)):
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def write_predictions(folder, correct, ids=range(4), groups="aabb", labels=(0, 1, 2, 3)):
     """Of four samples in two groups; those that are not `correct` are taken for the next class."""
-    label = np.array([0, 1, 2, 3])
+    label = np.array(labels)
     named = np.where(np.array(correct, bool), label, (label + 1) % 4)
     np.savez(
         folder / "predictions_test.npz",
         id=np.array(list(ids)).astype(str),
-        group=np.array(list("aabb")),
+        group=np.array(list(groups)),
         label=label,
         probabilities=(np.eye(4)[named] * 0.8 + 0.05).astype(np.float32),
     )
@@ -42,6 +52,8 @@ def text_of(folders, cost=report_writer.NO_COST):
 
 def test_runs_stand_side_by_side(runs, evaluation):
     text = text_of(runs)
+    assert "No paired difference" not in text
+    assert "fingerprint" not in text
     group = f"{evaluation()['group']['top1']['value']:.1%}"
     assert text.startswith("# 2 runs on synthetic\n")
     assert f"| a-0 | 120 | 40 | 50.0% | 25.0% to 75.0% | - | - | {group} |" in text
@@ -58,10 +70,39 @@ def test_runs_stand_side_by_side(runs, evaluation):
     assert f"python -m sft_jax.report --workdir='{folders}'" in text or folders in text
 
 
-def test_other_samples_are_not_compared(runs):
-    write_predictions(runs[1], [1, 1, 1, 1], ids=range(1, 5))
+@pytest.mark.parametrize(
+    "changes",
+    [{"ids": range(1, 5)}, {"ids": (1, 0, 2, 3)}, {"groups": "abab"}, {"labels": (0, 1, 2, 0)}],
+)
+def test_runs_are_paired_only_on_the_same_samples(runs, changes):
+    write_predictions(runs[1], [1, 1, 1, 1], **changes)
+    scored = {folder.name: scored_split(read_run(folder), "test") for folder in runs}
+    table, _, note, _ = classification_report(scored, list("abcd"))[0].blocks
+    assert all("difference" not in row for row in table.rows)
+    assert "No paired difference for a-1: predictions are missing, or their ids" in note.parts[0]
+    assert note.parts[0].endswith("are not those of a-0.")
+
+
+def test_other_data_are_reported_and_give_no_spread(runs):
+    for folder, fingerprint in zip(runs, ("first", "second"), strict=True):
+        edit(folder / "data.json", lambda data, value=fingerprint: data.update(fingerprint=value))
     text = text_of(runs)
-    assert "difference" not in text.split("## Spread")[0].split("Differences")[0]
+    assert "The fingerprint of the data (files, options and splits) is not that of a-0" in text
+    spread = text.split("## Spread over seeds")[1].split("\n## ")[0]
+    assert "Not given: " in spread
+    assert "found the data fingerprint second, expected first, as in" in spread
+    assert "| a |" not in spread
+
+
+def test_runs_with_other_classes_or_numbers_of_samples_are_refused(runs):
+    edit(runs[1] / "evaluation_test.json", lambda evaluation: evaluation.update(num_samples=39))
+    with pytest.raises(DataError, match="a-1: found 39 samples of the test split, expected 40, as"):
+        report_writer.read_document(runs)
+    # The same names in another order are other classes.
+    edit(runs[1] / "data.json", lambda data: data["class_names"].reverse())
+    expected = "a-1: found the classes turn, still, down, up, expected up, down, still, turn, as in"
+    with pytest.raises(DataError, match=expected):
+        report_writer.read_document(runs)
 
 
 def test_runs_without_predictions_still_have_their_scores(runs):
@@ -69,6 +110,7 @@ def test_runs_without_predictions_still_have_their_scores(runs):
         (folder / "predictions_test.npz").unlink()
     text = text_of(runs)
     assert "| a-1 | 120 | 40 | 60.0% |" in text
+    assert "No paired difference for a-1" in text
     assert "## Calibration" not in text
 
 

@@ -3,13 +3,19 @@ from pathlib import Path
 
 import pytest
 
+from sft_jax.config.io import override, to_dict
+from sft_jax.config.run import Config
 from sft_jax.reports.seed_spread import runs_by_setting, spread_rows
 from sft_jax.types import DataError
 
 
-def evaluated(folder, name, top1, group=None):
+def evaluated(folder, name, top1, group=None, changes=None, fingerprint="first"):
     workdir = folder / name
-    workdir.mkdir()
+    workdir.mkdir(parents=True)
+    seed = int(name.rpartition("-")[2])
+    config = override(Config(), {"train.seed": seed, **(changes or {})})
+    (workdir / "config.json").write_text(json.dumps(to_dict(config)))
+    (workdir / "data.json").write_text(json.dumps({"fingerprint": fingerprint}))
     evaluation = {
         "majority": {"class": "up", "top1": 0.5},
         "per_class": [],
@@ -64,3 +70,32 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         spread_rows([run], "test", "macro_f1")
     with pytest.raises(DataError, match="named after setting and seed"):
         runs_by_setting([Path("runs/demo")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fingerprint": "second"}, "max-1: found the data fingerprint second, expected first, as"),
+        (
+            {"changes": {"train.batch_size": 8, "optimizer.learning_rate": 0.5}},
+            r"max-1: found other values of optimizer.learning_rate, train.batch_size than in",
+        ),
+        ({"changes": {"train.seed": 0}}, r"max: found runs with train.seed 0, 0, expected each"),
+    ],
+)
+def test_runs_of_a_setting_must_differ_in_their_seed_alone(tmp_path, changes, message):
+    first = evaluated(tmp_path, "max-0", 0.5)
+    other = evaluated(tmp_path, "max-1", 0.6, **changes)
+    with pytest.raises(DataError, match=message):
+        spread_rows([first, other], "test", "top1")
+    # Runs of another setting may differ in anything.
+    other = evaluated(tmp_path, "avg-1", 0.6, **changes)
+    assert len(spread_rows([first, other], "test", "top1")) == 2
+
+
+def test_settings_without_effect_on_the_results_may_differ(tmp_path):
+    first = evaluated(tmp_path, "max-0", 0.5)
+    free = {"data.data_dir": "elsewhere", "train.keep": 5, "train.log_every": 1}
+    free["train.checkpoint_every"] = "7 steps"
+    other = evaluated(tmp_path, "max-1", 0.75, changes=free)
+    assert spread_rows([first, other], "test", "top1")[0]["runs"] == 2

@@ -217,3 +217,35 @@ def test_costs_that_are_not_known_yet(study):
     text = text_of(folder)
     assert "pareto" not in text
     assert "| sft | - | - | - | - | - | - |" in section(text, "Accuracy against cost")
+
+
+def reverse_stored(path, entry):
+    """Reverses the order of an entry of stored predictions, so that they are of other samples."""
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, entry: arrays[entry][::-1]})
+
+
+def test_settings_tested_on_other_samples_are_not_paired(study):
+    folder = study(top1, settings=("sft", "dense", "late"), valid=top1)
+    # One fold is enough: differences are means over all folds.
+    reverse_stored(folder / "predictions" / "dense-fold1.npz", "id")
+    note = (
+        "No paired difference for dense: the ids or labels of the test samples are not those of "
+        "sft."
+    )
+    text = text_of(folder)
+    for part in (section(text, "Validation"), section(text, "Results")):
+        assert note in part
+        assert "| dense | 6 | 78.5% | 0.7 | 8.3 | - | - | - | - |" in part
+        assert "| late | 6 | 78.5% | 0.7 | 8.3 | -1.5 | 0.7 | 0.9 | 1 of 6 |" in part
+    printed = StudyTables(read_study_folder(folder), METRICS).scores_text()
+    assert note in printed
+    assert printed.count("-1.5") == 2  # `late`, per sample and per group
+
+
+def test_labels_tell_samples_apart_too(study):
+    folder = study(lambda setting, fold, seed: 0.6 if setting == "sft" else 0.7)
+    assert read_study_folder(folder).unpaired_settings == []
+    reverse_stored(folder / "predictions" / "dense-fold0.npz", "label")
+    assert read_study_folder(folder).unpaired_settings == ["dense"]
+    assert "| best: dense, on other samples |" in text_of(folder)

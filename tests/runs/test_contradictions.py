@@ -135,4 +135,4 @@ def test_predictions_of_another_study_are_named(study, entry, value, message):
     path = folder / "predictions" / "sft-fold0.npz"
     np.savez(path, **{**dict(np.load(path)), entry: value})
     with pytest.raises(DataError, match=rf"sft-fold0.npz: .*{message}"):
-        list(study_folder.read_study_folder(folder).predictions("sft"))
+        study_folder.read_study_folder(folder).predictions("sft")

@@ -6,12 +6,13 @@ import optax
 import pytest
 
 from sft_jax.config.io import to_dict
+from sft_jax.config.model import ConcatOptions, ModelConfig
 from sft_jax.config.run import Config
 from sft_jax.runs import run_files, schema
 from sft_jax.runs.run_folder import read_run
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.progress import Progress
-from sft_jax.types import CheckpointError
+from sft_jax.types import CheckpointError, ConfigError
 from sft_jax.version import __version__
 
 DATA = {"fingerprint": "f", "class_names": ["a"], "modalities": [], "counts": {}}
@@ -62,7 +63,7 @@ def test_a_newer_folder_names_the_version_to_install(workdir, name, read):
     # What is unknown of a newer version is not looked at first.
     stamp(workdir / name, schema=schema.SCHEMA + 1, sft_jax="7.8.9", fresh=1)
     with pytest.raises(
-        CheckpointError, match=rf"{name}: found schema 2, written by .*install sft_jax 7\.8\.9"
+        CheckpointError, match=rf"{name}: found schema 3, written by .*install sft_jax 7\.8\.9"
     ):
         read(workdir)
 
@@ -85,6 +86,45 @@ def test_data_without_a_fingerprint(tmp_path):
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"data.json: found \[\], expected also \['finger"):
         run_files.read_data(tmp_path, "fingerprint")
+
+
+BASELINE = {
+    "modality": "",
+    "window": 3,
+    "duplicate_cls": False,
+    "num_bottlenecks": 4,
+    "exchange": "sequential",
+    "fuse_at": -1,
+}
+
+
+@pytest.mark.parametrize("schema_of_file", [0, 1])
+def test_the_baseline_of_an_older_version_becomes_options(workdir, schema_of_file):
+    model = {"name": "concat", "baseline": BASELINE}
+    stamp(workdir / "config.json", model=model, schema=schema_of_file)
+    assert run_files.read_config(workdir).model == ModelConfig(
+        name="concat", options=ConcatOptions(window=3)
+    )
+    kept = schema.accepted({"schema": schema_of_file, "model": model}, workdir / "config")
+    assert kept == {"model": {"name": "concat", "options": {"window": 3}}}
+
+
+@pytest.mark.parametrize("model", [3, {"baseline": 3}, {"name": [], "baseline": {"window": 3}}])
+def test_a_broken_model_of_an_older_version_is_refused(workdir, model):
+    stamp(workdir / "config.json", model=model)
+    with pytest.raises(ConfigError, match="model"):
+        run_files.read_config(workdir)
+
+
+def test_the_settings_of_an_older_study_name_options(tmp_path):
+    settings = [{"name": "a", "overrides": {"model.baseline.window": 8, "model.name": "concat"}}]
+    study = {"base": {"model": {"name": "sft", "baseline": BASELINE}}, "settings": settings}
+    upgraded = schema.accepted(study, tmp_path / "study.json")
+    assert upgraded["base"] == {"model": {"name": "sft", "options": {}}}
+    assert upgraded["settings"][0]["overrides"] == {
+        "model.options.window": 8,
+        "model.name": "concat",
+    }
 
 
 def test_every_upgrade_is_made_in_order(monkeypatch, tmp_path):
@@ -111,7 +151,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tiny, tmp_path):
         checkpoints.save("last", state, Progress(data={}))
         checkpoints.wait()
         if folder == "new":
-            with pytest.raises(CheckpointError, match=r"5/config: found schema 2.*7\.8\.9"):
+            with pytest.raises(CheckpointError, match=r"5/config: found schema 3.*7\.8\.9"):
                 checkpoints.restore("last", abstract)
         else:
             got, _ = checkpoints.restore("last", abstract)

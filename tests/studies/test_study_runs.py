@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sft_jax.config.data import DataConfig, SyntheticOptions
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import (
     Config,
     Duration,
@@ -25,7 +26,7 @@ from sft_jax.studies import results, setting_runs
 from sft_jax.studies.folds import FoldReader, under
 from sft_jax.tasks.classification import Classification
 from sft_jax.training import session
-from sft_jax.types import CheckpointError, ConfigError, ModalitySpec
+from sft_jax.types import CheckpointError, ConfigError
 
 TASK = Classification(class_names=("a", "b"))
 SPECS = (
@@ -142,8 +143,8 @@ def test_every_schedule_with_and_without_validation(
         {
             # The model that compiles fastest.
             "model.name": "unimodal",
-            "model.baseline.modality": "m1",
-            "model.baseline.window": 4,
+            "model.options.modality": "m1",
+            "model.options.window": 4,
             "model.num_post_layers": 0,
             "modalities.*.pool": "none",
             "modalities.*.k": 0,

@@ -107,7 +107,7 @@ def test_files_that_nobody_wrote_do_no_harm(saved):
 def test_sums_that_are_none_are_damage(tmp_path, content):
     (tmp_path / "a").write_text("a")
     (tmp_path / "checksums.json").write_bytes(content.encode(errors="surrogatepass"))
-    assert find_damage(tmp_path).startswith(f"{tmp_path / 'checksums.json'}: holds no sums")
+    assert find_damage(tmp_path).startswith(f"{tmp_path / 'checksums.json'}: holds no checksums")
 
 
 def test_files_of_too_many_bytes_are_measured_alone(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 from sft_jax.config.data import ArraysOptions, SyntheticOptions
 from sft_jax.config.run import AugmentConfig, Config, DataConfig, Duration, ModelConfig, TrainConfig
 from sft_jax.data import pipeline
+from sft_jax.models.base import Output
 from sft_jax.models.layers import OF_EVERY_LAYER
-from sft_jax.models.output import Output
 from sft_jax.tasks.classification import Classification
 from sft_jax.training import session
 from sft_jax.training.diagnosis import explain_rows, explain_step, first_layer

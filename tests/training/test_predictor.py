@@ -13,6 +13,7 @@ import pytest
 
 import sft_jax
 from sft_jax.config.data import ArraysOptions, DataConfig
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, Duration, ModelConfig, OptimizerConfig, TrainConfig
 from sft_jax.data.pipeline import Normalizer
 from sft_jax.data.records import ModalityStatistics
@@ -20,7 +21,7 @@ from sft_jax.models import registry
 from sft_jax.runs import run_files
 from sft_jax.training import session
 from sft_jax.training.predictor import Predictor
-from sft_jax.types import CheckpointError, ConfigError, DataError, ModalitySpec
+from sft_jax.types import CheckpointError, ConfigError, DataError
 
 SHAPES = {"audio": (20, 5), "video": (9, 6), "words": (7,)}
 

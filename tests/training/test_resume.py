@@ -12,7 +12,7 @@ import pytest
 
 from sft_jax.config.io import from_dict, to_dict
 from sft_jax.config.run import Config
-from sft_jax.files.disk import on_disk
+from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.json_files import write_json
 from sft_jax.runs import run_files
 from sft_jax.training import session, sharding
@@ -256,9 +256,12 @@ def test_a_run_folder_is_begun_with_what_it_needs(tmp_path):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_cannot_be_written_to(tmp_path, code):
     expected = r"metrics.jsonl: could not .*see that the disk has room"
-    with pytest.raises(CheckpointError, match=expected), on_disk(tmp_path):
+    with pytest.raises(CheckpointError, match=expected), convert_disk_errors(tmp_path):
         raise OSError(code, os.strerror(code), "metrics.jsonl")
-    with pytest.raises(CheckpointError, match=r"command again$"), on_disk(tmp_path, then=""):
+    with (
+        pytest.raises(CheckpointError, match=r"command again$"),
+        convert_disk_errors(tmp_path, outcome=""),
+    ):
         raise OSError(code, os.strerror(code))
-    with pytest.raises(ConnectionResetError), on_disk(tmp_path):
+    with pytest.raises(ConnectionResetError), convert_disk_errors(tmp_path):
         raise ConnectionResetError(errno.ECONNRESET, "of a socket")

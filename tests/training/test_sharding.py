@@ -145,7 +145,7 @@ def test_put_batch_splits_rows_over_both_axes_in_order(devices):
 
 
 def test_example_inputs_fit_every_tokenizer(tiny):
-    from sft_jax.types import ModalitySpec
+    from sft_jax.config.modality import ModalitySpec
 
     specs = (*tiny.specs, ModalitySpec(name="w", length=5, feature_dim=9, tokenizer="token", k=2))
     inputs, mask = state.example_inputs(specs)

@@ -7,11 +7,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sft_jax.config.data import ArraysOptions, DataConfig
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.data.builders.arrays import Arrays
 from sft_jax.data.sources import prepare
 from sft_jax.training import loop, session
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 OUTCOME = loop.Outcome(step=0, finished=True, best=None, best_step=0)
 

@@ -3,10 +3,10 @@
 import pytest
 
 from sft_jax.config.io import override
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config
 from sft_jax.training.loop import Schedule
 from sft_jax.training.unused_settings import unused_checkpoints, unused_settings
-from sft_jax.types import ModalitySpec
 
 ONE = ModalitySpec(name="m0", length=4, feature_dim=3, k=1)
 STEPS_PER_EPOCH = 5

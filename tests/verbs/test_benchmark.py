@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 from sft_jax.config.run import Config, ModelConfig, TrainConfig
 from sft_jax.config.io import config_dict
-from sft_jax.types import ModalitySpec
+from sft_jax.config.modality import ModalitySpec
 
 
 def get_config():

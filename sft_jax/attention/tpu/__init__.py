@@ -1,1 +1,1 @@
-"""Attention in Pallas kernels of a TPU."""
+"""Attention in Pallas kernels for TPUs."""

@@ -1,9 +1,9 @@
-"""Moves tokens along the lanes of a TPU, so that no look-up lays a token out in lanes of its own.
+"""Moves tokens along the lanes of a TPU without a gather, which would spread a token over lanes.
 
-A map that keeps the order of what it moves, such as "the real tokens to the front", is done in
-`log2` of the largest distance steps: in step `k` all those move by `2^k` whose distance has that
-bit, and none is in another's way. What moves where is one bit a step and place, found once and used
-both ways.
+An order-preserving move, such as "real tokens to the front", takes `log2` of the largest distance
+steps: in step `k`, all tokens whose distance has bit `k` move by `2^k`, and none collide. The
+    moves are
+one bit per step and place, computed once and used in both directions.
 """
 
 import functools
@@ -17,15 +17,16 @@ from jaxtyping import Array, Float, Int
 
 from sft_jax.attention.platform import target_platform
 
-_FROM, _TO = 1 << 29, 1 << 30  # which places something real is taken from, and put
+_FROM, _TO = 1 << 29, 1 << 30  # places that real tokens are taken from, and put to
 
 
 class Moves(NamedTuple):
-    """How to move.
+    """A move.
 
     Attributes:
-        bits: `[b, 1, n]`; bit `i` of a place says that it takes what lies `shifts[i]` before it.
-        shifts: of the steps, in their order; negative ones move to the front.
+        bits: `[b, 1, n]`; bit `i` of a place is set if it takes the token `shifts[i]` places
+            before it.
+        shifts: Distance of each step in order; negative ones move to the front.
     """
 
     bits: Int[Array, "b 1 n"]
@@ -33,16 +34,17 @@ class Moves(NamedTuple):
 
 
 def compaction(real: Array, target: Array) -> Moves:
-    """Moves to the front.
+    """A move towards the front.
 
     Args:
-        real: `[b, n]` what to move.
-        target: `[b, n]` its place, in the same order and none behind its own; any for the others.
+        real: `[b, n]` whether a token is moved.
+        target: `[b, n]` its new place, in the same order and not after its old one; arbitrary for
+            other tokens.
     """
     n = real.shape[1]
     place = jnp.arange(n)
     distance = jnp.where(real, place - target, 0)
-    # Something that stays where it is has distance 0, as nothing at all has, and needs no step.
+    # Tokens that stay have distance 0, like places without a token, and need no step.
     bits = jnp.zeros(real.shape, jnp.int32)
     steps = range((n - 1).bit_length())
     for k in steps:
@@ -54,8 +56,8 @@ def compaction(real: Array, target: Array) -> Moves:
     return Moves(bits[:, None], tuple(-(1 << k) for k in steps))
 
 
-def then_back(moves: Moves, start: Array, gap: Array, most: int) -> Moves:
-    """Also moves what then lies from `start` `[b, 1]` on back by `gap` `[b, 1]`, at most `most`."""
+def append_backward_move(moves: Moves, start: Array, gap: Array, most: int) -> Moves:
+    """Then also moves tokens from `start` `[b, 1]` on back by `gap` `[b, 1]`, at most `most`."""
     place, first = jnp.arange(moves.bits.shape[-1]), len(moves.shifts)
     bits, steps = moves.bits[:, 0], range(most.bit_length())
     for k in steps:
@@ -65,10 +67,10 @@ def then_back(moves: Moves, start: Array, gap: Array, most: int) -> Moves:
 
 
 def bounded(moves: Moves, taken: Array, put: Array) -> Moves:
-    """The same, zero wherever nothing is `put`, and backwards where nothing was `taken`; `[b, n]`.
+    """The same move, zero at places outside `put`, and outside `taken` in reverse (both `[b, n]`).
 
     Raises:
-        ValueError: more steps than bits are left.
+        ValueError: There are more steps than bits left.
     """
     if len(moves.shifts) > 29:
         raise ValueError(f"moves: given {len(moves.shifts)} steps, expected at most 29")
@@ -77,7 +79,7 @@ def bounded(moves: Moves, taken: Array, put: Array) -> Moves:
 
 
 def move(x: Float[Array, "b d n"], moves: Moves, *, back: bool = False) -> Float[Array, "b d n"]:
-    """`x` after the moves, or what it was before them (`back`); the one's gradient is the other."""
+    """Applies a move to `x`, or undoes it (`back`); each is the gradient of the other."""
     return _move(x, moves.bits, moves.shifts, back)
 
 
@@ -126,7 +128,7 @@ def _kernel(bits, x, moved, *, shifts, back):
     for i, shift in reversed(steps) if back else steps:
         takes = places & (1 << i)
         if back:
-            # A place gives back what it took.
+            # A place returns the token it took.
             shift = -shift
             takes = pltpu.roll(takes, shift % n, 1)
         found = _where(takes, pltpu.roll(found, shift % n, 1), found)

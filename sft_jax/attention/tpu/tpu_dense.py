@@ -1,4 +1,4 @@
-"""Dense attention through the TPU's kernels: same arguments and results as the other two."""
+"""Dense attention in TPU kernels, with the interface of the other implementations."""
 
 import functools
 
@@ -6,25 +6,26 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from sft_jax.attention.tiled_softmax import MASKED_SCORE
 from sft_jax.attention.tpu import tpu_kernels
-from sft_jax.attention.tpu.tpu_kernels import LANES, MASKED, Keys, Tiling
+from sft_jax.attention.tpu.tpu_kernels import LANES, Keys, Tiling
 
 _ROWS = 2 * LANES
 
 
 def kernel_fits(keys: int) -> bool:
-    """Whether a tile's map over so many keys has room on the chip."""
+    """Whether a tile's map over this many keys fits on the chip."""
     return tpu_kernels.fits(round_up(keys, LANES), LANES)
 
 
 def kernel_attention(query, key, value, key_mask, query_weights):
-    """See `attention.dot_product_attention`, which calls this; a row without a key is a mean."""
+    """See `dense.dot_product_attention`, which calls this; a row without real keys is a mean."""
     (b, q, h, e), k = query.shape, key.shape[1]
     keys, queries = round_up(k, LANES), round_up(q, LANES)
     wide = queries % _ROWS == 0 and tpu_kernels.fits(keys, _ROWS)
     tiling = Tiling(_ROWS if wide else LANES)
     mask = jnp.ones((b, k), bool) if key_mask is None else key_mask
-    bias = jnp.where(pad_to(mask, keys, axis=1), 0.0, MASKED)[:, None]
+    bias = jnp.where(pad_to(mask, keys, axis=1), 0.0, MASKED_SCORE)[:, None]
     far = Keys(to_lanes(key, keys), to_lanes(value, keys), bias)
     weights = None
     if query_weights is not None:
@@ -36,26 +37,26 @@ def kernel_attention(query, key, value, key_mask, query_weights):
 
 
 def to_lanes(x, size: int):
-    """`[b, t, h, e] -> [b, h, e, size]`, filled up with zeros, and `e` to a multiple of 8."""
+    """Transposes `[b, t, h, e]` to `[b, h, e, size]`, zero-padded, `e` to a multiple of 8."""
     x = x.transpose(0, 2, 3, 1)
     return pad_to(pad_to(x, size, axis=3), round_up(x.shape[2], 8), axis=2)
 
 
 def pad_to(x, size: int, axis: int):
-    """`x` with zeros up to `size` behind an axis."""
+    """Pads an axis of `x` at the end with zeros to `size`."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, size - x.shape[axis])
     return jnp.pad(x, padding)
 
 
 def round_up(size: int, step: int) -> int:
-    """The next multiple of `step`."""
+    """Rounds up to a multiple of `step`."""
     return -(-size // step) * step
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(query, far, near, weights, tiling):
-    """`tpu_kernels.forward` with a gradient: values and the saliency of far and near keys."""
+    """`tpu_kernels.forward` with a gradient: values, and saliency of far and near keys."""
     return _attend_forward_pass((query, far, near, weights), tiling)[0]
 
 
@@ -78,7 +79,7 @@ def _attend_backward(tiling, residuals, cotangents):
         d_values = jnp.zeros_like(values)
     rows = {"values": values, "log_sum": log_sum, "d_values": d_values}
     used = weights
-    # A pool that only ranks by saliency has no use for its gradient: leave that work out.
+    # A pool that only ranks by saliency does not use its gradient: skip that work.
     if all(x is None or isinstance(x, SymbolicZero) for x in d_saliency):
         used = None
     else:

@@ -1,7 +1,7 @@
-"""The fixed pattern of `sparse_attention.py` through the TPU's kernels.
+"""Fixed-pattern attention (`fixed.py`) in TPU kernels.
 
-The summaries and CLS are the far keys, and the slots of a query's own block the near ones; a tile
-of lanes holds whole blocks. CLS as a query, which attends to everything, is one row of dense
+The summaries and CLS are the far keys, and the slots of a query's own block the near keys; a tile
+of lanes holds whole blocks. CLS as a query attends to everything and is one row of dense
 attention.
 """
 
@@ -16,29 +16,30 @@ from jaxtyping import Array, Bool, Float
 
 from sft_jax.attention.fixed_blocks import Pattern, ragged
 from sft_jax.attention.platform import target_platform
+from sft_jax.attention.tiled_softmax import MASKED_SCORE
 from sft_jax.attention.tpu import tpu_kernels
-from sft_jax.attention.tpu.lane_moves import Moves, bounded, compaction, move, then_back
+from sft_jax.attention.tpu.lane_moves import Moves, append_backward_move, bounded, compaction, move
 from sft_jax.attention.tpu.tpu_dense import attend, pad_to, round_up
-from sft_jax.attention.tpu.tpu_kernels import LANES, MASKED, Keys, Tiling
+from sft_jax.attention.tpu.tpu_kernels import LANES, Keys, Tiling
 
 
 class _Layout(NamedTuple):
-    """Where a sequence's tokens lie in lanes, all of them, in slots, and summaries alone."""
+    """Lanes of a sequence's tokens: in order, in slots, and summaries only."""
 
     length: int  # of the sequence
     size: int  # lanes of a sequence and of its slots
-    rows: int  # lanes of a tile, which are whole blocks
-    # Summaries; CLS lies behind them. Hides tuple.count, which nobody needs here.
+    rows: int  # lanes of a tile, in whole blocks
+    # Summaries, followed by CLS. Hides tuple.count, which is not used.
     count: int  # type: ignore[assignment]
     far: int  # lanes of the summaries and CLS
-    slots: Array  # [b, size] which slots hold a token
-    summaries: Array  # [b, size] which slots are a summary's
+    slots: Array  # [b, size] whether a slot holds a token
+    summaries: Array  # [b, size] whether a slot is in a summary
     to_slots: Moves
     to_far: Moves
 
     @classmethod
     def of(cls, mask, pattern: Pattern) -> "_Layout":
-        """Of a mask `[b, n]`, whose first token is CLS."""
+        """Layout for a mask `[b, n]` whose first token is CLS."""
         b, n = mask.shape
         stride, (rows, blocks, size) = pattern.stride, _sizes(n - 1, pattern)
         real = pad_to(mask & (jnp.arange(n) > 0), size, axis=1)
@@ -47,9 +48,9 @@ class _Layout(NamedTuple):
         slot = jnp.arange(size)
         slots = (slot < start) | ((slot >= start + gap) & (slot < start + stride))
         slots &= total > 0
-        # Tokens to the front, then those of the block that is not full to its end.
+        # Tokens to the front, then those of the incomplete block to its end.
         to_slots = compaction(real, jnp.cumsum(real, axis=1) - 1)
-        to_slots = bounded(then_back(to_slots, start, gap, stride - 1), real, slots)
+        to_slots = bounded(append_backward_move(to_slots, start, gap, stride - 1), real, slots)
         block, within = slot // stride, slot % stride
         summaries = jnp.broadcast_to((within >= pattern.local) & (block < blocks), (b, size))
         count = blocks * pattern.summary
@@ -60,33 +61,33 @@ class _Layout(NamedTuple):
         return cls(n, size, rows, count, far, slots, summaries, to_slots, to_far)
 
     def forth(self, x):
-        """`[b, d, length]` to `[b, d, size]` of slots."""
+        """Moves tokens `[b, d, length]` to slots `[b, d, size]`."""
         return move(pad_to(x, self.size, axis=2), self.to_slots)
 
     def back(self, in_slots, of_cls):
-        """`[b, d, size]` of slots and `[b, d, 1]` to `[b, d, length]`."""
+        """Moves slots `[b, d, size]` and CLS `[b, d, 1]` to tokens `[b, d, length]`."""
         x = move(in_slots, self.to_slots, back=True)[..., : self.length]
         return jnp.where(jnp.arange(self.length) == 0, of_cls, x)
 
     def far_of(self, in_slots, of_cls):
-        """`[b, d, size]` and `[b, d, 1]` to `[b, d, far]`."""
+        """Selects summaries and CLS, `[b, d, far]`, from slots `[b, d, size]` and `[b, d, 1]`."""
         summaries = move(in_slots, self.to_far)[..., : self.count]
         return pad_to(jnp.concatenate([summaries, of_cls], axis=-1), self.far, axis=2)
 
-    def of_far(self, far):
-        """`[b, 1, far]` of the summaries back in slots `[b, 1, size]`, zero in the others."""
+    def summaries_to_slots(self, far):
+        """Puts summaries `[b, 1, far]` back into slots `[b, 1, size]`, zero elsewhere."""
         return move(pad_to(far[..., : self.count], self.size, axis=2), self.to_far, back=True)
 
 
 def _sizes(t, pattern):
-    """Lanes of a tile, blocks, and lanes of the sequence."""
+    """Lanes of a tile, number of blocks, and lanes of the sequence."""
     rows = max(LANES, pattern.stride)
     blocks = math.ceil(t / pattern.stride)
     return rows, blocks, round_up(max(t + 1, blocks * pattern.stride), rows)
 
 
 def kernel_takes(t: int, pattern: Pattern) -> bool:
-    """Whether the kernels are meant for `t` tokens: on a TPU, where tiles hold whole blocks."""
+    """Whether to use the kernels for `t` tokens: on a TPU, if tiles hold whole blocks."""
     rows, blocks, _ = _sizes(t, pattern)
     far = round_up(blocks * pattern.summary + 1, LANES)
     whole = rows % LANES == 0 and rows % pattern.stride == 0
@@ -104,20 +105,21 @@ def kernel_fixed_attention(
 ) -> tuple[Float[Array, "b n out"], Float[Array, "b n"] | None]:
     """Self-attention over the fixed pattern, from tokens to tokens.
 
-    Tokens are put into slots before they are projected and back after the heads are joined, since
-    those are fewer bytes than all query, key and value heads.
+    Tokens are moved to slots before projection and back after the heads are joined, which moves
+    fewer bytes than moving all query, key and value heads.
 
     Args:
-        x: tokens, one at least behind CLS.
-        project: from tokens `[b, d, m]` to the slice's parts of query, key and value, each
-            `[b, h, e, m]`.
-        finish: from values `[b, h, e, m]` to what is returned of the tokens, `[b, out, m]`.
-        key_mask: as in `sparse_attention.fixed_attention`.
-        query_weights: likewise.
-        pattern: which keys a token attends to; a tile of 128, or one block, holds whole blocks.
+        x: Tokens, at least one after CLS.
+        project: Function from tokens `[b, d, m]` to the requested parts of query, key and value,
+            each `[b, h, e, m]`.
+        finish: Function from values `[b, h, e, m]` to the result of the tokens, `[b, out, m]`.
+        key_mask: See `fixed.fixed_attention`.
+        query_weights: See `fixed.fixed_attention`.
+        pattern: Sizes of blocks and summaries; a tile of 128 lanes, or one block, holds whole
+            blocks.
 
     Returns:
-        The tokens, zero where masked, and the saliency where asked for.
+        The tokens, zero where masked, and the saliency if requested.
     """
     mask = jnp.ones(x.shape[:2], bool) if key_mask is None else key_mask
     layout = _Layout.of(mask, pattern)
@@ -149,28 +151,28 @@ def kernel_fixed_attention(
         return tokens, None
     by_far, by_near = saliency
     own_map, cls_map = (x.sum(axis=1, keepdims=True) * of_cls_weights for x in cls_maps)
-    by_slot = by_near + layout.of_far(by_far) + cls_map
+    by_slot = by_near + layout.summaries_to_slots(by_far) + cls_map
     by_token = layout.back(by_slot, by_far[..., last] + own_map)
     return tokens, by_token[:, 0]
 
 
 def _keys(keys_values, real) -> Keys:
     key, value = (_pad_width(x) for x in keys_values)
-    return Keys(key, value, jnp.where(real, 0.0, MASKED)[:, None])
+    return Keys(key, value, jnp.where(real, 0.0, MASKED_SCORE)[:, None])
 
 
-def _pad_width(x):  # [b, h, e, n], `e` to a multiple of 8
+def _pad_width(x):  # [b, h, e, n], `e` padded to a multiple of 8
     return pad_to(x, round_up(x.shape[2], 8), axis=2)
 
 
 def _cls_row(query, own, near, real):
-    """Values `[b, h, e, 1]` of CLS, with its own key and value, and its row of the map.
+    """Attention of CLS: values `[b, h, e, 1]` and its row of the map.
 
-    The row is that of itself `[b, h, 1]` and of the slots `[b, h, slots]`, apart: side by side they
-    would be one more tile.
+    The row is returned in two parts, itself `[b, h, 1]` and the slots `[b, h, slots]`; joined, they
+    would need another tile.
     """
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = jnp.where(real[:, None], product("bheq,bhen->bhn", query, near.key), MASKED)
+    scores = jnp.where(real[:, None], product("bheq,bhen->bhn", query, near.key), MASKED_SCORE)
     own_score = product("bheq,bhen->bhn", query, own[0])
     largest = jnp.maximum(own_score, scores.max(axis=-1, keepdims=True))
     largest = jax.lax.stop_gradient(largest)

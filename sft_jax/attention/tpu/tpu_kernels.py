@@ -1,16 +1,16 @@
-"""Softmax attention as two TPU kernels, forward and backward, whose map never leaves the chip.
+"""Softmax attention as two TPU kernels, forward and backward, whose map stays on the chip.
 
-A TPU lays out the last axis in 128 lanes, so a head of width 8 there would take 16 times its bytes.
-Here tokens lie in the lanes throughout (`[b, h, e, t]`), maps are computed with keys in rows and
-queries in columns, and every product and reduction then has its operands where it wants them.
+A TPU lays out the last axis in 128 lanes, so heads of width 8 there would take 16 times their
+bytes. Here tokens are in the lanes throughout (`[b, h, e, t]`), and maps have keys in rows and
+queries in columns, so that no product or reduction needs a transpose.
 
-A step of the grid is one head of one sample. It fetches what belongs to the head once, goes over
-the queries in tiles of `rows`, and writes what belongs to the head once; so the bytes moved are
-those of the operands and results, which is what the cost estimates say.
+A step of the grid is one head of one sample. It loads the head's operands once, loops over tiles of
+`rows` queries, and writes the head's results once, so the bytes moved are those of operands and
+results, as the cost estimates say.
 
-Every query attends to the *far* keys. Where there are *near* ones, too, as many as queries, it
-also attends to those of its own block: blocks of `block` follow each other, and a tile holds whole
-blocks. An array `[b, n]` that goes with keys or queries is held as `[b, 1, n]`.
+Every query attends to the *far* keys. If there are *near* keys, as many as queries, it also
+attends to those of its own block of `block` tokens; a tile holds whole blocks. Arrays `[b, n]` for
+keys or queries are held as `[b, 1, n]`.
 """
 
 import functools
@@ -23,21 +23,21 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from sft_jax.attention.platform import target_platform
+from sft_jax.attention.tiled_softmax import MASKED_SCORE
 
 LANES = 128
-MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 _SUBLANES = 8
 _EXACT = jax.lax.Precision.HIGHEST
-_VMEM = 14 * 2**20  # of the 16 MiB that the smallest chip has
+_VMEM = 14 * 2**20  # of the 16 MiB of the smallest chip
 
 
 class Keys(NamedTuple):
-    """What queries attend to.
+    """Keys and values.
 
     Attributes:
         key: `[b, h, e, n]`, `n` a multiple of 128.
-        value: as `key`.
-        bias: `[b, 1, n]` float32, 0 for a key that counts, `MASKED` for the others.
+        value: `[b, h, e, n]`.
+        bias: `[b, 1, n]` float32, 0 for real keys and `MASKED_SCORE` for others.
     """
 
     key: Float[Array, "b h e n"]
@@ -46,11 +46,11 @@ class Keys(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How queries are cut.
+    """Tiling of the queries.
 
     Attributes:
-        rows: queries of a tile, a multiple of 128 that divides their number.
-        block: of queries and near keys.
+        rows: Queries per tile, a multiple of 128 that divides their number.
+        block: Queries, and near keys, per block.
     """
 
     rows: int
@@ -58,7 +58,7 @@ class Tiling(NamedTuple):
 
 
 def fits(keys: int, rows: int) -> bool:
-    """Whether the maps of one tile leave room on the chip; `keys` is what a query attends to."""
+    """Whether the maps of a tile fit on the chip, with `keys` keys per query."""
     # The backward pass holds two maps in float32 and two in the compute dtype.
     return 4 * 4 * keys * rows <= _VMEM
 
@@ -70,17 +70,17 @@ def forward(
     weights: Float[Array, "b 1 q"] | None,
     tiling: Tiling,
 ) -> dict[str, Array]:
-    """Values, log-sum-exp of the rows, and saliency where there are weights.
+    """Computes values, log-sum-exp of the rows, and saliency if weights are given.
 
     Args:
-        query: scaled; the width of a head is a multiple of 8.
-        far: keys of all queries.
-        near: keys of their own block, or None.
-        weights: of the queries in the saliency.
-        tiling: of the queries.
+        query: Scaled queries; the head width is a multiple of 8.
+        far: Keys of all queries.
+        near: Keys of a query's own block, or None.
+        weights: Weights of the queries in the saliency, or None.
+        tiling: Tiling of the queries.
 
     Returns:
-        `values` `[b, h, e, q]`, `log_sum` `[b, h, 1, q]`, and where asked for `far_saliency`
+        `values` `[b, h, e, q]`, `log_sum` `[b, h, 1, q]`, and if requested `far_saliency`
         `[b, 1, k]` and `near_saliency` `[b, 1, q]`, summed over heads.
     """
     (b, h, e, q), k = query.shape, far.key.shape[-1]
@@ -103,16 +103,16 @@ def backward(
     rows: dict[str, Array],
     tiling: Tiling,
 ) -> dict[str, Array]:
-    """Gradients of `forward`'s `values` and saliency with respect to query, keys and values.
+    """Computes gradients of `forward` with respect to query, keys and values.
 
     Args:
-        query: as in `forward`.
-        far: as in `forward`.
-        near: as in `forward`.
-        weights: as in `forward`; None also where the saliency has no gradient.
-        rows: what `forward` returned as `values` and `log_sum`, the cotangent `d_values`, and,
-            where there are weights, `far_d_saliency` (and `near_d_saliency`).
-        tiling: of the queries.
+        query: See `forward`.
+        far: See `forward`.
+        near: See `forward`.
+        weights: See `forward`; None also if the saliency has no gradient.
+        rows: `values` and `log_sum` of `forward`, the cotangent `d_values`, and with weights
+            `far_d_saliency` (and `near_d_saliency`).
+        tiling: Tiling of the queries.
 
     Returns:
         `d_query`, `far_d_key`, `far_d_value` and, with near keys, `near_d_key`, `near_d_value`.
@@ -142,13 +142,13 @@ def _call(kernel, inputs, outputs, scratch, tiling, width, products):
     """Runs a kernel over samples and heads.
 
     Args:
-        kernel: of dictionaries of references.
-        inputs: arrays `[b, h, ...]`, or `[b, 1, n]`, which all heads of a sample share.
-        outputs: shapes and dtypes, likewise.
-        scratch: by name.
-        tiling: of the queries.
-        width: keys that a query is multiplied with.
-        products: operations for each pair of a query and a key.
+        kernel: Function of dictionaries of references.
+        inputs: Arrays `[b, h, ...]`, or `[b, 1, n]` shared by the heads of a sample.
+        outputs: Shapes and dtypes of the results, likewise.
+        scratch: Scratch buffers by name.
+        tiling: Tiling of the queries.
+        width: Keys per query.
+        products: Operations per pair of query and key.
     """
     b, h, _, q = inputs["query"].shape
     shapes = {name: jax.ShapeDtypeStruct(*x) for name, x in outputs.items()}
@@ -156,7 +156,7 @@ def _call(kernel, inputs, outputs, scratch, tiling, width, products):
     def spec(x):
         if x.ndim == 4:
             return pl.BlockSpec((1, 1, *x.shape[2:]), lambda i, j: (i, j, 0, 0))
-        # The same block for all heads stays where it is until the sample is done.
+        # A block that all heads share stays loaded until the sample is done.
         return pl.BlockSpec((1, *x.shape[1:]), lambda i, j: (i, 0, 0))
 
     moved = sum(x.size * x.dtype.itemsize for x in (*inputs.values(), *shapes.values()))
@@ -183,7 +183,7 @@ class _Part(NamedTuple):
     """Keys of a tile of queries."""
 
     name: str  # `far` or `near`
-    lanes: slice | pl.Slice  # which of its arrays' last axis they are
+    lanes: slice | pl.Slice  # their range in the last axis of its arrays
     key: Array
     value: Array
     scores: Array
@@ -226,7 +226,7 @@ def _backward_kernel(inputs, outputs, scratch, *, tiling):
         dtype, log_sum = query.dtype, inputs["log_sum"][0, 0, :, at]
         parts = _parts(inputs, far_key, query, at, tiling)
         maps = [jnp.exp(part.scores - log_sum) for part in parts]
-        # The part of each row's softmax correction that comes from the values.
+        # Part of each row's softmax correction that comes from the values.
         values = inputs["values"][0, 0, :, at].astype(jnp.float32)
         delta = (d_values.astype(jnp.float32) * values).sum(axis=0, keepdims=True)
         cotangents = [_across(part.value, d_values) for part in parts]
@@ -273,22 +273,22 @@ def _parts(inputs, far_key, query, at, tiling):
             jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis), tiling.block)
             for axis in (0, 1)
         )
-        scores = jnp.where(key_block == query_block, scores, MASKED)
+        scores = jnp.where(key_block == query_block, scores, MASKED_SCORE)
         key, value = (inputs[f"near_{x}"][0, 0, :, at] for x in ("key", "value"))
         parts.append(_Part("near", at, key, value, scores))
     return parts
 
 
 def _with_bias(inputs, name, at):
-    """Keys `[e + 8, k]` whose product with a query that ends in 1 is the score and its bias.
+    """Keys `[e + 8, k]` whose product with a query ending in 1 is the score plus its bias.
 
-    One more feature costs a product nothing, while a bias by row would first have to be transposed.
+    One more feature costs the product nothing, while a bias per row would need a transpose.
     """
     return _with_row(inputs[f"{name}_key"][0, 0, :, at], inputs[f"{name}_bias"][0, :, at])
 
 
 def _with_row(x, row):
-    """`[e, n]` and `[1, n]` under each other, filled up with zeros to whole registers."""
+    """Stacks `[e, n]` and `[1, n]`, zero-padded to whole registers."""
     first = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, x.shape[1]), 0) == 0
     rows = jnp.where(first, row, 0.0)
     return jnp.concatenate([x.astype(jnp.float32), rows]).astype(x.dtype)

@@ -1,25 +1,21 @@
-"""One TFDS builder a source, written as ArrayRecord and read without TensorFlow."""
+"""Sources as TFDS builders that write ArrayRecord files without TensorFlow.
 
-from sft_jax.data.builders.arrays import Arrays
+The builder of a source such as `multiple_features` is the class `MultipleFeatures` in the module of
+that name. A module is imported only when its source is used.
+"""
+
+import importlib
+
 from sft_jax.data.builders.base import SourceBuilder
-from sft_jax.data.builders.japanese_vowels import JapaneseVowels
-from sft_jax.data.builders.mmsa_pickle import MmsaPickle
-from sft_jax.data.builders.mult_pickle import MultPickle
-from sft_jax.data.builders.multiple_features import MultipleFeatures
-from sft_jax.data.builders.smartwatch_exercises import SmartwatchExercises
-from sft_jax.data.builders.synthetic import Synthetic
-from sft_jax.data.builders.vggsound_hdf5 import VggsoundHdf5
 
-BUILDERS: dict[str, type[SourceBuilder]] = {
-    builder.name: builder
-    for builder in (
-        SmartwatchExercises,
-        MultipleFeatures,
-        JapaneseVowels,
-        Synthetic,
-        Arrays,
-        MultPickle,
-        MmsaPickle,
-        VggsoundHdf5,
-    )
-}
+__all__ = ["SourceBuilder", "builder_class"]
+
+
+def builder_class(source: str) -> type[SourceBuilder]:
+    """Returns the builder of a source.
+
+    Args:
+        source: Name of the source, a key of `sft_jax.config.data.OPTIONS`.
+    """
+    module = importlib.import_module(f"{__name__}.{source}")
+    return getattr(module, "".join(word.capitalize() for word in source.split("_")))

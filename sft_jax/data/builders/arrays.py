@@ -1,4 +1,4 @@
-"""A user's own arrays, prepared."""
+"""Source of a user's own arrays."""
 
 import functools
 import hashlib
@@ -10,9 +10,10 @@ import tensorflow_datasets as tfds
 from sft_jax.config.data import ArraysOptions
 from sft_jax.data.array_entries import source_files
 from sft_jax.data.arrays import ArrayTable, read_arrays
-from sft_jax.data.builders.base import SourceBuilder, file_sha256
+from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import SPLITS, Contents, LazyRecords, Record
 from sft_jax.data.splits import hold_out
+from sft_jax.files import file_sha256
 from sft_jax.types import DataError
 
 
@@ -24,15 +25,15 @@ class Arrays(SourceBuilder, skip_registration=True):
     options: ArraysOptions
 
     def source_sha256(self) -> str:
-        """SHA-256 of the file, or over the names and hashes of the files of a directory."""
-        return arrays_sha256(self.options.path)
+        """Returns the SHA-256 of the file, or over names and hashes of a directory's files."""
+        source = source_files(self.options.path)
+        if source.root.is_file():
+            return file_sha256(source.root)
+        lines = [f"{file_sha256(file)} {key}" for key, file in sorted(source.entries.items())]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def identity(self) -> dict:
-        """The options but for the path, since the contents decide."""
-        return {key: value for key, value in super().identity().items() if key != "path"}
-
-    def readable(self) -> str:
-        """Name of the file, and how it is split."""
+    def options_summary(self) -> str:
+        """Returns the name of the file and the sizes of its splits."""
         o = self.options
         stem = source_files(o.path).root.stem
         return f"{stem}-valid{o.valid_fraction:g}-test{o.test_fraction:g}-split{o.split_seed}"
@@ -50,31 +51,31 @@ class Arrays(SourceBuilder, skip_registration=True):
             modalities=table.modalities,
             class_names=table.class_names,
             splits={
-                name: LazyRecords(len(own), functools.partial(_row, table, own))
-                for name, own in rows.items()
+                name: LazyRecords(len(part), functools.partial(_read_row, table, part))
+                for name, part in rows.items()
             },
             repairs=table.repairs,
             remarks=table.remarks + remarks,
             split_units={
-                name: tuple(sorted(set(group[own].tolist()))) for name, own in rows.items()
+                name: tuple(sorted(set(group[part].tolist()))) for name, part in rows.items()
             },
         )
 
 
-def _row(table: ArrayTable, rows: list[int], index: int) -> Record:
+def _read_row(table: ArrayTable, rows: list[int], index: int) -> Record:
     return table[rows[index]]
 
 
 def assign_splits(table: ArrayTable, options: ArraysOptions) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The split of every sample `[n]`, and remarks on it.
+    """Returns the split of every sample `[n]`, and remarks for the user.
 
-    The file's own splits are used as they are; where it has none for validation, that is held out
-    of training. Otherwise test and validation are drawn, class by class where groups allow it.
+    Splits of the file are used as they are; if it has no validation split, one is held out of
+    training. Otherwise test and validation are drawn, class by class as far as groups allow.
 
     Raises:
-        DataError: nothing is left to train on.
+        DataError: No sample is left to train on.
     """
-    assert table.label is not None  # as asked for
+    assert table.label is not None  # required when the table was read
     if table.split is None:
         split = np.full(len(table), "train")
         _draw(split, "test", options.test_fraction, table, options)
@@ -86,15 +87,15 @@ def assign_splits(table: ArrayTable, options: ArraysOptions) -> tuple[np.ndarray
         )
         return split, remarks
     split = np.asarray(table.split)
-    given = set(table.split)
+    present = set(table.split)
     remarks = ("splits are those of the entry 'split'; test_fraction is not used",)
-    if "test" not in given:
+    if "test" not in present:
         remarks += ("the entry 'split' has no test samples, so split test is empty",)
-    parted = _parted_groups(table.group, table.split)
-    if parted:
-        shown = ", ".join(parted[:3]) + (", ..." if len(parted) > 3 else "")
-        remarks += (f"{len(parted)} groups have samples in more than one split: {shown}",)
-    if "valid" not in given and options.valid_fraction:
+    divided = _divided_groups(table.group, table.split)
+    if divided:
+        shown = ", ".join(divided[:3]) + (", ..." if len(divided) > 3 else "")
+        remarks += (f"{len(divided)} groups have samples in more than one split: {shown}",)
+    if "valid" not in present and options.valid_fraction:
         _draw(split, "valid", options.valid_fraction, table, options)
         count = np.count_nonzero(split == "valid")
         remarks += (
@@ -107,10 +108,10 @@ def assign_splits(table: ArrayTable, options: ArraysOptions) -> tuple[np.ndarray
 def _draw(
     split: np.ndarray, name: str, fraction: float, table: ArrayTable, options: ArraysOptions
 ) -> None:
-    """Moves a share of the training samples to split `name`, in place."""
+    """Moves a fraction of the training samples to split `name`, in place."""
     rows = np.flatnonzero(split == "train")
     group = [table.group[row] for row in rows]
-    assert table.label is not None  # as asked for
+    assert table.label is not None  # required when the table was read
     held_out = hold_out(table.label[rows], group, fraction, options.split_seed)
     if held_out.all():
         raise DataError(
@@ -121,17 +122,9 @@ def _draw(
     split[rows[held_out]] = name
 
 
-def _parted_groups(group: Sequence[str], split: Sequence[str]) -> list[str]:
+def _divided_groups(group: Sequence[str], split: Sequence[str]) -> list[str]:
+    """Returns the groups with samples in more than one split."""
     splits: dict[str, set[str]] = {}
-    for name, where in zip(group, split, strict=True):
-        splits.setdefault(name, set()).add(where)
-    return [name for name, found in splits.items() if len(found) > 1]
-
-
-def arrays_sha256(path: str) -> str:
-    """SHA-256 of an `.npz` file, or over the names and hashes of a directory's `.npy` files."""
-    source = source_files(path)
-    if source.root.is_file():
-        return file_sha256(source.root)
-    lines = [f"{file_sha256(file)} {key}" for key, file in sorted(source.entries.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    for group_name, split_name in zip(group, split, strict=True):
+        splits.setdefault(group_name, set()).add(split_name)
+    return [name for name, names in splits.items() if len(names) > 1]

@@ -1,4 +1,4 @@
-"""What the builders share: names, record layout, metadata, and writing in shards."""
+"""Base class of the sources, and the layout of prepared records."""
 
 import abc
 import contextlib
@@ -13,52 +13,58 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Bool, Num
 
-from sft_jax.data.records import SPLITS, Contents, DataInfo, ModalityInfo, Record, Records
-from sft_jax.data.statistics import Moments
-from sft_jax.files.checksums import add_checksum, write_checksums
-from sft_jax.files.errors import existing_file
+from sft_jax.data.records import (
+    SPLITS,
+    Contents,
+    DataInfo,
+    ModalityInfo,
+    ModalityStatistics,
+    Record,
+    Records,
+)
+from sft_jax.files import add_checksum, write_checksums
 from sft_jax.types import DataError
 
-# Examples of a shard are held in memory while it is written.
+# A shard is held in memory while it is written.
 SHARD_BYTES = 64 << 20
-# Shards that take more in all are only measured: their sums would take seconds at every opening.
-SUMMED_BYTES = 256 << 20
+# Total size of shards up to which they are hashed: larger ones would take seconds to open.
+MAX_HASHED_BYTES = 256 << 20
 
 
 # TFDS comes without types, so mypy does not see that its classes take the keyword.
 class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A source as a TFDS builder that neither prepares nor reads with TensorFlow.
+    """Source of records, as a TFDS builder that works without TensorFlow.
 
-    Shards are written as they come: the shuffling of `GeneratorBasedBuilder` needs TensorFlow once
-    a split passes 1 GB, and records should keep their order. TFDS writes into a directory of
-    another name and renames it when everything is there, so an interrupted run leaves nothing that
-    opens.
+    Records are written in order: the shuffling of `GeneratorBasedBuilder` needs TensorFlow for a
+    split above 1 GB. TFDS writes to a temporary directory and renames it at the end, so an
+    interrupted run leaves nothing that can be opened.
 
-    A subclass gives `readable` and `contents`, and `source_sha256` where it reads a file.
+    A subclass implements `options_summary` and `contents`, and `source_sha256` if it reads files.
 
     Attributes:
-        VERSION: to be raised whenever the same options would give other records.
-        options: the source's options dataclass.
-        resources: what `contents` leaves open for its records to read, until all are written.
+        VERSION: Version, raised whenever the same options give other records.
+        options: Options dataclass of the source.
+        resources: Files that `contents` leaves open until all records are written.
     """
 
     VERSION = tfds.core.Version("1.1.0")
-    _contents: Contents  # once `write` has read them
-    # There are no downloads whose checksums TFDS would look for beside the code, and its search
-    # imports importlib_resources, which it does not declare.
+    _contents: Contents  # set by `write`
+    # Keeps TFDS from searching for checksums of downloads beside the code; the search imports
+    # importlib_resources, which TFDS does not declare.
     code_path = None
 
     def __init_subclass__(cls, *, skip_registration: bool = True):
-        """No source is registered: its records are read by the directory they lie in."""
+        """Defines a source without registering it; records are read from their directory."""
         super().__init_subclass__(skip_registration=skip_registration)
 
     def __init__(self, options: Any, data_dir: str | os.PathLike):
-        """Places the source; nothing is read but the hash of the source file.
+        """Hashes the source file; nothing else is read.
 
         Args:
-            options: the source's dataclass of `sft_jax.config.data`.
-            data_dir: root of all prepared sources.
+            options: Options dataclass of the source, from `sft_jax.config.data`.
+            data_dir: Root directory of all prepared sources.
         """
         self.options = options
         self.sha256 = self.source_sha256()
@@ -66,43 +72,48 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         self._root = Path(data_dir).expanduser().absolute()
 
     @abc.abstractmethod
-    def readable(self) -> str:
-        """The options in a few characters, for the name of the directory."""
+    def options_summary(self) -> str:
+        """Returns the options in a few characters, for the name of the directory."""
 
     @abc.abstractmethod
     def contents(self) -> Contents:
-        """Reads and checks the source; raises `DataError`."""
+        """Reads and checks the source; raises `DataError` if it cannot be used."""
 
     def source_sha256(self) -> str:
-        """SHA-256 of the source file, empty for a source without one."""
+        """Returns the SHA-256 of the source file, empty for a source without one."""
         return ""
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide what the records are."""
-        return dataclasses.asdict(self.options)
+        """Returns the options that determine the records: all but paths."""
+        options = dataclasses.asdict(self.options)
+        return {
+            name: value
+            for name, value in options.items()
+            if name != "path" and not name.endswith("_path")
+        }
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides what the records are."""
+        """SHA-256 over everything that determines the records."""
         parts = [self.name, str(self.VERSION), self.identity(), self.sha256]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
     def config_name(self) -> str:
-        """Name of the prepared directory: the options, readable, and a hash of all of them."""
-        words = re.sub(r"[^A-Za-z0-9_.-]+", "_", self.readable())[:80]
+        """Name of the prepared directory: summary and hash of the options."""
+        words = re.sub(r"[^A-Za-z0-9_.-]+", "_", self.options_summary())[:80]
         return f"{words}-{self.fingerprint[:12]}"
 
     @property
     def directory(self) -> Path:
-        """Where the prepared files lie, or will."""
+        """Directory of the prepared files, which need not exist yet."""
         return self._root / self.name / self.config_name / str(self.VERSION)
 
     def write(self) -> None:
-        """Prepares the files; `directory` must not exist.
+        """Writes the prepared files to `directory`, which must not exist.
 
         Raises:
-            DataError: the source cannot be used.
+            DataError: The source cannot be used.
         """
         with self.resources:
             self._contents = self.contents()
@@ -113,13 +124,13 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             self.download_and_prepare(
                 file_format="array_record", download_dir=self.directory.parent / "downloads"
             )
-        # TFDS writes it after the sums; who is interrupted here has it unchecked, as before.
+        # TFDS writes the metadata after the checksums; an interruption here leaves it unchecked.
         add_checksum(self.directory, "metadata.json")
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the shards and, before the directory gets its name, their sums."""
+        """Writes the shards and their checksums, before the directory gets its final name."""
         super()._download_and_prepare(*args, **kwargs)
-        write_checksums(Path(self._data_dir), "*.array_record*", SUMMED_BYTES)
+        write_checksums(Path(self._data_dir), "*.array_record*", MAX_HASHED_BYTES)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -145,7 +156,7 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
                 f"{self.name}: the training split is empty, expected at least one record; hold out "
                 "less, or give more data"
             )
-        # TFDS saves the metadata after the last shard, when the tallies are full.
+        # TFDS saves the metadata after the last shard, when the tallies are complete.
         last = next(reversed(shards))
         shards[last][-1] = self._with_metadata(shards[last][-1], tallies)
         return shards
@@ -198,31 +209,52 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         )
 
 
-class PickleBuilder(SourceBuilder, skip_registration=True):
-    """A source that is one pickle, at `options.path`.
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Count, mean and summed squared deviations of time steps, in float64.
 
-    Attributes:
-        file_name: what the file is usually called, for messages.
+    Deviations from the mean are stored because the difference of two sums of squares loses the
+    variance of a feature with a large offset.
     """
 
-    file_name: str
+    count: int
+    mean: np.ndarray
+    deviations: np.ndarray
 
-    def file(self) -> Path:
-        """The pickle; raises `DataError` if it is not there."""
-        what = f"a pickle such as {self.file_name}"
-        return existing_file(self.options.path, "data.options.path", what)
+    @classmethod
+    def zero(cls, feature_dim: int) -> "Moments":
+        """Returns the moments of no time steps."""
+        return cls(0, np.zeros(feature_dim), np.zeros(feature_dim))
 
-    def source_sha256(self) -> str:
-        """SHA-256 of the file."""
-        return file_sha256(self.file())
+    def add(self, steps: Num[np.ndarray, "t f"], mask: Bool[np.ndarray, "t"]) -> "Moments":
+        """Returns the moments with another record (pairwise update of Chan et al., 1983)."""
+        real = steps[mask].astype(np.float64)
+        if not len(real):
+            return self
+        mean = real.mean(0)
+        count = self.count + len(real)
+        delta = mean - self.mean
+        return Moments(
+            count,
+            self.mean + delta * (len(real) / count),
+            self.deviations
+            + ((real - mean) ** 2).sum(0)
+            + delta**2 * (self.count * len(real) / count),
+        )
 
-    def identity(self) -> dict[str, Any]:
-        """The options but for the path, since the contents decide."""
-        return {key: value for key, value in super().identity().items() if key != "path"}
+    def statistics(self) -> ModalityStatistics:
+        """Returns mean, standard deviation and root mean square; zeros without time steps."""
+        variance = self.deviations / max(self.count, 1)
+        return ModalityStatistics(
+            mean=tuple(self.mean.tolist()),
+            std=tuple(np.sqrt(variance).tolist()),
+            rms=float(np.sqrt(np.mean(variance + self.mean**2))),
+            count=self.count,
+        )
 
 
 class _Tally:
-    """What is counted over the records of a split while they are written."""
+    """Counts and moments of a split, updated while its records are written."""
 
     def __init__(self, contents: Contents):
         self.classes = np.zeros(len(contents.class_names), np.int64)
@@ -239,7 +271,7 @@ class _Tally:
 
 
 def record_features(modalities: Sequence[ModalityInfo]) -> tfds.features.FeaturesDict:
-    """How a record lies in a shard."""
+    """Returns the stored layout of a record."""
     return tfds.features.FeaturesDict(
         {
             "inputs": {m.name: _tensor(m.shape, _dtype(m)) for m in modalities},
@@ -253,15 +285,9 @@ def record_features(modalities: Sequence[ModalityInfo]) -> tfds.features.Feature
 
 
 def _tensor(shape: tuple[int, ...], dtype: type[np.generic]) -> tfds.features.Tensor:
-    # As bytes: number by number, writing takes more than ten times as long, and reading twice.
+    # Compared with lists of numbers, bytes are written ten times and read twice as fast.
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
 
 
 def _dtype(modality: ModalityInfo) -> type[np.generic]:
     return np.float32 if modality.kind == "feature" else np.int32
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

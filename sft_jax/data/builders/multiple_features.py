@@ -1,7 +1,6 @@
-"""UCI Multiple Features: handwritten digits, each described in six ways."""
+"""UCI Multiple Features: handwritten digits in six feature sets."""
 
 import functools
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -10,12 +9,11 @@ from sft_jax.config.data import MultipleFeaturesOptions
 from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import Contents, LazyRecords, ModalityInfo, Record
 from sft_jax.data.splits import stratified, stratified_folds
-from sft_jax.files.archives import Member, members_sha256, numbers, read_members
-from sft_jax.files.errors import layout_error
+from sft_jax.files import Member, layout_error, members_sha256, parse_numbers, read_members
 
 NUM_CLASSES = 10
-# View -> time steps and features. Pixels are averages over 2 x 3 windows of an image, of which a
-# row is a step; the other views describe the digit as a whole, in one step.
+# Time steps and features of each view. Pixels are averages over 2 x 3 windows of an image, and each
+# row of the image is a step; the other views describe the whole digit, in one step.
 VIEWS = {
     "fac": (1, 216),  # profile correlations
     "fou": (1, 76),  # Fourier coefficients of the shape
@@ -24,40 +22,36 @@ VIEWS = {
     "pix": (16, 15),
     "zer": (1, 47),  # Zernike moments
 }
-_AGAIN = "get the file again (docs/data.md)"
+_REMEDY = "get the file again (docs/data.md)"
 
 
 class MultipleFeatures(SourceBuilder, skip_registration=True):
     """Handwritten digits on Dutch maps (UCI Multiple Features), in six views.
 
-    200 digits of each of ten classes; rows of the files, one a view, belong together. Folds are
-    stratified by class. Every step is real.
+    200 digits of each of ten classes. There is one file per view, and equal rows belong together.
+    Folds are stratified by class. Every step is real.
     """
 
     options: MultipleFeaturesOptions
 
     def members(self) -> dict[str, Member]:
-        """The six files, by name."""
+        """Reads the six files, by name."""
         names = [file_name(view) for view in VIEWS]
         return read_members(self.options.path, "data.options.path", names)
 
     def source_sha256(self) -> str:
-        """SHA-256 over the hashes of the six files."""
+        """Returns the SHA-256 over the hashes of the six files."""
         return members_sha256(self.members())
 
-    def identity(self) -> dict[str, Any]:
-        """The options but for the path, since the contents decide."""
-        return {key: value for key, value in super().identity().items() if key != "path"}
-
-    def readable(self) -> str:
-        """Which fold is held out, and how validation is."""
+    def options_summary(self) -> str:
+        """Returns the test fold, and the size and seed of the validation split."""
         o = self.options
         return f"fold{o.fold}of{o.folds}-valid{o.valid_fraction:g}-split{o.split_seed}"
 
     def contents(self) -> Contents:
         """Reads all six views, and draws the splits."""
         views, label = read_views(self.members())
-        rows = split(label, self.options)
+        rows = _split_rows(label, self.options)
         return Contents(
             modalities=tuple(
                 ModalityInfo(name=name, length=steps, feature_dim=features, kind="feature")
@@ -65,40 +59,42 @@ class MultipleFeatures(SourceBuilder, skip_registration=True):
             ),
             class_names=tuple(map(str, range(NUM_CLASSES))),
             splits={
-                name: LazyRecords(len(own), functools.partial(_record, views, label, own))
-                for name, own in rows.items()
-                if len(own)
+                name: LazyRecords(len(part), functools.partial(_read_record, views, label, part))
+                for name, part in rows.items()
+                if len(part)
             },
         )
 
 
 def file_name(view: str) -> str:
-    """The file of a view."""
+    """Returns the file name of a view."""
     return f"mfeat-{view}.csv"
 
 
 def read_views(
     members: dict[str, Member],
 ) -> tuple[dict[str, Float32[np.ndarray, "n t f"]], Int[np.ndarray, " n"]]:
-    """Every view, and the class of every row.
+    """Parses all views, and the class of every row.
 
     Raises:
-        DataError: a file is not as documented, or files disagree.
+        DataError: A file does not follow the format, or files disagree.
     """
     views: dict[str, np.ndarray] = {}
     label = np.empty(0, np.int64)
     for view, shape in VIEWS.items():
         member = members[file_name(view)]
-        values, own = read_view(member, shape[0] * shape[1])
+        values, classes = read_view(member, shape[0] * shape[1])
         first = file_name(next(iter(VIEWS)))
-        label = label if views else own
-        if len(own) != len(label):
-            wanted = f"{len(label)}, as {first} has"
-            raise layout_error(member.where, "rows", f"{len(own)} rows", wanted, _AGAIN)
-        if (own != label).any():
-            row = int(np.flatnonzero(own != label)[0])
-            wanted = f"class {label[row]}, as {first} has"
-            raise layout_error(member.where, f"row {row}", f"class {own[row]}", wanted, _AGAIN)
+        label = label if views else classes
+        if len(classes) != len(label):
+            expected = f"{len(label)}, as {first} has"
+            raise layout_error(member.path, "rows", f"{len(classes)} rows", expected, _REMEDY)
+        if (classes != label).any():
+            row = int(np.flatnonzero(classes != label)[0])
+            key, found = f"row {row}", f"class {classes[row]}"
+            raise layout_error(
+                member.path, key, found, f"class {label[row]}, as {first} has", _REMEDY
+            )
         views[view] = values.reshape(-1, *shape)
     return views, label
 
@@ -106,59 +102,56 @@ def read_views(
 def read_view(
     member: Member, num_features: int
 ) -> tuple[Float32[np.ndarray, "n f"], Int[np.ndarray, " n"]]:
-    """One view: a line of headings, then a row a digit, with its class in the last column.
+    """Parses one view: a line of headings, then one digit a row, with its class in the last column.
 
     Raises:
-        DataError: a row has other columns, something else than numbers, or an unknown class; or
-            there are no rows.
+        DataError: There are no rows, or a row has other columns, an entry that is no number, or an
+            unknown class.
     """
     lines = member.lines()
     if len(lines) < 2:
-        wanted = "a line of headings, and rows below it"
-        raise layout_error(member.where, "rows", f"{len(lines)} lines", wanted, _AGAIN)
+        expected = "a line of headings, and rows below it"
+        raise layout_error(member.path, "rows", f"{len(lines)} lines", expected, _REMEDY)
     rows = []
     for row, line in enumerate(lines, start=-1):
         fields = line.split(",")
         key = f"row {row}" if row >= 0 else "headings"
         if len(fields) != num_features + 1:
-            wanted = f"{num_features + 1}: {num_features} features and the class"
-            raise layout_error(member.where, key, f"{len(fields)} columns", wanted, _AGAIN)
+            expected = f"{num_features + 1}: {num_features} features and the class"
+            raise layout_error(member.path, key, f"{len(fields)} columns", expected, _REMEDY)
         if row >= 0:
-            rows.append(np.array(numbers(member.where, key, fields)))
+            rows.append(np.array(parse_numbers(member.path, key, fields)))
     table = np.stack(rows)
     label = table[:, -1]
     wrong = np.flatnonzero(~np.isin(label, np.arange(NUM_CLASSES)))
     if len(wrong):
         key, found = f"row {wrong[0]}", f"class {label[wrong[0]]:g}"
-        wanted = f"a whole number from 0 to {NUM_CLASSES - 1} in the last column"
-        raise layout_error(member.where, key, found, wanted, _AGAIN)
+        expected = f"a whole number from 0 to {NUM_CLASSES - 1} in the last column"
+        raise layout_error(member.path, key, found, expected, _REMEDY)
     return table[:, :-1].astype(np.float32), label.astype(np.int64)
 
 
-def split(
+def _split_rows(
     label: Int[np.ndarray, " n"], options: MultipleFeaturesOptions
 ) -> dict[str, Int[np.ndarray, " _"]]:
-    """Rows of each split: the fold is for testing, a share of every other class for validation.
+    """Returns the rows of each split: the test fold, and a stratified fraction of the others.
 
     Raises:
-        DataError: a class with fewer samples than folds, or than are to be held out.
+        DataError: A class has fewer samples than there are folds.
     """
     counts = np.bincount(label, minlength=NUM_CLASSES)
     if np.min(counts) < options.folds:
-        raise layout_error(
-            options.path,
-            "rows",
-            f"{np.min(counts)} of class {np.argmin(counts)}",
-            f"at least {options.folds} of every class, one a fold",
-            "lower data.options.folds, or get the files again (docs/data.md)",
-        )
-    tested = stratified_folds(label, options.folds, options.split_seed) == options.fold
-    rest = np.flatnonzero(~tested)
+        found = f"{np.min(counts)} of class {np.argmin(counts)}"
+        expected = f"at least {options.folds} of every class, one for each fold"
+        remedy = "lower data.options.folds, or get the files again (docs/data.md)"
+        raise layout_error(options.path, "rows", found, expected, remedy)
+    is_test = stratified_folds(label, options.folds, options.split_seed) == options.fold
+    rest = np.flatnonzero(~is_test)
     held_out = stratified(label[rest], options.valid_fraction, options.split_seed)
-    return {"train": rest[~held_out], "valid": rest[held_out], "test": np.flatnonzero(tested)}
+    return {"train": rest[~held_out], "valid": rest[held_out], "test": np.flatnonzero(is_test)}
 
 
-def _record(
+def _read_record(
     views: dict[str, np.ndarray], label: np.ndarray, rows: np.ndarray, index: int
 ) -> Record:
     row = int(rows[index])

@@ -1,4 +1,4 @@
-"""Learnable random sequences, for tests and first steps: each class is a motif hidden in noise."""
+"""Learnable random sequences: each class is a motif hidden in noise."""
 
 import functools
 import math
@@ -10,29 +10,29 @@ from sft_jax.config.data import SyntheticOptions
 from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import SPLITS, Contents, LazyRecords, ModalityInfo, Record, fixed_length
 
-# Leads every key of the class motifs, so that they share no stream with the samples.
-_MOTIFS = 3
+# First entry of the motifs' seeds, so that they share no random stream with the samples.
+_MOTIF_STREAM = 3
 
 
 class Synthetic(SourceBuilder, skip_registration=True):
-    """Random sequences whose class is a short motif at a random place of each modality.
+    """Random sequences whose class is a short motif at a random position of each modality.
 
     A class `y` is two digits in base `ceil(sqrt(c))`. Even modalities carry a motif of the high
-    digit, odd ones of the low digit, so that no modality tells all classes apart; with a single
-    modality its motif stands for the class itself. The motif lasts an eighth of the full length,
-    starts anywhere inside the sequence, and has unit root mean square; noise covers everything.
+    digit, odd ones of the low digit, so no modality alone determines the class; a single modality
+    has one motif per class. The motif lasts an eighth of the full length, starts anywhere inside
+    the sequence, and has unit root mean square; noise is added everywhere.
     """
 
     options: SyntheticOptions
 
-    def readable(self) -> str:
-        """Sizes and seed."""
+    def options_summary(self) -> str:
+        """Returns sizes and seed."""
         o = self.options
         shapes = "_".join(f"{t}x{f}" for t, f in zip(o.lengths, o.feature_dims, strict=True))
         return f"{shapes}-c{o.num_classes}-n{o.num_train}-seed{o.seed}"
 
     def contents(self) -> Contents:
-        """Nothing is read; records are drawn as they are asked for."""
+        """Returns records that are drawn when they are accessed."""
         o = self.options
         sizes = zip(SPLITS, (o.num_train, o.num_valid, o.num_test), strict=True)
         return Contents(
@@ -49,7 +49,7 @@ class Synthetic(SourceBuilder, skip_registration=True):
 
 
 def sample(options: SyntheticOptions, split: int, index: int) -> Record:
-    """Record `index` of split 0 (train), 1 (valid) or 2 (test), whatever was drawn before."""
+    """Draws record `index` of split 0 (train), 1 (valid) or 2 (test), independent of the others."""
     rng = np.random.default_rng([options.seed, split, index])
     label = int(rng.integers(options.num_classes))
     present = rng.random(len(options.lengths)) >= options.missing_rate
@@ -69,7 +69,7 @@ def sample(options: SyntheticOptions, split: int, index: int) -> Record:
 
 
 def motif_index(options: SyntheticOptions, modality: int, label: int) -> int:
-    """Which motif of a modality stands for a class; several classes may share one."""
+    """Returns the index of a class's motif in a modality; classes may share one."""
     if len(options.lengths) == 1:
         return label
     base = int(np.ceil(np.sqrt(options.num_classes)))
@@ -77,9 +77,9 @@ def motif_index(options: SyntheticOptions, modality: int, label: int) -> int:
 
 
 def class_motif(options: SyntheticOptions, modality: int, label: int) -> Float32[np.ndarray, "s f"]:
-    """The motif of a class in a modality, of unit root mean square."""
+    """Returns the motif of a class in a modality, with unit root mean square."""
     steps = max(1, options.lengths[modality] // 8)
     index = motif_index(options, modality, label)
-    rng = np.random.default_rng([options.seed, _MOTIFS, modality, index])
+    rng = np.random.default_rng([options.seed, _MOTIF_STREAM, modality, index])
     motif = rng.normal(size=(steps, options.feature_dims[modality]))
     return (motif / np.sqrt(np.mean(motif**2))).astype(np.float32)

@@ -10,83 +10,81 @@ import h5py
 import numpy as np
 
 from sft_jax.config.data import VggsoundHdf5Options
-from sft_jax.data.builders.base import SourceBuilder, file_sha256
+from sft_jax.data.builders.base import SourceBuilder
 from sft_jax.data.records import Contents, LazyRecords, Record
-from sft_jax.data.sequence_table import modality_info
-from sft_jax.data.splits import stratified
-from sft_jax.files.errors import check_fits, existing_file, explained, layout_error
-from sft_jax.files.rows import clean, describe, text
+from sft_jax.data.sequence_table import clean, modality_info
+from sft_jax.data.splits import stratified, train_test_rows
+from sft_jax.files import (
+    check_fits,
+    convert_errors,
+    describe_value,
+    existing_file,
+    file_sha256,
+    layout_error,
+    to_text,
+)
 
-# How many bytes a compressed one can stand for, and how many values may have been left to be zero.
-_LARGEST_RATIO = 1032
-_ROOM = 1 << 20
-# A name in memory, beside what is stored of it.
-_NAME_BYTES = 64
+# Largest compression ratio, and size of values that may be unwritten and read as zero.
+_MAX_COMPRESSION_RATIO = 1032
+_MAX_UNWRITTEN_BYTES = 1 << 20
+# Memory of a Python string beside its characters.
+_STRING_BYTES = 64
+_REMEDY = "get the file again (docs/data.md)"
 
 
 class VggsoundHdf5(SourceBuilder, skip_registration=True):
     """Sound events in video: features of VGGSound (arXiv 2004.14368) in a training and a test file.
 
-    Classes are the sorted names of the training file. Validation records are a share of every
-    class of that file. All time steps are real; values that are not finite become 0.
+    Classes are the sorted names of the training file. Validation is a fraction of every class of
+    that file. All time steps are real; non-finite values become 0.
     """
 
     options: VggsoundHdf5Options
 
     def source_sha256(self) -> str:
-        """SHA-256 over the hashes of both files."""
+        """Returns the SHA-256 over the hashes of both files."""
         hashes = [file_sha256(file) for file in self.files()]
         if hashes[0] == hashes[1]:
-            raise layout_error(
-                self.options.test_path,
-                "data.options.test_path",
-                "the training file once more",
-                "other samples to test on",
-                "set it to the test file",
-            )
+            key, found = "data.options.test_path", "the training file again"
+            expected, remedy = "other samples to test on", "set it to the test file"
+            raise layout_error(self.options.test_path, key, found, expected, remedy)
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
-    def identity(self) -> dict:
-        """The options but for the paths, since the contents decide."""
-        paths = ("train_path", "test_path")
-        return {key: value for key, value in super().identity().items() if key not in paths}
-
-    def readable(self) -> str:
-        """Name of the training file, and how validation is held out."""
+    def options_summary(self) -> str:
+        """Returns training file, modalities, and size and seed of the validation split."""
         o = self.options
         stem = Path(o.train_path).stem
         return f"{stem}-{'_'.join(o.modalities)}-valid{o.valid_fraction:g}-split{o.split_seed}"
 
     def files(self) -> tuple[Path, Path]:
-        """The training and the test file."""
+        """Returns the paths of the training and the test file."""
         o = self.options
-        what = "an HDF5 file such as vgg_train.h5py"
+        expected = "an HDF5 file such as vgg_train.h5py"
         return (
-            existing_file(o.train_path, "data.options.train_path", what),
-            existing_file(o.test_path, "data.options.test_path", what.replace("train", "test")),
+            existing_file(o.train_path, "data.options.train_path", expected),
+            existing_file(o.test_path, "data.options.test_path", expected.replace("train", "test")),
         )
 
     def contents(self) -> Contents:
-        """Reads the names of classes; features are read when their record is written."""
+        """Reads the class names; features are read when their record is written."""
         train_path, test_path = self.files()
         o = self.options
         train, test = (_open(self, path, o.modalities) for path in (train_path, test_path))
         _check_shapes(train_path, train, test_path, test)
-        given = {"train": read_names(train_path, train), "test": read_names(test_path, test)}
-        class_names = sorted(set(given["train"]))
-        _check_known(test_path, given["test"], train_path, class_names)
+        names = {
+            "train": _read_class_names(train_path, train),
+            "test": _read_class_names(test_path, test),
+        }
+        class_names = sorted(set(names["train"]))
+        _check_known(test_path, names["test"], train_path, class_names)
         label = {
-            name: np.searchsorted(class_names, found) if found else np.zeros(0, np.int64)
-            for name, found in given.items()
+            file: np.searchsorted(class_names, entries) if entries else np.zeros(0, np.int64)
+            for file, entries in names.items()
         }
         held_out = stratified(label["train"], o.valid_fraction, o.split_seed)
-        _check_left(train_path, held_out, o)
-        rows = {
-            "train": ("train", np.flatnonzero(~held_out)),
-            "valid": ("train", np.flatnonzero(held_out)),
-            "test": ("test", np.arange(len(label["test"]))),
-        }
-        # By record, so that one that is read twice is counted once.
+        _check_not_all_held_out(train_path, held_out, o)
+        rows = train_test_rows(held_out, len(label["test"]))
+        # Stored by record, so that a record read twice is counted once.
         repaired: dict[tuple[str, int, str], dict[str, int]] = {}
         sources = {"train": (train_path, train), "test": (test_path, test)}
         return Contents(
@@ -94,100 +92,89 @@ class VggsoundHdf5(SourceBuilder, skip_registration=True):
             class_names=tuple(class_names),
             splits={
                 split: LazyRecords(
-                    len(chosen),
-                    functools.partial(_record, file, *sources[file], label[file], chosen, repaired),
+                    len(part),
+                    functools.partial(
+                        _read_record, file, *sources[file], label[file], part, repaired
+                    ),
                 )
-                for split, (file, chosen) in rows.items()
-                if len(chosen)
+                for split, (file, part) in rows.items()
+                if len(part)
             },
-            repairs=functools.partial(_count, repaired),
+            repairs=functools.partial(_count_repairs, repaired),
         )
 
 
-def read_names(path: Path, datasets: dict[str, h5py.Dataset]) -> list[str]:
-    """Class of every sample of an open file.
-
-    Raises:
-        DataError: `class_name` is missing, not text, or not as long as the features.
-    """
+def _read_class_names(path: Path, datasets: dict[str, h5py.Dataset]) -> list[str]:
+    """Returns the class of every sample; raises `DataError` if they do not fit the features."""
     file = next(iter(datasets.values())).file
     sizes = {name: len(values) for name, values in datasets.items()}
-    given = _dataset(path, file, "class_name", 1, "text")
-    sizes["class_name"] = len(given)
+    dataset = _open_dataset(path, file, "class_name", 1, "text")
+    sizes["class_name"] = len(dataset)
     if len(set(sizes.values())) != 1:
         first = next(iter(sizes))
         other = next(name for name in sizes if sizes[name] != sizes[first])
-        raise layout_error(
-            path,
-            other,
-            f"{sizes[other]} samples",
-            f"{sizes[first]}, as {first} has",
-            "all datasets of a file have one first axis; get the file again (docs/data.md)",
-        )
-    return explained(lambda: _texts(path, given), path, "names of classes in class_name")
+        expected = f"{sizes[first]}, as {first} has"
+        remedy = f"all datasets of a file have one first axis; {_REMEDY}"
+        raise layout_error(path, other, f"{sizes[other]} samples", expected, remedy)
+    with convert_errors(path, "names of classes in class_name"):
+        return _read_texts(path, dataset)
 
 
-def _texts(path: Path, given: h5py.Dataset) -> list[str]:
-    """One by one where lengths differ: any number of them may be one long text of the file."""
-    if h5py.check_string_dtype(given.dtype).length is not None:
-        return [text(value) for value in given[:].tolist()]
-    names, total, there = [], 0, path.stat().st_size
-    for row in range(len(given)):
-        names.append(text(given[row]))
+def _read_texts(path: Path, dataset: h5py.Dataset) -> list[str]:
+    """Reads text, one by one if lengths vary: all rows may refer to the same long text."""
+    if h5py.check_string_dtype(dataset.dtype).length is not None:
+        return [to_text(value) for value in dataset[:].tolist()]
+    names, total, file_size = [], 0, path.stat().st_size
+    for row in range(len(dataset)):
+        names.append(to_text(dataset[row]))
         total += len(names[-1])
-        if total > there:
-            raise layout_error(
-                path,
-                "class_name",
-                f"{total:,} letters in the first {row + 1} names",
-                f"no more than the {there:,} bytes of the file",
-                "get the file again (docs/data.md)",
-            )
+        if total > file_size:
+            found = f"{total:,} letters in the first {row + 1} names"
+            expected = f"no more than the {file_size:,} bytes of the file"
+            raise layout_error(path, "class_name", found, expected, _REMEDY)
     return names
 
 
 def _open(
     builder: SourceBuilder, path: Path, modalities: tuple[str, ...]
 ) -> dict[str, h5py.Dataset]:
-    file = explained(lambda: h5py.File(path, "r"), path, "a complete HDF5 file")
+    with convert_errors(path, "a complete HDF5 file"):
+        file = h5py.File(path, "r")
     builder.resources.enter_context(file)
-    return {name: _dataset(path, file, name, 3, "numbers") for name in modalities}
+    return {name: _open_dataset(path, file, name, 3, "numbers") for name in modalities}
 
 
-def _dataset(path: Path, file: h5py.File, name: str, rank: int, what: str) -> h5py.Dataset:
-    wanted = f"{what} of rank {rank} in {name}"
-    return explained(lambda: _checked_dataset(path, file, name, rank, what), path, wanted)
-
-
-def _checked_dataset(path: Path, file: h5py.File, name: str, rank: int, what: str) -> h5py.Dataset:
-    remedy = "get the file again (docs/data.md), or leave it out of data.options.modalities"
-    # A link may lead to other files, and so may a dataset.
-    link = file.get(name, getlink=True)
-    found = file[name] if isinstance(link, h5py.HardLink) else None
-    if not isinstance(found, h5py.Dataset):
-        keys = ", ".join(map(str, file)) or "nothing"
-        what = "a group" if found is not None else "a link" if link else f"a file of {keys}"
-        raise layout_error(path, name, what, f"a dataset {name}", remedy)
-    kind = "text" if h5py.check_string_dtype(found.dtype) else found.dtype.kind
-    if found.ndim != rank or kind not in (("text",) if what == "text" else ("f", "i", "u")):
-        wanted = f"{what} of rank {rank}"
-        raise layout_error(path, name, describe(found), wanted, remedy)
-    if found.external or found.is_virtual:
-        raise layout_error(path, name, "values in another file", "values in this one", remedy)
-    _check_size(path, name, found)
-    return found
+def _open_dataset(path: Path, file: h5py.File, name: str, rank: int, kind: str) -> h5py.Dataset:
+    """Returns a dataset of `text` or `numbers`; raises `DataError` if it is anything else."""
+    remedy = f"{_REMEDY}, or leave it out of data.options.modalities"
+    expected = f"{kind} of rank {rank}"
+    with convert_errors(path, f"{expected} in {name}"):
+        # A soft or external link may lead to another file.
+        link = file.get(name, getlink=True)
+        item = file[name] if isinstance(link, h5py.HardLink) else None
+        if not isinstance(item, h5py.Dataset):
+            keys = ", ".join(map(str, file)) or "nothing"
+            found = "a group" if item is not None else "a link" if link else f"a file of {keys}"
+            raise layout_error(path, name, found, f"a dataset {name}", remedy)
+        item_kind = "text" if h5py.check_string_dtype(item.dtype) else item.dtype.kind
+        if item.ndim != rank or item_kind not in (("text",) if kind == "text" else "fiu"):
+            raise layout_error(path, name, describe_value(item), expected, remedy)
+        # A dataset may also store its values in another file.
+        if item.external or item.is_virtual:
+            raise layout_error(path, name, "values in another file", "values in this one", remedy)
+        _check_size(path, name, item)
+        return item
 
 
 def _check_size(path: Path, name: str, values: h5py.Dataset) -> None:
-    """Refuses sizes that are nothing but said: what is read together must fit in memory."""
-    again = "get the file again (docs/data.md)"
-    item = values.dtype.itemsize + (_NAME_BYTES if values.ndim == 1 else 8)
-    together = len(values) if values.ndim == 1 else math.prod(values.shape[1:])
-    check_fits(item * max(together, math.prod(values.chunks or ())), path, name, again)
+    """Checks that what is read at once fits in memory, and that the file can hold all values."""
+    item = values.dtype.itemsize + (_STRING_BYTES if values.ndim == 1 else 8)
+    count = len(values) if values.ndim == 1 else math.prod(values.shape[1:])
+    check_fits(item * max(count, math.prod(values.chunks or ())), path, name, _REMEDY)
     stored = values.id.get_storage_size()
-    if values.nbytes > _LARGEST_RATIO * stored + _ROOM:
-        found = f"{stored} bytes for {describe(values)}"
-        raise layout_error(path, name, found, "the values of all samples", again)
+    if values.nbytes > _MAX_COMPRESSION_RATIO * stored + _MAX_UNWRITTEN_BYTES:
+        found = f"{stored} bytes for {describe_value(values)}"
+        raise layout_error(path, name, found, "the values of all samples", _REMEDY)
 
 
 def _check_shapes(
@@ -198,32 +185,33 @@ def _check_shapes(
 ) -> None:
     for name, values in train.items():
         if 0 in values.shape:
-            remedy = "training needs at least one sample; get the file again (docs/data.md)"
-            raise layout_error(train_path, name, describe(values), "samples to train on", remedy)
+            remedy = f"training needs at least one sample; {_REMEDY}"
+            raise layout_error(
+                train_path, name, describe_value(values), "samples to train on", remedy
+            )
         if test[name].shape[1:] != values.shape[1:]:
-            wanted = f"[n, {values.shape[1]}, {values.shape[2]}], as in {train_path}"
+            expected = f"[n, {values.shape[1]}, {values.shape[2]}], as in {train_path}"
             remedy = "give two files of one set"
-            raise layout_error(test_path, name, describe(test[name]), wanted, remedy)
+            raise layout_error(test_path, name, describe_value(test[name]), expected, remedy)
 
 
 def _check_known(test_path: Path, names: list[str], train_path: Path, known: list[str]) -> None:
     unknown = sorted(set(names) - set(known))
     if unknown:
         shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
-        wanted = f"the {len(known)} classes of {train_path} alone"
+        expected = f"the {len(known)} classes of {train_path} alone"
         remedy = "give two files of one set, such as vgg100_train.h5py and vgg100_test.h5py"
-        raise layout_error(test_path, "class_name", f"class {shown}", wanted, remedy)
+        raise layout_error(test_path, "class_name", f"class {shown}", expected, remedy)
 
 
-def _check_left(path: Path, held_out: np.ndarray, options: VggsoundHdf5Options) -> None:
+def _check_not_all_held_out(path: Path, held_out: np.ndarray, options: VggsoundHdf5Options) -> None:
     if held_out.all():
-        what = f"{len(held_out)} samples, all of them held out"
-        wanted = "some to train on"
+        found = f"{len(held_out)} samples, all of them held out"
         remedy = f"lower data.options.valid_fraction, given {options.valid_fraction}"
-        raise layout_error(path, "class_name", what, wanted, remedy)
+        raise layout_error(path, "class_name", found, "some to train on", remedy)
 
 
-def _record(
+def _read_record(
     file: str,
     path: Path,
     datasets: dict[str, h5py.Dataset],
@@ -235,22 +223,23 @@ def _record(
     row = int(rows[index])
     inputs = {}
     for name, values in datasets.items():
-        raw = explained(functools.partial(values.__getitem__, row), path, f"row {row} of {name}")
+        with convert_errors(path, f"row {row} of {name}"):
+            raw = values[row]
         inputs[name], counts = clean(raw)
         if counts:
             repaired[file, row, name] = counts
-    name = f"{file}{row:06d}"
+    sample_name = f"{file}{row:06d}"
     return Record(
         inputs=inputs,
         mask={name: np.ones(len(values), bool) for name, values in inputs.items()},
         label=int(label[row]),
         value=float("nan"),
-        id=name,
-        group=name,
+        id=sample_name,
+        group=sample_name,
     )
 
 
-def _count(repaired: dict[tuple[str, int, str], dict[str, int]]) -> dict[str, int]:
+def _count_repairs(repaired: dict[tuple[str, int, str], dict[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for (_, _, name), counts in repaired.items():
         total.update({f"{name}: {kind} set to 0": count for kind, count in counts.items()})

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sft_jax.config.checks import check_choice
 from sft_jax.interop.artefacts import run_artefact
 from sft_jax.interop.artefacts.stablehlo import (
     PLATFORMS,
@@ -25,7 +26,7 @@ from sft_jax.interop.artefacts.stablehlo import (
     signature,
     to_stablehlo,
 )
-from sft_jax.types import ConfigError, check_choice
+from sft_jax.types import ConfigError
 
 FORMATS = ("stablehlo", "onnx", "onnx_int8")
 # The largest difference that two programs' float32 sums may show in a logit.

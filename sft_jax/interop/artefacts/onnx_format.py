@@ -1,19 +1,18 @@
-"""The exported function as ONNX, by way of `jax2onnx`, and with weights in eight bits.
+"""The exported function as ONNX, by way of `jax2onnx`, and with its weights stored in int8.
 
 Needs the extra `export`.
 """
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.export
 import jax2onnx
+import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnx import numpy_helper
 
 from sft_jax.interop.artefacts.onnx_graph import tidied
 from sft_jax.interop.artefacts.stablehlo import Exportable, forward_for, inference, signature
@@ -50,16 +49,38 @@ def to_onnx(model: Exportable) -> bytes:
 
 
 def quantized(content: bytes) -> bytes:
-    """An ONNX file whose weights are int8, one scale a matrix; activations are quantised as met."""
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        before.write_bytes(content)
-        with _quietly():
-            quantize_dynamic(
-                before, after, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"]
-            )
-        onnx.checker.check_model(after)
-        return after.read_bytes()
+    """An ONNX file with the weight matrices of its products stored in int8.
+
+    Every output channel (column) has a scale of its own. The runtime turns the weights back into
+    float32, and activations stay float32, so that the answer for a row depends on that row alone.
+    """
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    factors = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    weights = [x for x in graph.initializer if x.name in factors and len(x.dims) == 2]
+    nodes = []
+    for tensor in weights:
+        name = tensor.name
+        values, scale = quantize_columns(numpy_helper.to_array(tensor))
+        graph.initializer.remove(tensor)
+        parts = {f"{name}_int8": values, f"{name}_scale": scale}
+        graph.initializer.extend(numpy_helper.from_array(x, n) for n, x in parts.items())
+        nodes.append(onnx.helper.make_node("DequantizeLinear", [*parts], [name], axis=1))
+    float_nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *float_nodes])
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def quantize_columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest int8 values of a matrix `[inputs, outputs]`, and a float32 scale per output.
+
+    The largest magnitude of a column becomes 127, so no value is off by more than half its scale.
+    """
+    scale = np.abs(matrix).max(axis=0) / np.float32(127)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    return np.rint(matrix / scale).astype(np.int8), scale
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ import numpy as np
 from sft_jax.attention.platform import compiling_for
 from sft_jax.config.run import Config
 from sft_jax.models import registry
-from sft_jax.models.output import Output
+from sft_jax.models.base import Output
+from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.state import example_inputs
 
 PLATFORMS = ("cpu", "tpu", "cuda")
@@ -99,6 +100,7 @@ def inference(model: Exportable, forward: Forward | None = None) -> Callable[[Ar
     forward = forward or forward_for(model.config)
     specs = model.config.modalities
 
+    @standard_promotion
     def function(arrays: Arrays) -> Arrays:
         inputs = {}
         for spec in specs:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sft_jax.types import ModalitySpec
+from sft_jax.config.modality import ModalitySpec
 
 POOLS = ("max", "avg", "attn_topk")
 

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the name PyTorch itself uses)
 
+from sft_jax.config.checks import check_choice
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config
 from sft_jax.interop.torch.torch_pools import POOLS, pool, saliency_of
 from sft_jax.interop.weights.reference_weights import to_reference
-from sft_jax.types import Batch, ConfigError, ModalitySpec, check_choice
+from sft_jax.types import Batch, ConfigError
 
 _EPSILON = 1e-5
 # Features and masks (None where everything is real) in the order of the modalities.

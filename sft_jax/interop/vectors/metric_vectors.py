@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from sft_jax.files.json_files import mapped, number
+from sft_jax.files.json_files import map_of, number
 from sft_jax.metrics.classification import top_k
 from sft_jax.metrics.ranking import ranking_metrics
 from sft_jax.metrics.sentiment import classification_view, regression_view
@@ -91,7 +91,7 @@ def compare(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, f
 def _recorded(entry: str, text: np.ndarray) -> dict[str, float]:
     try:
         values = json.loads(str(text))
-        mapped(number(undefined=True))(values, "")
+        map_of(number(undefined=True))(values, "")
         values = {name: float(value) for name, value in values.items()}
     except (ValueError, RecursionError) as error:
         raise DataError(

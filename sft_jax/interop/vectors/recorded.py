@@ -20,7 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.config.run import AugmentConfig, BaselineConfig, Config, ModelConfig, OptimizerConfig
+from sft_jax.config.modality import COUNTING_POOLS, ModalitySpec
+from sft_jax.config.model import (
+    ConcatOptions,
+    LateOptions,
+    MbtOptions,
+    ModelOptions,
+    NoOptions,
+    UnimodalOptions,
+)
+from sft_jax.config.run import AugmentConfig, Config, ModelConfig, OptimizerConfig
 from sft_jax.interop.vectors import metric_vectors
 from sft_jax.interop.vectors.recording_checks import META, check_entries, check_numbers
 from sft_jax.interop.weights.reference_weights import from_reference, to_reference
@@ -32,7 +41,7 @@ from sft_jax.training.optimizer import build_optimizer, learning_rate
 from sft_jax.training.state import TrainState
 from sft_jax.training.step import StepConfig, mixed_loss, train_step
 from sft_jax.training.trainer import apply_function
-from sft_jax.types import COUNTING_POOLS, ConfigError, DataError, ModalitySpec
+from sft_jax.types import ConfigError, DataError
 
 TOLERANCE = 2e-5
 # The reference's names of pools, where ours differ.
@@ -390,13 +399,13 @@ def _model(meta: Mapping[str, Any]) -> tuple[ModelConfig, str]:
     if kind == "sft":
         pool = re.sub(r"_(mixup|train\d*)$", "", rest)  # what was recorded, not the model
         return ModelConfig(name="sft", **sizes), _POOLS.get(pool, pool)
-    baseline = {
-        "unimodal": ("unimodal", BaselineConfig(modality=rest, window=first)),
-        "latefuse": ("late", BaselineConfig(duplicate_cls=True)),
-        "concat": ("concat", BaselineConfig(window=first)),
-        "mbt": ("mbt", BaselineConfig()),
-        "MulT": ("mult", BaselineConfig()),
+    models: dict[str, tuple[str, ModelOptions]] = {
+        "unimodal": ("unimodal", UnimodalOptions(modality=rest, window=first)),
+        "latefuse": ("late", LateOptions(duplicate_cls=True)),
+        "concat": ("concat", ConcatOptions(window=first)),
+        "mbt": ("mbt", MbtOptions()),
+        "MulT": ("mult", NoOptions()),
     }
-    name, settings = baseline[kind]
-    # Their windows are in the settings.
-    return ModelConfig(name=name, baseline=settings, **sizes), "none"
+    name, options = models[kind]
+    # Their windows are in the options.
+    return ModelConfig(name=name, options=options, **sizes), "none"

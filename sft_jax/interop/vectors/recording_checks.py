@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sft_jax.config.run import ModelConfig
-from sft_jax.files.json_files import integer, listed, record, text
+from sft_jax.files.json_files import integer, list_of, record, text
 from sft_jax.types import DataError
 
 _SIZE = integer(1, 2**20)
@@ -20,8 +20,8 @@ META = record(
         "num_heads": _SIZE,
         "n_layers_pre_fusion": integer(0, 1000),
         "n_layers_post_fusion": integer(0, 1000),
-        "lengths": listed(integer(1, 2**31 - 1)),
-        "kernel": listed(integer(1, 2**31 - 1), least=1),
+        "lengths": list_of(integer(1, 2**31 - 1)),
+        "kernel": list_of(integer(1, 2**31 - 1), least=1),
         "pool_k": _SIZE,
     },
 )

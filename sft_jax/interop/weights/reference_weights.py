@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.config.run import ModelConfig
+from sft_jax.config.checks import check_choice
+from sft_jax.config.model import MbtOptions, ModelConfig, UnimodalOptions
 from sft_jax.interop.weights.state_dict import read_state
-from sft_jax.types import DataError, check_choice
+from sft_jax.types import DataError
 
 Keys = tuple[str, ...]
 # Streams of the reference's MulT by their letter, in the order in which they are joined.
@@ -302,7 +303,8 @@ def _sft(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
 
 
 def _unimodal(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
-    modality = config.baseline.modality or modalities[0]
+    assert isinstance(config.options, UnimodalOptions)
+    modality = config.options.modality or modalities[0]
     yield from _tokenizer((f"tokenizer_{modality}",), modality)
     yield from _stack(("encoder", "block"), "", 0, config.num_pre_layers)
     yield from _stack(("fusion", "block"), "_fused", 0, config.num_post_layers)
@@ -326,7 +328,8 @@ def _concat(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
 
 def _mbt(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
     depth = config.num_pre_layers + config.num_post_layers
-    start = config.bottleneck_start
+    assert isinstance(config.options, MbtOptions)
+    start = config.options.num_unfused_layers(config.num_pre_layers, config.num_layers)
     for m in modalities:
         yield from _tokenizer((f"tokenizer_{m}",), m)
         yield from _stack((f"encoder_{m}", "block"), f"_{m}", 0, start)

@@ -1,1 +1,1 @@
-"""The models that sparse fusion is compared with."""
+"""Baselines that sparse fusion is compared with."""

@@ -1,10 +1,12 @@
-"""Multimodal bottleneck transformer (arXiv 2107.00135), the paper's strongest baseline."""
+"""Multimodal bottleneck transformer (arXiv 2107.00135), the strongest baseline of the paper."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from sft_jax.config.run import ModelConfig
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import MbtOptions, ModelConfig
+from sft_jax.models.base import FusionModel, Head, Output, refuse_mixup
 from sft_jax.models.blocks import make_block
 from sft_jax.models.layers import (
     OF_EVERY_LAYER,
@@ -14,23 +16,30 @@ from sft_jax.models.layers import (
     Keys,
     fold_in,
 )
-from sft_jax.models.output import Head, Output
+from sft_jax.models.mixup import Mixup
 from sft_jax.models.tokenizers import tokenize
-from sft_jax.types import ModalitySpec
+from sft_jax.types import ConfigError
 
 State = tuple[tuple[Float[Array, "b _ d"], ...], Float[Array, "b n d"]]
 
 
-class BottleneckTransformer(nn.Module):
-    """Blocks per modality all the way; from one layer on they share a few bottleneck tokens.
+class BottleneckTransformer(FusionModel):
+    """Separate blocks for each modality, which share bottleneck tokens from one layer on.
 
-    Attributes:
-        modalities: what comes in; the order in which a `sequential` exchange visits them.
-        config: widths, depths and preset; `config.baseline` has the bottleneck's settings.
+    A `sequential` exchange visits the modalities in their order.
     """
 
-    modalities: tuple[ModalitySpec, ...]
-    config: ModelConfig
+    supports_fixed_attention = True
+
+    @staticmethod
+    def check(modalities: tuple[ModalitySpec, ...], config: ModelConfig):
+        """Raises `ConfigError` if fusion would start after the last layer."""
+        fuse_at, depth = _options(config).fuse_at, config.num_layers
+        if fuse_at > depth:
+            raise ConfigError(
+                f"model.options.fuse_at: given {fuse_at} for {depth} layers, expected at most "
+                f"{depth}, which fuses nothing; choose a layer from 0 on"
+            )
 
     @nn.compact
     def __call__(
@@ -38,11 +47,13 @@ class BottleneckTransformer(nn.Module):
         inputs: dict[str, Num[Array, "b ..."]],
         mask: dict[str, Bool[Array, "b _"]],
         keys: Keys | None = None,
+        mixup: Mixup | None = None,
     ) -> Output:
         """Classifies a batch; a missing modality reaches neither bottleneck nor logits."""
-        block, baseline = BlockConfig.from_model(self.config), self.config.baseline
-        depth = self.config.num_pre_layers + self.config.num_post_layers
-        start = self.config.bottleneck_start
+        refuse_mixup(mixup)
+        block, options = BlockConfig.from_model(self.config), _options(self.config)
+        depth = self.config.num_layers
+        start = options.num_unfused_layers(self.config.num_pre_layers, depth)
         tokens, masks = [], []
         tokenized = tokenize(inputs, mask, self.modalities, block)
         for i, (name, (z, token_mask)) in enumerate(tokenized.items()):
@@ -51,11 +62,11 @@ class BottleneckTransformer(nn.Module):
             tokens.append(z)
             masks.append(token_mask)
         if depth > start:
-            shape = (tokens[0].shape[0], baseline.num_bottlenecks, self.config.embed_dim)
+            shape = (tokens[0].shape[0], options.num_bottlenecks, self.config.embed_dim)
             layer = BottleneckLayer(
                 tuple(tokenized),
                 block.dense,
-                baseline.exchange,
+                options.exchange,
                 name="fusion",
             )
             own = fold_in(keys, len(self.modalities))
@@ -73,14 +84,19 @@ class BottleneckTransformer(nn.Module):
         return Output(logits / jnp.maximum(present.sum(axis=0), 1), {})
 
 
+def _options(config: ModelConfig) -> MbtOptions:
+    assert isinstance(config.options, MbtOptions)
+    return config.options
+
+
 class BottleneckLayer(nn.Module):
-    """One block of every modality, each on its own tokens and the bottleneck.
+    """One block per modality, each on its own tokens and the bottleneck tokens.
 
     Attributes:
-        names: of the modalities.
-        config: of the blocks.
-        exchange: `sequential` hands the bottleneck from one modality to the next; `average` gives
-            all the same and takes the mean of what they make of it (arXiv 2107.00135, equation 9).
+        names: Names of the modalities.
+        config: Settings of the blocks.
+        exchange: `sequential` passes the bottleneck from one modality to the next; `average` gives
+            all modalities the same and averages their updates (arXiv 2107.00135, equation 9).
     """
 
     names: tuple[str, ...]
@@ -91,7 +107,7 @@ class BottleneckLayer(nn.Module):
     def __call__(
         self, state: State, masks: tuple[Bool[Array, "b _"], ...], keys: Keys | None
     ) -> State:
-        """From tokens and bottleneck to new ones; a missing modality leaves the bottleneck be."""
+        """Updates tokens and bottleneck; a missing modality leaves the bottleneck unchanged."""
         tokens, bottleneck = state
         real = jnp.ones(bottleneck.shape[:2], bool)
         out, proposals, presents = [], [], []

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from sft_jax.config.run import ModelConfig
+from sft_jax.models.base import FusionModel, Head, Output, refuse_mixup
 from sft_jax.models.baselines.token_fusion import present_cls
 from sft_jax.models.blocks import make_block
 from sft_jax.models.layers import (
@@ -15,17 +15,17 @@ from sft_jax.models.layers import (
     BlockConfig,
     EncoderStack,
     Keys,
+    Layer,
     LayerNorm,
     MlpResidual,
     dense,
     fold_in,
 )
-from sft_jax.models.output import Head, Output
+from sft_jax.models.mixup import Mixup
 from sft_jax.models.tokenizers import tokenize
-from sft_jax.types import ModalitySpec
 
 
-class CrossBlock(nn.Module):
+class CrossBlock(Layer):
     """Attention residual from a target to a source, then MLP residual on the target."""
 
     config: BlockConfig
@@ -45,7 +45,7 @@ class CrossBlock(nn.Module):
 
 
 class CrossStack(nn.Module):
-    """`depth` crossmodal blocks compiled as one loop; the source stays as it was tokenized."""
+    """`depth` crossmodal blocks compiled as one loop, always attending to the tokenized source."""
 
     config: BlockConfig
     depth: int
@@ -70,19 +70,13 @@ class CrossStack(nn.Module):
         return scan(block, z, jnp.arange(self.depth))[0]
 
 
-class CrossmodalTransformer(nn.Module):
-    """Every modality attends to every other one; what comes of it is read once more, then joined.
+class CrossmodalTransformer(FusionModel):
+    """Every modality attends to every other one; self-attention reads the result before the head.
 
-    A single modality attends to itself, so that any number of modalities is a model.
+    A single modality attends to itself.
 
-    Attributes:
-        modalities: what comes in; their order is the order of the joined streams.
-        config: widths and depths. Blocks have an affine norm and an MLP of ratio 4 with ReLU,
-            whatever the preset.
+    Blocks have an affine norm and an MLP of ratio 4 with ReLU in every preset.
     """
-
-    modalities: tuple[ModalitySpec, ...]
-    config: ModelConfig
 
     @nn.compact
     def __call__(
@@ -90,8 +84,10 @@ class CrossmodalTransformer(nn.Module):
         inputs: dict[str, Num[Array, "b ..."]],
         mask: dict[str, Bool[Array, "b _"]],
         keys: Keys | None = None,
+        mixup: Mixup | None = None,
     ) -> Output:
         """Classifies a batch; nothing attends to a missing modality, and it adds zeros."""
+        refuse_mixup(mixup)
         style = dataclasses.replace(
             self.config.style, mlp_ratio=4.0, activation="relu", affine_attention_norm=True
         )
@@ -105,7 +101,7 @@ class CrossmodalTransformer(nn.Module):
             own = fold_in(keys, i)
             streams = []
             for j, source in enumerate([name for name in tokens if name != target] or [target]):
-                # By position, since names could run into each other.
+                # Named by position, since joined names could collide.
                 at = list(tokens).index(source)
                 cross = CrossStack(block, self.config.num_pre_layers, name=f"cross_{i}_{at}")
                 stream = cross(tokens[target], tokens[source], masks[source], fold_in(own, j))

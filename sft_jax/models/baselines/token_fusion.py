@@ -1,4 +1,4 @@
-"""Baselines that fuse nothing, late, or at once (arXiv 2111.11992, section 4.2)."""
+"""Baselines without fusion, with late and with early fusion (arXiv 2111.11992, section 4.2)."""
 
 from typing import Any
 
@@ -6,29 +6,28 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num
 
-from sft_jax.config.run import ModelConfig
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import ConcatOptions, LateOptions, ModelConfig, UnimodalOptions
+from sft_jax.models.base import FusionModel, Head, Output, refuse_mixup
 from sft_jax.models.blocks import make_block
 from sft_jax.models.layers import BlockConfig, EncoderBlock, EncoderStack, Keys, fold_in
-from sft_jax.models.output import Head, Output
+from sft_jax.models.mixup import Mixup
 from sft_jax.models.pools import max_windows
 from sft_jax.models.tokenizers import Tokenizer, check_inputs, tokenize, with_cls
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 
-class Unimodal(nn.Module):
+class Unimodal(FusionModel):
     """One modality alone: `num_pre_layers` blocks, max pool, `num_post_layers` blocks, head.
 
-    Attributes:
-        modalities: what comes in; only `config.baseline.modality` is looked at.
-        config: widths, depths and preset.
+    Only the modality that `UnimodalOptions.modality` names is read.
     """
 
-    modalities: tuple[ModalitySpec, ...]
-    config: ModelConfig
+    supports_fixed_attention = True
 
     @staticmethod
     def check(modalities: tuple[ModalitySpec, ...], config: ModelConfig):
-        """Raises `ConfigError` where the modality or its window is not there, or does not fit."""
+        """Raises `ConfigError` if the modality or its window is missing or does not fit."""
         spec = _only(modalities, config)
         _check_window(config, spec, spec.num_tokens)
 
@@ -38,8 +37,10 @@ class Unimodal(nn.Module):
         inputs: dict[str, Num[Array, "b ..."]],
         mask: dict[str, Bool[Array, "b _"]],
         keys: Keys | None = None,
+        mixup: Mixup | None = None,
     ) -> Output:
-        """Classifies a batch; see `SparseFusionTransformer.__call__`."""
+        """See `Model.__call__`."""
+        refuse_mixup(mixup)
         check_inputs(inputs, mask, self.modalities)
         spec = _only(self.modalities, self.config)
         block, pre = BlockConfig.from_model(self.config), self.config.num_pre_layers
@@ -53,15 +54,24 @@ class Unimodal(nn.Module):
         return Output(Head(self.config.num_classes, name="head")(z[:, 0]), {spec.name: pooled})
 
 
-class LateFusion(nn.Module):
+class LateFusion(FusionModel):
     """Every modality through all blocks on its own, one shared head, logits summed.
 
-    `config.baseline.duplicate_cls` puts a second copy of CLS in front of a sequence after its first
-    block, as the authors' code does.
+    `LateOptions.duplicate_cls` inserts a second copy of CLS after the first block, as in the code
+    of the paper's authors.
     """
 
-    modalities: tuple[ModalitySpec, ...]
-    config: ModelConfig
+    supports_fixed_attention = True
+
+    @staticmethod
+    def check(modalities: tuple[ModalitySpec, ...], config: ModelConfig):
+        """Raises `ConfigError` if fixed attention is combined with a second CLS."""
+        if config.attention == "fixed" and _late_options(config).duplicate_cls:
+            raise ConfigError(
+                "model.attention: given 'fixed' for model 'late' with duplicate_cls, expected "
+                "'dense', since fixed attention needs sequences with one CLS; set "
+                "model.options.duplicate_cls=False or model.attention='dense'"
+            )
 
     @nn.compact
     def __call__(
@@ -69,8 +79,10 @@ class LateFusion(nn.Module):
         inputs: dict[str, Num[Array, "b ..."]],
         mask: dict[str, Bool[Array, "b _"]],
         keys: Keys | None = None,
+        mixup: Mixup | None = None,
     ) -> Output:
         """Classifies a batch; a missing modality adds no logits."""
+        refuse_mixup(mixup)
         block = BlockConfig.from_model(self.config)
         depth = self.config.num_pre_layers + self.config.num_post_layers
         head = Head(self.config.num_classes, name="head")
@@ -81,7 +93,7 @@ class LateFusion(nn.Module):
                 own = fold_in(keys, i)
                 first = make_block(self, EncoderBlock, block, name=f"first_{name}")
                 z = first(z, token_mask, fold_in(own, 0))
-                if self.config.baseline.duplicate_cls:
+                if _late_options(self.config).duplicate_cls:
                     z = jnp.concatenate([z[:, :1], z], axis=1)
                     token_mask = with_cls(token_mask)
                 rest = EncoderStack(block, depth - 1, name=f"rest_{name}")
@@ -91,14 +103,11 @@ class LateFusion(nn.Module):
         return Output(logits, {})
 
 
-class Concat(nn.Module):
+class Concat(FusionModel):
     """All tokens in one sequence: one block, max pool, the other blocks, head.
 
     Every modality brings its CLS; the first one's is kept as CLS, the others are pooled as tokens.
     """
-
-    modalities: tuple[ModalitySpec, ...]
-    config: ModelConfig
 
     @staticmethod
     def check(modalities: tuple[ModalitySpec, ...], config: ModelConfig):
@@ -118,8 +127,10 @@ class Concat(nn.Module):
         inputs: dict[str, Num[Array, "b ..."]],
         mask: dict[str, Bool[Array, "b _"]],
         keys: Keys | None = None,
+        mixup: Mixup | None = None,
     ) -> Output:
         """Classifies a batch; nothing attends to a missing modality."""
+        refuse_mixup(mixup)
         block = BlockConfig.from_model(self.config)
         parts = tokenize(inputs, mask, self.modalities, block).values()
         z = jnp.concatenate([tokens for tokens, _ in parts], axis=1)
@@ -135,37 +146,44 @@ class Concat(nn.Module):
 
 
 def present_cls(mask: Bool[Array, "b t"]) -> Bool[Array, "b t"]:
-    """A modality's token mask in which CLS is real only where one of its tokens is."""
+    """Token mask of a modality, in which CLS is real only if one of its tokens is."""
     return mask.at[:, 0].set(mask[:, 1:].any(axis=1))
 
 
 def _only(modalities: tuple[ModalitySpec, ...], config: ModelConfig) -> ModalitySpec:
-    given = config.baseline.modality
+    assert isinstance(config.options, UnimodalOptions)
+    given = config.options.modality
     if not given and len(modalities) == 1:
         return modalities[0]
     for spec in modalities:
         if spec.name == given:
             return spec
     raise ConfigError(
-        f"model.baseline.modality: given {given!r}, expected one of "
+        f"model.options.modality: given {given!r}, expected one of "
         f"{', '.join(spec.name for spec in modalities)}; name the one that model 'unimodal' uses"
     )
 
 
 def _window(config: ModelConfig, spec: ModalitySpec) -> int:
-    """0 where neither the baseline nor the modality has one."""
-    return config.baseline.window or spec.window or 0
+    """Window of the baseline or the modality; 0 if neither has one."""
+    assert isinstance(config.options, UnimodalOptions | ConcatOptions)
+    return config.options.window or spec.window or 0
+
+
+def _late_options(config: ModelConfig) -> LateOptions:
+    assert isinstance(config.options, LateOptions)
+    return config.options
 
 
 def _check_window(config: ModelConfig, spec: ModalitySpec, num_tokens: int):
     window = _window(config, spec)
     if not window:
         raise ConfigError(
-            f"model.baseline.window: given 0 while modality {spec.name!r} has pool {spec.pool!r} "
+            f"model.options.window: given 0 while modality {spec.name!r} has pool {spec.pool!r} "
             f"without a window, expected the window of model {config.name!r}'s max pool; set it"
         )
     if window > num_tokens:
         raise ConfigError(
-            f"model.baseline.window: given {window} for the {num_tokens} tokens that model "
+            f"model.options.window: given {window} for the {num_tokens} tokens that model "
             f"{config.name!r} pools, expected 1 to {num_tokens}; set it in that range"
         )

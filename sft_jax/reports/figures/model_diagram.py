@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config
 from sft_jax.reports.figures.style import COLORS, FRAME
-from sft_jax.types import ConfigError, ModalitySpec
+from sft_jax.types import ConfigError
 
 Edges = tuple[float, float]
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from sft_jax.files.json_files import fits, integer, mapped, number, record
+from sft_jax.files.json_files import check_value, integer, map_of, number, record
 from sft_jax.reports.figures.style import BLACK, BLUE, FRAME, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from sft_jax.types import DataError
 
@@ -23,8 +23,8 @@ _SPENT = {"products": BLUE, "memory": ORANGE, "network": GREEN}
 _PLAN = "plan again with `python -m sft_jax.plan --json=...`"
 _BYTES = number(0, 1e30)
 _MEMORY = record(dict.fromkeys((*_PARTS, "capacity"), _BYTES))
-_MODELS = mapped(record({"models": mapped(record({}))}))
-_TIMES = mapped(record(dict.fromkeys(_SPENT, number(0, 1e30))))
+_MODELS = map_of(record({"models": map_of(record({}))}))
+_TIMES = map_of(record(dict.fromkeys(_SPENT, number(0, 1e30))))
 
 
 def memory_bars(models: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -39,7 +39,7 @@ def memory_bars(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     if not models:
         raise DataError("models: found none, expected at least one; plan one first")
-    fits(models, mapped(record({"memory": _MEMORY})), "models", _PLAN)
+    check_value(models, map_of(record({"memory": _MEMORY})), "models", _PLAN)
     figure = Figure(figsize=(9.6, 1.5 + 0.42 * len(models)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(models))
@@ -78,7 +78,7 @@ def time_points(topologies: Mapping[str, Mapping[str, Any]], model: str) -> Figu
     Raises:
         DataError: No topology has a time to draw.
     """
-    fits(topologies, _MODELS, "topologies", _PLAN)
+    check_value(topologies, _MODELS, "topologies", _PLAN)
     times = {
         name: entry["models"][model].get("seconds_at_best")
         for name, entry in topologies.items()
@@ -90,9 +90,9 @@ def time_points(topologies: Mapping[str, Mapping[str, Any]], model: str) -> Figu
             f"topologies: found no times of {model!r} in {', '.join(topologies) or 'none'}, "
             "expected at least one; plan for chips whose speeds are published, not for cpu"
         )
-    fits(times, _TIMES, "seconds_at_best", _PLAN)
+    check_value(times, _TIMES, "seconds_at_best", _PLAN)
     sizes = {name: topologies[name]["models"][model].get("batch_size") for name in times}
-    fits(sizes, mapped(integer()), "batch_size", _PLAN)
+    check_value(sizes, map_of(integer()), "batch_size", _PLAN)
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(times))

@@ -10,10 +10,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from sft_jax.files.json_files import (
     MisfitError,
-    both,
-    fits,
-    listed,
-    mapped,
+    all_of,
+    check_value,
+    list_of,
+    map_of,
     nullable,
     number,
     record,
@@ -34,7 +34,7 @@ def _ordered(value: Any, place: str):
         raise MisfitError(place, value, "low, median and high in this order")
 
 
-_RATE = both(record(dict.fromkeys(("median", "low", "high"), _POSITIVE)), _ordered)
+_RATE = all_of(record(dict.fromkeys(("median", "low", "high"), _POSITIVE)), _ordered)
 _RATES = record({"samples_per_second": _RATE})
 _COSTS = record(
     {"samples_per_second": _RATE, "temporary_bytes_per_sample": nullable(number(0, 1e30))}
@@ -64,7 +64,7 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     if not measured:
         raise DataError("measured: found no model, expected at least one; run the benchmark")
-    fits(measured, mapped(record(dict.fromkeys(_KINDS, _RATES))), "models", _MEASURE)
+    check_value(measured, map_of(record(dict.fromkeys(_KINDS, _RATES))), "models", _MEASURE)
     names = list(measured)
     figure = Figure(figsize=(9.6, 1.4 + 0.38 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -109,7 +109,7 @@ def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes:
     """
     if not points:
         raise DataError("points: found none, expected at least one; time a model first")
-    fits(points, listed(_INTENSITY), "points", _MEASURE)
+    check_value(points, list_of(_INTENSITY), "points", _MEASURE)
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     axes = figure.subplots()
     ridge = peak_flops / peak_bytes
@@ -179,9 +179,9 @@ def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
     """
     if not points:
         raise DataError("points: found none, expected at least one; run the benchmark's sweep")
-    fits(axis, text(100), "axis", _MEASURE)
+    check_value(axis, text(100), "axis", _MEASURE)
     shape = {"model": text(), axis: _axis, **dict.fromkeys(_KINDS, _COSTS)}
-    fits(points, listed(record(shape)), "sweep", _MEASURE)
+    check_value(points, list_of(record(shape)), "sweep", _MEASURE)
     names = list(dict.fromkeys(point["model"] for point in points))
     values = list(dict.fromkeys(point[axis] for point in points))
     numbers = not any(isinstance(value, str) for value in values)

@@ -13,7 +13,12 @@ from sft_jax.reports.sections.run_sections import (
     scored_split,
     task_sections,
 )
-from sft_jax.reports.seed_spread import has_seed, runs_by_setting, spread_rows
+from sft_jax.reports.seed_spread import (
+    difference_besides_seed,
+    has_seed,
+    runs_by_setting,
+    spread_rows,
+)
 from sft_jax.runs.evaluation_files import SPLIT_ORDER
 from sft_jax.runs.run_folder import Run
 from sft_jax.tasks.base import Code, Metric, TableBlock, Task, TextBlock
@@ -70,10 +75,12 @@ def runs_document(
         cost_note: Explanation of these rows.
 
     Raises:
-        DataError: No split was evaluated in all runs, or a run is given twice.
+        DataError: No split was evaluated in all runs, a run is given twice, or runs differ in
+            their classes or number of samples.
     """
     named = _by_name(runs)
     split = _common_split(runs)
+    _check_comparable(runs, split)
     own_costs = {name: rows[0] for name, rows in zip(named, costs, strict=True) if rows}
     scored = {name: scored_split(run, split) for name, run in named.items()}
     main = task.metrics[task.main_metric]
@@ -92,6 +99,7 @@ def runs_document(
         title=f"{len(runs)} runs on {', '.join(sources)}",
         lead=TextBlock.of(
             f"Evaluated on the {split} split. The other runs are compared with the first."
+            + _fingerprint_note(named)
         ),
         headlines=[
             _estimate_headline(name, main, run.evaluation(split)["metrics"][main.name])
@@ -213,11 +221,46 @@ def _common_split(runs: Sequence[Run]) -> str:
     return min(common, key=lambda name: (*SPLIT_ORDER, name).index(name))
 
 
+def _check_comparable(runs: Sequence[Run], split: str):
+    """Raises `DataError` unless all runs have the same classes and number of samples."""
+    first, *others = runs
+    classes = first.data["class_names"]
+    num_samples = first.evaluation(split)["num_samples"]
+    for run in others:
+        if run.data["class_names"] != classes:
+            raise DataError(
+                f"{run.workdir}: found the classes {', '.join(run.data['class_names'])}, expected "
+                f"{', '.join(classes)}, as in {first.workdir}; report on these runs one by one"
+            )
+        if (found := run.evaluation(split)["num_samples"]) != num_samples:
+            raise DataError(
+                f"{run.workdir}: found {found} samples of the {split} split, expected "
+                f"{num_samples}, as in {first.workdir}; report on these runs one by one"
+            )
+
+
+def _fingerprint_note(runs: Mapping[str, Run]) -> str:
+    """Sentence that names the runs on other data than the first; empty if there are none."""
+    (first_name, first), *others = runs.items()
+    names = [
+        name for name, run in others if run.data.get("fingerprint") != first.data.get("fingerprint")
+    ]
+    if not names:
+        return ""
+    return (
+        f" The fingerprint of the data (files, options and splits) is not that of {first_name} for "
+        f"{', '.join(names)}."
+    )
+
+
 def _spread_section(runs: Mapping[str, Run], split: str, task: Task) -> Section | None:
     """Spread over seeds, if folders are named after setting and seed."""
     folders = [run.workdir for run in runs.values()]
     if not all(map(has_seed, folders)) or len(runs_by_setting(folders)) == len(folders):
         return None
+    for setting, group in runs_by_setting(folders).items():
+        if difference := difference_besides_seed(setting, group):
+            return Section("Spread over seeds", [TextBlock.of(f"Not given: {difference}.")])
     note = "Runs whose folders differ only in the last number are seeds of one setting."
     rows = spread_rows(folders, split, task.main_metric)
     return Section("Spread over seeds", [TableBlock(rows), TextBlock.of(note)])

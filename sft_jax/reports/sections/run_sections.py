@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.config.modality import ModalitySpec
 from sft_jax.reports.document import Block, Commands, Picture, Pictures, Section, slug
 from sft_jax.reports.example_recording import draw_example
 from sft_jax.reports.figures import result_figures, run_figures
@@ -22,7 +23,6 @@ from sft_jax.tasks.base import (
     TextBlock,
     metric_named,
 )
-from sft_jax.types import ModalitySpec
 
 _NO_ESTIMATE: Mapping[str, Any] = {"value": None, "low": None, "high": None}
 

@@ -49,7 +49,7 @@ def _scored_settings(tables: StudyTables) -> dict[str, Scored]:
     study, scored = tables.study, {}
     highlighted = (study.names[0], tables.best_setting())
     for name in study.names:
-        parts = list(study.predictions(name))
+        parts = list(study.predictions(name).values())
         if parts:
             probabilities = [part["probabilities"] for part in parts]
             targets = [np.tile(part["label"], len(part["seed"])) for part in parts]
@@ -74,7 +74,10 @@ def _headlines(tables: StudyTables) -> list[Headline]:
         found = study.summaries(level, metric.name)
         note = "the first setting"
         if best != first:
-            note = f"best: {best}, {metric.change(found[best].mean - found[first].mean)}"
+            change = metric.change(found[best].mean - found[first].mean)
+            if best in study.unpaired_settings:
+                change = "on other samples"
+            note = f"best: {best}, {change}"
         value = mean_and_spread(metric, found[first]) or "-"
         headlines.append(Headline(f"{first}, {metric.name} per {level}", value, note))
     record = study.record
@@ -94,8 +97,13 @@ def _validation_section(tables: StudyTables) -> Section | None:
         "Of samples that are neither trained on nor tested on: settings are chosen by these "
         "scores, and those of the test split below say what the choice is worth."
     )
-    rows = tables.settings("sample", "valid")
-    return Section("Validation", [TableBlock(rows), TextBlock.of(note)])
+    blocks: list[Block] = [TableBlock(tables.settings("sample", "valid")), TextBlock.of(note)]
+    return Section("Validation", [*blocks, *_unpaired_blocks(tables)])
+
+
+def _unpaired_blocks(tables: StudyTables) -> list[Block]:
+    note = tables.unpaired_note()
+    return [TextBlock.of(note)] if note else []
 
 
 def _results_section(tables: StudyTables) -> Section:
@@ -121,6 +129,7 @@ def _results_section(tables: StudyTables) -> Section:
             "and seed; better in: of how many pairs."
         )
     )
+    blocks += _unpaired_blocks(tables)
     if pictures:
         caption = "Large dot and bar: mean, one deviation over seeds; small dots: means of folds."
         blocks.append(Pictures(pictures, caption))

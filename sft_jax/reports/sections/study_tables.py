@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.reports.figures.result_figures import Band, Point, frontier
+from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.study_folder import StudyFolder, Summary, deviation, summarise
 from sft_jax.tasks.base import Metric, metric_named
 
@@ -54,7 +55,7 @@ class StudyTables:
         """Main metric of each setting with its spread, and the difference to the first setting.
 
         Differences are paired by fold and seed, so that the difficulty of a fold and the luck of a
-        seed cancel.
+        seed cancel. Settings that were tested on other samples have none (see `unpaired_note`).
         """
         metric, rows = self.main, []
         first: np.ndarray | None = None
@@ -69,7 +70,11 @@ class StudyTables:
             }
             if first is None:
                 first = values
-            elif values is not None and not np.isnan(values - first).all():
+            elif (
+                values is not None
+                and name not in self.study.unpaired_settings
+                and not np.isnan(values - first).all()
+            ):
                 paired = values - first
                 change = summarise(paired)
                 better = (paired > 0 if metric.higher_is_better else paired < 0).sum()
@@ -81,6 +86,23 @@ class StudyTables:
                 }
             rows.append(row)
         return rows
+
+    def unpaired_note(self) -> str:
+        """Sentence that names the settings tested on other samples; empty if there are none."""
+        if not self.study.unpaired_settings:
+            return ""
+        return (
+            f"No paired difference for {', '.join(self.study.unpaired_settings)}: the ids or "
+            f"labels of the test samples are not those of {self.study.names[0]}."
+        )
+
+    def scores_text(self) -> str:
+        """Tables of `settings` at every level, for a terminal."""
+        parts = [
+            f"{self.main.name} per {level}:\n\n{format_table(self.settings(level))}\n"
+            for level in self.study.levels
+        ]
+        return "\n".join([*parts, *filter(None, [self.unpaired_note()])])
 
     def other_metrics(self) -> list[dict[str, Any]]:
         """Every other metric of each setting at every level; empty if there is none."""

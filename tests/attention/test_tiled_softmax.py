@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_jax.attention import streamed
-from sft_jax.attention.base2_softmax import are_small, exp2, product_less, scaled
 from sft_jax.attention.dense import dot_product_attention
+from sft_jax.attention.tiled_softmax import are_small, exp2, product_less, scaled
 
 
 def platform(name):
