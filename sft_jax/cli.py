@@ -1,4 +1,4 @@
-"""What every verb of `python -m sft_jax.<verb>` shares."""
+"""Command-line helpers shared by the commands `python -m sft_jax.<verb>`."""
 
 import dataclasses
 import os
@@ -14,9 +14,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sft_jax import console
-from sft_jax.config.io import check_setting, find
+from sft_jax.config.io import check_setting, find, from_dict
+from sft_jax.config.run import Config
+from sft_jax.config.settings import settings_text
+from sft_jax.config.study import load_study
 from sft_jax.training import processes
 from sft_jax.types import CheckpointError, ConfigError, DataError, NonFiniteError
+
+# `--help` of a command lists the flags defined here as its own.
+flags.disclaim_key_flags()
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.(?P<path>[^=]*)")
 
@@ -40,14 +46,49 @@ class _Found(flags.ArgumentParser):
         return self._parser.flag_type()
 
 
+CONFIG_HELP = """File of the configuration, such as configs/synthetic.py.
+Change a setting by its path, with one flag each:
+    --config.train.batch_size=64 --config.train.duration="20 epochs"
+--print_config lists all settings with their values."""
+
+
 def define_config(required: bool = True) -> flags.FlagHolder:
-    """The `--config` flag; entries are overridden with `--config.a.b=value`."""
-    holder = config_flags.DEFINE_config_file("config", None, "What to run.", lock_config=True)
+    """The flag `--config`, whose entries are overridden with `--config.a.b=value`.
+
+    `--print_config` is defined with it.
+    """
+    holder = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+    _define_print_config()
     flag = flags.FLAGS["config"]
     flag.parser = _Found(flag.parser)
     if required:
         flags.mark_flag_as_required("config")
     return holder
+
+
+def define_study() -> flags.FlagHolder:
+    """The required flag `--config` of a command that takes a study; and `--print_config`."""
+    _define_print_config()
+    return flags.DEFINE_string(
+        "config", None, "File of the study, such as configs/studies/fusion.py.", required=True
+    )
+
+
+def _define_print_config():
+    flags.DEFINE_boolean(
+        "print_config",
+        False,
+        "Print every setting with its value, its default and what it means, and exit.",
+    )
+
+
+def _print_config():
+    given = flags.FLAGS["config"].value
+    if given is None:
+        config = Config()
+    else:
+        config = load_study(given).base if isinstance(given, str) else from_dict(given)
+    print(settings_text(config))
 
 
 def define_workdir(help_text: str = "Folder of the run.") -> flags.FlagHolder:
@@ -138,6 +179,9 @@ def path(holder: flags.FlagHolder) -> Path:
 def _parse_flags(argv: list[str]) -> list[str]:
     """As absl does; a setting that there is not, a `KeyError` there, ends without a traceback."""
     try:
+        if "--print_config" in flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False):
+            for name in flags.FLAGS:
+                flags.FLAGS[name].validators.clear()  # flags that only a run requires
         return app.parse_flags_with_usage(argv)
     except (AttributeError, LookupError, TypeError, ValueError):
         found = flags.FLAGS["config"].parser if "config" in flags.FLAGS else None
@@ -174,6 +218,8 @@ def run(main: Callable[..., None], argument: str = "", devices: Devices | None =
             logging.set_verbosity(logging.WARNING)
         with processes.shutdown_on_exit():
             try:
+                if "print_config" in flags.FLAGS and flags.FLAGS["print_config"].value:
+                    return _print_config()
                 if devices is not None:
                     devices.open()
                 main(*words)

@@ -10,8 +10,7 @@ from absl import flags
 
 from sft_jax import cli
 from sft_jax.config.io import from_dict
-from sft_jax.efficiency.cost_tables import NOTE, layer_row, model_row
-from sft_jax.efficiency.layer_costs import layer_costs
+from sft_jax.efficiency.layer_costs import NOTE, layer_costs, layer_row, model_row
 from sft_jax.efficiency.variants import VARIANTS, variant
 from sft_jax.reports.text_tables import format_table
 

@@ -13,6 +13,7 @@ from absl import flags
 from sft_jax import cli
 from sft_jax.config.io import from_dict
 from sft_jax.efficiency import plan_tables
+from sft_jax.efficiency.plan import plan_model
 from sft_jax.efficiency.topology import EXAMPLES, parse
 from sft_jax.efficiency.variants import VARIANTS, variant
 from sft_jax.reports.text_tables import format_table
@@ -34,26 +35,26 @@ def main():
     dtype = _DTYPE.value or config.model.dtype
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     configs = {name: variant(config, name) for name in _COMPARE.value}
-    found = {
+    plans = {
         topology: {
-            name: plan_tables.entry(own, topology, _BATCH.value, _LARGEST.value)
-            for name, own in configs.items()
+            name: plan_model(entry_config, topology, _BATCH.value, _LARGEST.value)
+            for name, entry_config in configs.items()
         }
         for topology in map(parse, _TOPOLOGY.value)
     }
-    if len(found) == 1:
-        ((topology, models),) = found.items()
+    if len(plans) == 1:
+        (models,) = plans.values()
         tables = [
             plan_tables.memory_rows(models),
             plan_tables.work_rows(models),
             plan_tables.collective_rows(models),
         ]
-        print(plan_tables.heading(topology, next(iter(models.values())).plan), end="\n\n")
+        print(plan_tables.heading(next(iter(models.values()))), end="\n\n")
     else:
-        tables = [plan_tables.overview_rows(found)]
+        tables = [plan_tables.overview_rows(plans)]
     print("\n\n".join(map(format_table, filter(None, tables))))
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(plan_tables.to_json(found), indent=1) + "\n")
+        Path(_JSON.value).write_text(json.dumps(plan_tables.to_json(plans), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from sft_jax import cli
-from sft_jax.efficiency.cost_tables import NOTE, beside_dense
+from sft_jax.efficiency.layer_costs import NOTE, beside_dense
 from sft_jax.reports import report_writer
 
 _WORKDIRS = flags.DEFINE_list(

@@ -16,9 +16,7 @@ from sft_jax.studies.setting_runs import progress_bar, train_setting
 from sft_jax.tasks import from_study
 from sft_jax.types import ConfigError
 
-_CONFIG = flags.DEFINE_string(
-    "config", None, "Study to run, a file of configs/studies/.", required=True
-)
+_CONFIG = cli.define_study()
 _WORKDIR = cli.define_workdir("Folder of the study.")
 _SETTINGS = flags.DEFINE_list("settings", [], "Settings to run; all of the study's if not given.")
 _FOLDS = flags.DEFINE_list("folds", [], "Folds to run; all of the study's if not given.")

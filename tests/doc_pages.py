@@ -1,6 +1,8 @@
 """README and the pages of docs/ as the tests of documentation see them."""
 
+import ast
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -40,13 +42,33 @@ def prose_of(page: Path) -> str:
 
 def commands_of(page: Path) -> list[tuple[str, str]]:
     """Every `python -m sft_jax.<verb> <arguments>` of a page, in blocks and between backticks."""
-    blocks = "\n".join(b.text for b in blocks_of(page) if b.language in ("bash", "console"))
+    return commands_in(page.read_text())
+
+
+def commands_in(text: str) -> list[tuple[str, str]]:
+    """Every command of Markdown, in blocks of a shell, indented lines and between backticks."""
+    shell = r"^```(?:bash|console)\n(.*?)^```"
+    blocks = "\n".join(re.findall(shell, text, flags=re.DOTALL | re.MULTILINE))
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     lines = blocks.replace("\\\n", " ").splitlines()
-    lines += [line.replace("\n", " ") for line in re.findall(r"`([^`]+)`", prose_of(page))]
+    indented = prose.replace("\\\n", " ").splitlines()
+    lines += [line for line in indented if line.startswith("    python -m")]
+    lines += [line.replace("\n", " ") for line in re.findall(r"`([^`]+)`", prose)]
     found = []
     for line in lines:
         found += re.findall(r"python -m sft_jax\.(\w+)((?:(?!python -m).)*)", line)
     return found
+
+
+def all_commands() -> list[tuple[str, str]]:
+    """Every command of README, docs/ without its results, configs/ and notebooks/."""
+    texts = [page.read_text() for page in PAGES if "results" not in page.relative_to(ROOT).parts]
+    for path in sorted((ROOT / "configs").rglob("*.py")):
+        texts.append(ast.get_docstring(ast.parse(path.read_text())) or "")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        texts += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return [command for text in texts for command in commands_in(text)]
 
 
 def load_pages() -> ModuleType:

@@ -18,11 +18,12 @@ FORBIDDEN = {"tensorflow", "torch"}
 # Rooms that need an extra, and import it where it is used and not before.
 OPTIONAL = {"interop": {"torch"}}
 VERBS = "verbs"
-BASE = ("types", "version")
+BASE = ("types", "version", "lazy")
 # Room -> rooms that it may import beside itself and `BASE`.
 ALLOWED = {
     "types": set(),
     "version": set(),
+    "lazy": set(),
     "config": set(),
     "files": set(),
     "attention": {"config"},
@@ -35,6 +36,8 @@ ALLOWED = {
 ALLOWED["training"] = {*ALLOWED}
 for room in ("studies", "efficiency", "interop", "reports"):
     ALLOWED[room] = {*ALLOWED["training"], "training"}
+# The functions of the public interface.
+ALLOWED["api"] = {*ALLOWED}
 # What the commands share.
 ALLOWED["console"] = set()
 ALLOWED["cli"] = {*ALLOWED}

@@ -1,4 +1,4 @@
-"""The pages of the site that are made of the code: commands, and one page a module."""
+"""The pages of the site that are generated from the code: commands, and one page per module."""
 
 import ast
 import re
@@ -6,8 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sft_jax"
-# Rooms in the order of what they build on; "" is the package's own modules.
-ROOMS = ("", "models", "data", "training", "efficiency", "interop", "analysis")
+# Folders of the package; "" stands for its own modules.
+ROOMS = ("", *sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
 
 
 def notebooks() -> list[str]:
@@ -54,7 +54,10 @@ def flags_of(path: Path) -> list[str]:
         if name.startswith("flags.DEFINE_"):
             found.append(call.args[0].value)
         elif name.startswith("cli.define_"):
-            found += shared[name.removeprefix("cli.")]
+            helper = name.removeprefix("cli.")
+            found += shared[helper]
+            if helper in ("define_config", "define_study"):
+                found += shared["_define_print_config"]
             if any(keyword.arg == "several_processes" for keyword in call.keywords):
                 found += shared["_define_processes"]
     return found
@@ -78,8 +81,12 @@ def _doc(path: Path) -> str:
 
 
 def commands_page() -> str:
-    """What each verb does, in the words of its module, and the names of its flags."""
-    parts = ["# Commands", "`python -m sft_jax.<verb> --help` says what each flag means."]
+    """The documentation of each command, and the names of its flags."""
+    parts = [
+        "# Commands",
+        "`python -m sft_jax.<command> --help` explains the flags. Commands with `--config` list "
+        "all settings of a configuration with `--print_config`.",
+    ]
     for name, path in verbs().items():
         flags = ", ".join(f"`--{flag}`" for flag in flags_of(path)) or "none"
         parts += [f"## {name}", _doc(path), f"Flags: {flags}."]

@@ -11,13 +11,15 @@ class SmartwatchOptions:
     """Shoulder exercises seen by a smartwatch (arXiv 1802.01489).
 
     Attributes:
-        window, step: of a sample, at 50 Hz.
-        test_subjects, valid_subjects: of the ten, drawn by `split_seed`, before windowing.
-        split_seed: of that draw, or of the order in which folds take subjects.
-        folds: of a cross-validation; 0 draws subjects once.
-        fold: which of them is the test split. Validation has `valid_subjects` of the next one on.
-        held_out: what a fold is: `subjects`, or `time`, a stretch of every recording. With `time`
-            the next stretch is for validation, unless `valid_subjects` is 0.
+        window: Length of a sample, in time steps of 1/50 s.
+        step: Distance between the beginnings of two samples, in time steps.
+        test_subjects: Number of the ten subjects in the test split, drawn before windowing.
+        valid_subjects: Number of the ten subjects in the validation split.
+        split_seed: Seed for the draw of subjects, or for their order in folds.
+        folds: Number of folds of a cross-validation; 0 draws subjects once.
+        fold: Index of the fold that is the test split; validation subjects come from the next ones.
+        held_out: What a fold holds out: `subjects`, or `time`, a stretch of every recording. With
+            `time` the next stretch is for validation, unless `valid_subjects` is 0.
     """
 
     window: int = 250
@@ -70,14 +72,16 @@ class SyntheticOptions:
     """Learnable random sequences: each class is a motif hidden in noise.
 
     Attributes:
-        lengths: time steps of each modality; as many modalities as entries, named `m0`, `m1`, ...
-        feature_dims: features of each modality.
-        num_classes: classes, drawn uniformly.
-        num_train, num_valid, num_test: samples of each split.
-        min_length: shortest sequence as a share of its length; 1.0 keeps every sequence full.
-        missing_rate: chance that a modality is absent from a sample; one always stays.
-        noise: standard deviation of the noise around the motif, which has unit size.
-        seed: everything is drawn from it.
+        lengths: Number of time steps of each modality; modalities are named `m0`, `m1`, ...
+        feature_dims: Number of features of each modality.
+        num_classes: Number of classes, drawn uniformly.
+        num_train: Number of training samples.
+        num_valid: Number of validation samples.
+        num_test: Number of test samples.
+        min_length: Shortest sequence as a share of its length; 1.0 keeps every sequence full.
+        missing_rate: Probability that a modality is absent from a sample; one always stays.
+        noise: Standard deviation of the noise around the motif, which has unit size.
+        seed: Seed that all samples are drawn from.
     """
 
     lengths: tuple[int, ...] = (48, 96)
@@ -113,12 +117,13 @@ class ArraysOptions:
     """A user's own arrays: an `.npz` file or a directory of `.npy`, one entry per modality.
 
     Attributes:
-        path: the file or directory; entries `<m>`, `label`, and optionally `mask/<m>` or
-            `length/<m>`, `id`, `group` (samples of one group stay in one split), `split`.
+        path: File or directory with entries `<m>` and `label`, and optionally `mask/<m>` or
+            `length/<m>`, `id`, `group` (samples of one group stay in one split) and `split`.
         modalities: Entries to take as modalities, in this order. Where empty, all that look like
             sequences are taken, and `prepare` says which are not.
-        valid_fraction, test_fraction: shares of the groups (or of each class) held out, seeded.
-        split_seed: draws the split.
+        valid_fraction: Share of the groups (or of each class) in the validation split.
+        test_fraction: Share of the groups (or of each class) in the test split.
+        split_seed: Seed for the draw of the splits.
         class_names: Names of the classes in order; where empty, classes are named after the labels.
     """
 
@@ -150,10 +155,10 @@ class MultPickleOptions:
     """CMU-MOSEI, CMU-MOSI or IEMOCAP as processed for MulT (arXiv 1906.00295); docs/data.md.
 
     Attributes:
-        path: the pickle, `mosei_senti_data_noalign.pkl` for one.
-        dataset: what the file holds; `auto` goes by its labels and widths, any other is checked
-            against them.
-        emotion: of IEMOCAP's four, the one that is told from all others; unused elsewhere.
+        path: Path of the pickle, such as `mosei_senti_data_noalign.pkl`.
+        dataset: Dataset in the file; `auto` recognises it by its labels and widths, any other
+            name is checked against them.
+        emotion: Emotion of IEMOCAP's four that is told from all others; unused elsewhere.
     """
 
     path: str = ""
@@ -167,7 +172,11 @@ class MultPickleOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MmsaPickleOptions:
-    """CMU-MOSEI or CMU-MOSI as processed for MMSA: `path` is its `unaligned_50.pkl`."""
+    """CMU-MOSEI or CMU-MOSI as processed for MMSA; docs/data.md.
+
+    Attributes:
+        path: Path of its `unaligned_50.pkl`.
+    """
 
     path: str = ""
 
@@ -177,10 +186,11 @@ class VggsoundHdf5Options:
     """VGGSound features in two HDF5 files; docs/data.md.
 
     Attributes:
-        train_path, test_path: the files, `vgg_train.h5py` and `vgg_test.h5py` for two.
-        valid_fraction: share of every class of the training file that is held out.
-        split_seed: draws that share.
-        modalities: what is taken of the files, in this order.
+        train_path: Path of the training file, such as `vgg_train.h5py`.
+        test_path: Path of the test file, such as `vgg_test.h5py`.
+        valid_fraction: Share of every class of the training file held out for validation.
+        split_seed: Seed for the draw of that share.
+        modalities: Modalities that are read, in this order.
     """
 
     train_path: str = ""
@@ -205,11 +215,11 @@ class MultipleFeaturesOptions:
     """Handwritten digits in six views (UCI Multiple Features); docs/data.md.
 
     Attributes:
-        path: the folder with `mfeat-fac.csv` and its five siblings, or the archive with them.
-        folds: of a cross-validation, stratified by class.
-        fold: which of them is the test split.
-        valid_fraction: share of what is left of every class that is held out for validation.
-        split_seed: draws both.
+        path: Folder with `mfeat-fac.csv` and its five siblings, or the archive with them.
+        folds: Number of folds of a cross-validation, stratified by class.
+        fold: Index of the fold that is the test split.
+        valid_fraction: Share of the other folds of every class held out for validation.
+        split_seed: Seed for the draw of folds and validation samples.
     """
 
     path: str = ""
@@ -234,10 +244,10 @@ class JapaneseVowelsOptions:
     """Nine speakers told by twelve cepstrum coefficients (UCI Japanese Vowels); docs/data.md.
 
     Attributes:
-        path: the folder with `JapaneseVowels_TRAIN.ts` and `JapaneseVowels_TEST.ts`, or the archive
+        path: Folder with `JapaneseVowels_TRAIN.ts` and `JapaneseVowels_TEST.ts`, or the archive
             with them.
-        valid_fraction: share of every speaker's training utterances that is held out.
-        split_seed: draws that share.
+        valid_fraction: Share of every speaker's training utterances held out for validation.
+        split_seed: Seed for the draw of that share.
     """
 
     path: str = ""
@@ -274,12 +284,13 @@ class DataConfig:
     """Where samples come from.
 
     Attributes:
-        source: key of `OPTIONS`.
-        options: the source's own settings.
-        data_dir: where prepared ArrayRecord files are kept; `~` is expanded.
-        normalization: statistics of the training split; `channel` centres and scales every
+        source: Name of the source, a key of `OPTIONS`.
+        options: Settings of the source.
+        data_dir: Folder of prepared ArrayRecord files; `~` is expanded.
+        normalization: Use of the training split's statistics: `channel` centres and scales every
             feature, `rms` divides a modality by one number and keeps directions in space, `none`.
-        num_threads, prefetch: reading threads and batches kept ready by the pipeline.
+        num_threads: Number of threads that read records.
+        prefetch: Number of batches that are kept ready.
     """
 
     source: str = "synthetic"

@@ -48,16 +48,16 @@ class AugmentConfig:
     """Augmentation of sensors inside the compiled step; every default leaves the data alone.
 
     Attributes:
-        rotate: three-axis modalities turned together by one random rotation a sample.
-        rotation_degrees: largest angle of that rotation; 180 covers every orientation.
-        jitter: standard deviation of white noise, in normalised units.
-        scale: standard deviation of a factor per sample and modality, around 1.
-        mirror_polar, mirror_axial: three-axis modalities of which every second sample is reflected
-            in its first axis, as if the sensor were worn on the other side: the sign of that axis
-            changes for polar vectors (acceleration), that of the other two for axial ones (rates
-            of rotation).
-        hide: chance that a modality is masked in a sample; one that is there always stays.
-        gap: longest share of the time steps that is masked in one stretch, modality by modality.
+        rotate: Three-axis modalities that are turned together by one random rotation per sample.
+        rotation_degrees: Largest angle of that rotation; 180 covers every orientation.
+        jitter: Standard deviation of added white noise, in normalised units.
+        scale: Standard deviation of a random factor around 1 per sample and modality.
+        mirror_polar: Three-axis modalities of polar vectors (acceleration), reflected in the first
+            axis in every second sample, as if the sensor were worn on the other side.
+        mirror_axial: Three-axis modalities of axial vectors (rates of rotation), reflected as those
+            of `mirror_polar` are.
+        hide: Probability that a modality of a sample is masked; at least one always stays.
+        gap: Largest share of a modality's time steps that is masked in one stretch.
     """
 
     rotate: tuple[str, ...] = ()
@@ -84,12 +84,13 @@ class MixupConfig:
     """Multimodal manifold mixup (arXiv 2111.11992, section 3.4) of model `sft`.
 
     Attributes:
-        mode: where samples may be blended: `any` block, `within` the modalities' own blocks,
-            `fused` (after them), or `none`.
-        alpha: of the Beta distribution that shares are drawn from.
-        warmup: trained without mixup at first.
-        groups: parts of the batch that a sample's partner is drawn in; must divide the batch, and
-            be a multiple of the devices times `accumulate`, whose number it makes irrelevant.
+        mode: Blocks after which samples may be blended: `any`, `within` the modalities' own,
+            `fused` (those after fusion), or `none`.
+        alpha: Parameter of the Beta distribution that the shares of a blend are drawn from.
+        warmup: Duration at the beginning that is trained without mixup.
+        groups: Number of parts of a batch within which partners are drawn; it must divide the batch
+            size and be a multiple of the number of devices times `accumulate`, so that results do
+            not depend on these two.
     """
 
     mode: str = "none"
@@ -108,10 +109,16 @@ class OptimizerConfig:
     """AdamW with global-norm clipping, and how its learning rate moves.
 
     Attributes:
-        schedule: `constant`, `cosine` (to zero at the end of training), or `plateau`
-            (times `plateau_factor` after `plateau_patience` validations without improvement).
-        warmup: linear rise from zero, in front of any schedule.
-        clip_norm: largest global norm of the gradient; 0 switches clipping off.
+        learning_rate: Learning rate after warm-up.
+        weight_decay: Decoupled weight decay.
+        b1: Decay rate of the first moment's average.
+        b2: Decay rate of the second moment's average.
+        clip_norm: Largest global norm of the gradient; 0 switches clipping off.
+        schedule: `constant`, `cosine` (to zero at the end of training), or `plateau` (reduced when
+            validation stops improving).
+        warmup: Duration of a linear rise from zero, before any schedule.
+        plateau_factor: Factor of the learning rate at each reduction of the schedule `plateau`.
+        plateau_patience: Number of validations without improvement before a reduction.
     """
 
     learning_rate: float = 1e-3
@@ -136,17 +143,20 @@ class TrainConfig:
     """The loop.
 
     Attributes:
-        duration: how long to train.
-        batch_size: samples per optimizer step over all devices.
-        accumulate: micro-batches a step is computed in, one after the other.
-        label_smoothing: share of the target spread evenly over the classes.
-        seed: of parameters, order, augmentation and dropout.
-        eval_every, checkpoint_every: how often to validate and to save.
-        best_after: the best checkpoint is not chosen before this.
+        duration: Length of training.
+        batch_size: Number of samples per optimizer step over all devices.
+        accumulate: Number of micro-batches that a step is computed in, one after the other.
+        label_smoothing: Share of the target that is spread evenly over the classes.
+        seed: Seed for parameters, order of samples, augmentation, dropout and mixup.
+        eval_every: Interval between validations.
+        checkpoint_every: Interval between checkpoints.
+        best_after: Duration after which the best checkpoint may be chosen.
         best_metric: Validation metric that chooses the best checkpoint, one that the task logs.
-        log_every: steps between two records of training metrics.
-        keep: newest checkpoints kept beside the best.
-        data_parallel, fsdp_parallel: the device mesh; -1 takes what is left.
+        log_every: Number of steps between two records of training metrics.
+        keep: Number of latest checkpoints that are kept in addition to the best one.
+        data_parallel: Size of the mesh axis `data`; -1 takes the devices that are left.
+        fsdp_parallel: Size of the mesh axis `fsdp`, over which parameters are split; -1 takes the
+            devices that are left.
     """
 
     duration: Duration = Duration(20.0, "epochs")

@@ -9,70 +9,70 @@ import jax.numpy as jnp
 
 from sft_jax.attention.dense import Attention, dot_product_attention
 from sft_jax.attention.fixed import fixed_attention
+from sft_jax.config.checks import check_choice
+from sft_jax.efficiency.benchmarks import Benchmark, machine
 from sft_jax.efficiency.throughput import time_interleaved
+from sft_jax.types import ConfigError
 
-IMPLEMENTATIONS = ("xla", "streamed")
+IMPLEMENTATIONS = ("xla", "streamed", "fixed")
 _FORWARD, _BACKWARD = "forward", "forward + backward"
 
 
 def compare(
-    *, batch: int, tokens: int, heads: int, head_width: int, saliency: bool, repeats: int
-) -> list[dict[str, Any]]:
-    """Compares `streamed` with `xla`: one table row for each implementation and pass.
-
-    Half of the samples have padding, so both implementations apply a key mask.
-
-    Args:
-        batch: Number of samples `b`.
-        tokens: Number of queries and keys `t`.
-        heads: Number of heads `h`.
-        head_width: Width `e` of a head.
-        saliency: Whether to return the saliency too, as attention before a pool does.
-        repeats: Number of timed rounds.
-    """
-    qkv, arguments = _inputs(batch, tokens, heads, head_width, saliency, masked=True)
-    variants = {name: _dense(name, arguments) for name in IMPLEMENTATIONS}
-    return _compare(variants, qkv, repeats)
-
-
-def compare_fixed(
-    *,
-    batch: int,
-    tokens: int,
-    heads: int,
-    head_width: int,
+    implementations: Sequence[str],
+    shape: Sequence[int | str],
+    strides: Sequence[int | str],
     saliency: bool,
     masked: bool,
-    strides: Sequence[int],
     repeats: int,
-) -> list[dict[str, Any]]:
-    """Compares `fixed` block-sparse attention with `streamed` dense attention, as `compare` does.
+    window: int,
+) -> Benchmark:
+    """Compares implementations with the first: one table row for each of them and each pass.
 
     Args:
-        batch: Number of samples `b`.
-        tokens: Number of tokens `t` besides CLS, which adds a query and a key.
-        heads: Number of heads `h`.
-        head_width: Width `e` of a head.
-        saliency: Whether to return the saliency too.
-        masked: Whether half of the samples have padding; without, no mask is applied.
-        strides: Block sizes of the pattern, one row each.
-        repeats: Number of timed rounds.
+        implementations: Names among `IMPLEMENTATIONS`; `fixed` is block-sparse.
+        shape: Samples `b`, tokens `t`, heads `h` and the width `e` of a head.
+        strides: Block sizes of `fixed`, one row each.
+        saliency: Whether to return the saliency too, as attention before a pool does.
+        masked: Whether every other sample has padding; if not, no mask is applied.
+        repeats: Number of timed rounds, after one warm-up round.
+        window: Consecutive calls per round, synchronised only at the end.
+
+    Raises:
+        ConfigError: An implementation is unknown, or a size is not a positive whole number.
     """
-    qkv, arguments = _inputs(batch, tokens + 1, heads, head_width, saliency, masked)
-    variants = {"streamed": _dense("streamed", arguments)}
-    for stride in strides:
-        fixed = functools.partial(fixed_attention, stride=stride, **arguments)
-        variants[f"fixed, stride {stride}"] = lambda qkv, fixed=fixed: fixed(*qkv)
-    return _compare(variants, qkv, repeats)
+    sizes, blocks = _positive("shape", shape), _positive("strides", strides)
+    if len(sizes) != 4:
+        raise ConfigError(f"shape: given {len(sizes)} sizes, expected four: b, t, h, e")
+    qkv, arguments = _inputs(sizes, saliency, masked)
+    variants: dict[str, Callable[[Any], Attention]] = {}
+    for name in implementations:
+        check_choice("attention", name, IMPLEMENTATIONS)
+        if name == "fixed":
+            for stride in blocks:
+                fixed = functools.partial(fixed_attention, stride=stride, **arguments)
+                variants[f"fixed, stride {stride}"] = lambda qkv, fixed=fixed: fixed(*qkv)
+        else:
+            variants[name] = _dense(name, arguments)
+    rows = _compare(variants, qkv, repeats, window)
+    described = ", ".join(f"{letter} {size}" for letter, size in zip("bthe", sizes, strict=True))
+    note = f"{described}, saliency {saliency}, masked {masked}, float32, {machine()}"
+    return Benchmark({"": rows}, note, {"machine": machine(), "attention": rows})
+
+
+def _positive(name: str, values: Sequence[int | str]) -> tuple[int, ...]:
+    if not all(str(value).isdecimal() and int(value) for value in values):
+        raise ConfigError(f"{name}: given {list(values)}, expected positive whole numbers")
+    return tuple(map(int, values))
 
 
 def _dense(implementation, arguments):
     return lambda qkv: dot_product_attention(*qkv, implementation=implementation, **arguments)
 
 
-def _inputs(batch, length, heads, head_width, saliency, masked):
+def _inputs(shape, saliency, masked):
     key = jax.random.key(0)
-    shape = (batch, length, heads, head_width)
+    batch, length = shape[:2]
     qkv = tuple(jax.random.normal(jax.random.fold_in(key, i), shape) for i in range(3))
     padding = jnp.where(jnp.arange(batch) % 2, 0, length // 4 if masked else 0)
     real = jnp.arange(length) < (length - padding)[:, None]
@@ -81,7 +81,7 @@ def _inputs(batch, length, heads, head_width, saliency, masked):
 
 
 def _compare(
-    variants: Mapping[str, Callable[[Any], Attention]], qkv, repeats: int
+    variants: Mapping[str, Callable[[Any], Attention]], qkv, repeats: int, window: int
 ) -> list[dict[str, Any]]:
     """One row for each variant and pass, with ratios to the first variant."""
     first = next(iter(variants))
@@ -94,7 +94,7 @@ def _compare(
         compiled[_FORWARD, name] = jax.jit(forward).lower(qkv).compile()
         compiled[_BACKWARD, name] = jax.jit(jax.grad(loss)).lower(qkv).compile()
     calls = {name: functools.partial(call, qkv) for name, call in compiled.items()}
-    timings = time_interleaved(calls, repeats)
+    timings = time_interleaved(calls, repeats, window)
     rows = []
     for (direction, name), timing in timings.items():
         memory = _temporary_bytes(compiled[direction, name])

@@ -54,13 +54,13 @@ def _equation(eqn: core.JaxprEqn, scope: str) -> Counter[str]:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]
-        given: Any = eqn.invars[0].aval
-        made: Any = eqn.outvars[0].aval
-        size = math.prod(given.shape[axis] for axis in contracted)
-        return Counter({scope: 2 * made.size * size})
+        left: Any = eqn.invars[0].aval
+        result: Any = eqn.outvars[0].aval
+        size = math.prod(left.shape[axis] for axis in contracted)
+        return Counter({scope: 2 * result.size * size})
     if name == "scan":
-        once = _count(params["jaxpr"].jaxpr, scope)
-        return Counter({path: params["length"] * flops for path, flops in once.items()})
+        body = _count(params["jaxpr"].jaxpr, scope)
+        return Counter({path: params["length"] * flops for path, flops in body.items()})
     if name == "cond":
         return max((_count(branch.jaxpr, scope) for branch in params["branches"]), key=_total)
     inner = [_count(jaxpr, scope) for jaxpr in core.jaxprs_in_params(params)]

@@ -1,9 +1,11 @@
-"""Times training and inference of configured models in turn on this machine."""
+"""Timing of training and inference of configured models on this machine."""
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -24,28 +26,36 @@ from sft_jax.training.trainer import Trainer
 
 Name = TypeVar("Name", bound=Hashable)
 KINDS = ("train", "infer")
+_PROFILED_STEPS = 3
 
 
 class Candidate(NamedTuple):
     """A model to time.
 
     Attributes:
+        config: Configuration of the model and its batch.
         train: Runs one optimizer step on a batch and returns the arrays to wait for.
         infer: Evaluates the same batch.
-        batch_size: Samples of the batch.
         compile_seconds: Compilation time by kind; 0 if nothing is compiled ahead of time.
         temporary_bytes: By kind, bytes that a step reserves besides its arguments on all devices,
             as the compiler reports; None if unknown.
+        run_alone: Picklable function that builds the model and runs both kinds once.
         moved_bytes: Function from a kind to the bytes that a step reads and writes on all devices
             (see `hlo_cost.program_cost`); None if there is no program to read.
     """
 
+    config: Config
     train: Callable[[], Any]
     infer: Callable[[], Any]
-    batch_size: int
     compile_seconds: dict[str, float]
     temporary_bytes: dict[str, int | None]
+    run_alone: Callable[[], Any]
     moved_bytes: Callable[[str], int] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step."""
+        return self.config.train.batch_size
 
 
 def candidate(config: Config) -> Candidate:
@@ -55,10 +65,10 @@ def candidate(config: Config) -> Candidate:
     as many local devices as can take equal parts.
 
     Raises:
-        ConfigError: Modalities or classes are left to the data.
+        ConfigError: Modalities or outputs are left to the data.
     """
     check_complete(config)
-    mesh = make_mesh(config.train, jax.devices()[: _shards(config)])
+    mesh = make_mesh(config.train, jax.devices()[: _num_shards(config)])
     trainer = Trainer.of(config, from_config(config), 1000, mesh)
     state, abstract = trainer.create_state()
     batch = put_batch(random_batch(config), mesh)
@@ -67,28 +77,34 @@ def candidate(config: Config) -> Candidate:
     middle = time.perf_counter()
     train = trainer.compile_train_step(abstract).lower(state, batch).compile()
     seconds = {"train": time.perf_counter() - middle, "infer": middle - start}
-    holder = [state]
 
     def train_once():
         # The state is donated, so each call passes its result on to the next.
-        holder[0], metrics = train(holder[0], batch)
+        nonlocal state
+        state, metrics = train(state, batch)
         return metrics
 
     programs = {"train": train, "infer": evaluate}
     return Candidate(
+        config=config,
         train=train_once,
-        infer=lambda: evaluate(holder[0].params, batch),
-        batch_size=config.train.batch_size,
+        infer=lambda: evaluate(state.params, batch),
         compile_seconds=seconds,
         temporary_bytes={
             kind: mesh.size * program.memory_analysis().temp_size_in_bytes
             for kind, program in programs.items()
         },
+        run_alone=functools.partial(_run_once, config),
         moved_bytes=lambda kind: mesh.size * program_cost(programs[kind].as_text()).nbytes,
     )
 
 
-def _shards(config: Config) -> int:
+def _run_once(config: Config):
+    model = candidate(config)
+    jax.block_until_ready([model.train(), model.infer()])
+
+
+def _num_shards(config: Config) -> int:
     """Largest number of devices that can share a batch and its mixup groups evenly."""
     train = config.train
     if -1 not in (train.data_parallel, train.fsdp_parallel):
@@ -98,14 +114,19 @@ def _shards(config: Config) -> int:
     return max(n for n in range(1, jax.device_count() + 1) if size % n == 0)
 
 
-def uncompiled(train: Callable[[], Any], infer: Callable[[], Any], batch_size: int) -> Candidate:
-    """A candidate from another library's calls, each called once to compile."""
+def uncompiled(
+    config: Config,
+    train: Callable[[], Any],
+    infer: Callable[[], Any],
+    run_alone: Callable[[], Any],
+) -> Candidate:
+    """A candidate from another library's functions, each of which is called once to compile it."""
     seconds = {}
     for kind, call in {"train": train, "infer": infer}.items():
         start = time.perf_counter()
         call()
         seconds[kind] = time.perf_counter() - start
-    return Candidate(train, infer, batch_size, seconds, dict.fromkeys(KINDS))
+    return Candidate(config, train, infer, seconds, dict.fromkeys(KINDS), run_alone)
 
 
 class Rate(NamedTuple):
@@ -122,47 +143,23 @@ class Rate(NamedTuple):
 
 
 def rates(
-    candidates: Mapping[Name, Candidate],
-    repeats: int,
-    window: int,
-    kinds: Sequence[str] = KINDS,
-) -> dict[tuple[Name, str], Rate]:
-    """Samples per second by name and kind, with candidates timed in turn."""
-    calls = {
-        (name, kind): getattr(entry, kind) for name, entry in candidates.items() for kind in kinds
-    }
-    timings = time_interleaved(calls, repeats, window)
-    return {key: Rate.of(timing, candidates[key[0]].batch_size) for key, timing in timings.items()}
-
-
-def megabytes(size: int | float | None) -> float | None:
-    """Megabytes for a table; None if unknown."""
-    return None if size is None else round(size / 1e6, 1)
-
-
-def compare(configs: Mapping[str, Config], repeats: int) -> list[dict[str, Any]]:
-    """Times configurations in turn, mixup included, and returns one table row for each.
+    candidates: Mapping[Name, Candidate], repeats: int, window: int
+) -> dict[Name, dict[str, Rate]]:
+    """Samples per second by name and kind, with candidates timed in turn.
 
     Args:
-        configs: Configurations by the name of their row.
-        repeats: Number of timed rounds.
-
-    Raises:
-        ConfigError: A configuration leaves modalities or classes to the data.
+        candidates: Candidates by name.
+        repeats: Number of timed rounds, after one warm-up round.
+        window: Consecutive steps per round, synchronised only at the end.
     """
-    candidates = {name: candidate(config) for name, config in configs.items()}
-    measured = rates(candidates, repeats, window=1)
-    return [
-        {
-            "configuration": name,
-            "parameters": num_parameters(config),
-            "forward GFLOP": round(forward_gflop(config), 3),
-            "train samples/s": round(measured[name, "train"].median, 1),
-            "inference samples/s": round(measured[name, "infer"].median, 1),
-            "temporary MB": megabytes(candidates[name].temporary_bytes["train"]),
-        }
-        for name, config in configs.items()
-    ]
+    calls = {
+        (name, kind): getattr(model, kind) for name, model in candidates.items() for kind in KINDS
+    }
+    timings = time_interleaved(calls, repeats, window)
+    return {
+        name: {kind: Rate.of(timings[name, kind], model.batch_size) for kind in KINDS}
+        for name, model in candidates.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,54 +182,47 @@ class Measurement:
     gflop: dict[str, float]
     share_of_peak: dict[str, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with keys such as `train.samples_per_second.median`."""
+        return {
+            "parameters": self.parameters,
+            **{
+                kind: {
+                    "samples_per_second": self.rate[kind]._asdict(),
+                    "compile_seconds": self.compile_seconds[kind],
+                    "temporary_bytes": self.temporary_bytes[kind],
+                    "gflop_per_sample": self.gflop[kind],
+                    "share_of_peak": self.share_of_peak[kind],
+                }
+                for kind in KINDS
+            },
+        }
+
 
 def measure(
-    candidates: Mapping[str, Candidate],
-    configs: Mapping[str, Config],
-    peak: float,
-    repeats: int,
-    window: int,
+    candidates: Mapping[str, Candidate], peak: float, repeats: int, window: int
 ) -> dict[str, Measurement]:
     """Times candidates in turn.
 
     Args:
         candidates: Candidates by name.
-        configs: Configuration of each candidate's model, by the same names.
         peak: Operations per second that count as the peak (see `throughput.matmul_peak`).
         repeats: Number of timed rounds, after one warm-up round.
         window: Consecutive steps per round, synchronised only at the end.
     """
-    measured = rates(candidates, repeats, window)
-    found = {}
-    for name, entry in candidates.items():
-        gflop = {"train": train_gflop(configs[name]), "infer": forward_gflop(configs[name])}
-        rate = {kind: measured[name, kind] for kind in KINDS}
-        found[name] = Measurement(
+    measured = {}
+    for name, rate in rates(candidates, repeats, window).items():
+        model = candidates[name]
+        gflop = {"train": train_gflop(model.config), "infer": forward_gflop(model.config)}
+        measured[name] = Measurement(
             rate=rate,
-            compile_seconds=entry.compile_seconds,
-            temporary_bytes=entry.temporary_bytes,
-            parameters=num_parameters(configs[name]),
+            compile_seconds=model.compile_seconds,
+            temporary_bytes=model.temporary_bytes,
+            parameters=num_parameters(model.config),
             gflop=gflop,
             share_of_peak={k: gflop[k] * 1e9 * rate[k].median / peak for k in KINDS},
         )
-    return found
-
-
-def to_json(measurement: Measurement) -> dict[str, Any]:
-    """Plain data with keys such as `train.samples_per_second.median`."""
-    return {
-        "parameters": measurement.parameters,
-        **{
-            kind: {
-                "samples_per_second": measurement.rate[kind]._asdict(),
-                "compile_seconds": measurement.compile_seconds[kind],
-                "temporary_bytes": measurement.temporary_bytes[kind],
-                "gflop_per_sample": measurement.gflop[kind],
-                "share_of_peak": measurement.share_of_peak[kind],
-            }
-            for kind in KINDS
-        },
-    }
+    return measured
 
 
 def intensities(
@@ -248,18 +238,27 @@ def intensities(
         One `{model, kind, flops_per_byte, flops_per_second}` for each name and kind.
     """
     points = []
-    for name, entry in measured.items():
+    for name, measurement in measured.items():
         for kind in KINDS:
-            flops = entry.gflop[kind] * 1e9
-            count = candidates[name].moved_bytes
-            assert count is not None  # guaranteed by the caller
-            moved = count(kind) / candidates[name].batch_size
+            flops = measurement.gflop[kind] * 1e9
+            moved_bytes = candidates[name].moved_bytes
+            assert moved_bytes is not None  # guaranteed by the caller
             points.append(
                 {
                     "model": name,
                     "kind": kind,
-                    "flops_per_byte": flops / moved,
-                    "flops_per_second": flops * entry.rate[kind].median,
+                    "flops_per_byte": flops * candidates[name].batch_size / moved_bytes(kind),
+                    "flops_per_second": flops * measurement.rate[kind].median,
                 }
             )
     return points
+
+
+def profile(candidates: Mapping[str, Candidate], folder: Path):
+    """Writes a trace of a few named steps of each candidate, for Perfetto or XProf."""
+    with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+        for name, model in candidates.items():
+            for kind in KINDS:
+                for step in range(_PROFILED_STEPS):
+                    with jax.profiler.StepTraceAnnotation(f"{name} {kind}", step_num=step):
+                        jax.block_until_ready(getattr(model, kind)())

@@ -17,10 +17,11 @@ from sft_jax.types import Batch, ConfigError
 
 def check_complete(config: Config):
     """Raises `ConfigError` if modalities or outputs are left to the data."""
-    if not config.modalities or not config.model.num_classes:
+    outputs = from_config(config).output_size
+    if not config.modalities or not outputs:
         raise ConfigError(
-            f"config: given {len(config.modalities)} modalities and num_classes "
-            f"{config.model.num_classes}, expected both set, since no data is read here; set them"
+            f"config: given {len(config.modalities)} modalities and {outputs} outputs, expected at "
+            "least one of each, since no data is read here; set modalities and model.num_classes"
         )
 
 
@@ -37,13 +38,13 @@ def forward_gflop(config: Config) -> float:
 
     Dense attention counts as its two products, whatever implementation would run.
     """
-    return matmul_flops(*traceable(written_out(config))) / 1e9
+    return matmul_flops(*output_sum(with_plain_attention(config))) / 1e9
 
 
 def train_gflop(config: Config) -> float:
     """Like `forward_gflop`, of forward and backward pass; recomputation is not counted."""
-    logits, shapes = traceable(written_out(config))
-    return matmul_flops(jax.grad(logits), shapes) / 1e9
+    function, shapes = output_sum(with_plain_attention(config))
+    return matmul_flops(jax.grad(function), shapes) / 1e9
 
 
 def study_cost(config: Config) -> dict[str, str | int | float | None]:
@@ -52,12 +53,12 @@ def study_cost(config: Config) -> dict[str, str | int | float | None]:
     `tokens_in` and `tokens_kept` are sums over modalities, without CLS, before and after the pools.
     `tokens_kept` is None for models that pool after fusion.
     """
-    alone = getattr(config.model.options, "modality", "")
-    seen = [spec for spec in config.modalities if not alone or spec.name == alone]
-    tokens = sum(spec.num_tokens for spec in seen)
+    single = getattr(config.model.options, "modality", "")
+    specs = [spec for spec in config.modalities if not single or spec.name == single]
+    tokens = sum(spec.num_tokens for spec in specs)
     kept = None if config.model.name in ("concat", "unimodal") else tokens
     if config.model.name == "sft":
-        kept = sum(spec.num_pooled for spec in seen)
+        kept = sum(spec.num_pooled for spec in specs)
     return {
         "model": config.model.name,
         "num_parameters": num_parameters(config),
@@ -67,23 +68,23 @@ def study_cost(config: Config) -> dict[str, str | int | float | None]:
     }
 
 
-def written_out(config: Config) -> Config:
-    """The configuration with dense attention as two products and no recomputation."""
+def with_plain_attention(config: Config) -> Config:
+    """Returns `config` with dense attention as two products and no recomputation."""
     model = dataclasses.replace(config.model, implementation="xla", remat="none")
     return dataclasses.replace(config, model=model)
 
 
-def traceable(config: Config):
-    """The sum of one sample's outputs as a function of the parameters, and their shapes."""
+def output_sum(config: Config):
+    """Returns the sum of one sample's outputs as a function of the parameters, and their shapes."""
     check_complete(config)
     model, inputs = registry.build(config), example_inputs(config.modalities)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
-    def total(variables):
-        out: Any = model.apply(variables, *inputs)
-        return out.logits.sum()
+    def function(variables):
+        output: Any = model.apply(variables, *inputs)
+        return output.logits.sum()
 
-    return total, shapes
+    return function, shapes
 
 
 def random_batch(config: Config, seed: int = 0) -> Batch:

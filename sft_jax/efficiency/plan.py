@@ -1,6 +1,6 @@
-"""Plans: memory, work and traffic of a training step on devices that are not at hand.
+"""Plans of a training step on devices that need not be present: memory, work and traffic.
 
-The real step is compiled by the target platform's own compiler, and the result is read.
+The training step is compiled by the target platform's own compiler, and the result is read.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from sft_jax.attention.platform import compiling_for
 from sft_jax.config.run import Config
+from sft_jax.efficiency import roofline
 from sft_jax.efficiency.hlo.hlo_cost import ProgramCost, program_cost
 from sft_jax.efficiency.layer_costs import layer_costs
 from sft_jax.efficiency.model_costs import check_complete, random_batch
@@ -24,7 +25,7 @@ from sft_jax.training.state import TrainState
 from sft_jax.training.trainer import Trainer
 
 # The search for the largest batch ends when a fitting and a failing size are this close.
-CLOSE = 1.07
+SEARCH_RATIO = 1.07
 # Without a GPU the compiler cannot time kernels against each other, and its untimed first choice
 # for a matrix product may not compile. The library's products always do.
 _OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
@@ -71,10 +72,10 @@ class Plan:
         topology: Devices of the plan.
         batch_size: Samples per step over all chips.
         mesh: `{axis: size}` of the device mesh.
-        memory: Memory of one chip; if compilation failed, `temporary` is what the compiler asked
-            for.
+        memory: Memory of one chip; if compilation failed, `temporary` is what the compiler needed.
         cost: Cost of one step on one chip; None if compilation failed.
         dtype: Data type of the model's computation.
+        largest_batch: Largest global batch that fits; None if it was not searched for.
     """
 
     topology: Topology
@@ -83,6 +84,7 @@ class Plan:
     memory: Memory
     cost: ProgramCost | None
     dtype: str
+    largest_batch: int | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -95,6 +97,24 @@ class Plan:
     def rows(self) -> float:
         """Samples per step on one chip."""
         return self.batch_size / self.topology.num_chips
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Lower bounds of a step's time (see `roofline.seconds`); empty if unknown."""
+        if self.cost is None:
+            return {}
+        topology = self.topology
+        return roofline.seconds(self.cost, topology.chip, self.dtype, topology.num_chips)
+
+    @property
+    def bound_by(self) -> str | None:
+        """Resource with the largest lower bound."""
+        return max(self.seconds, key=self.seconds.__getitem__) if self.seconds else None
+
+    @property
+    def communication(self) -> str | None:
+        """Description of what the chips send to each other; None if compilation failed."""
+        return self.cost and roofline.describe(self.cost.collectives, self.mesh["fsdp"])
 
 
 def default_batch(config: Config, num_chips: int) -> int:
@@ -109,11 +129,33 @@ def with_batch(config: Config, batch_size: int) -> Config:
     return dataclasses.replace(config, train=train)
 
 
+def plan_model(
+    config: Config, topology: Topology, batch_size: int = 0, search_largest: bool = False
+) -> Plan:
+    """Plans one model on one topology.
+
+    Args:
+        config: Configuration of the model.
+        topology: Devices to compile for.
+        batch_size: Samples per step over all chips; 0 takes `default_batch`.
+        search_largest: Whether to search for the largest batch, if the chip's memory is known.
+    """
+
+    def plan_with(size: int) -> Plan:
+        return plan(with_batch(config, size), topology)
+
+    first = plan_with(batch_size or default_batch(config, topology.num_chips))
+    if not search_largest or not first.memory.capacity:
+        return first
+    unit = topology.num_chips * config.train.accumulate
+    return dataclasses.replace(first, largest_batch=largest_batch(plan_with, first, unit)[0])
+
+
 def plan(config: Config, topology: Topology) -> Plan:
     """Compiles the training step of a configuration and reads the compiled program.
 
     Raises:
-        ConfigError: Modalities or classes are left to the data, the chips cannot share the batch,
+        ConfigError: Modalities or outputs are left to the data, the chips cannot share the batch,
             or there is no compiler for the platform.
     """
     check_complete(config)
@@ -121,7 +163,7 @@ def plan(config: Config, topology: Topology) -> Plan:
     mesh = make_mesh(config.train, devices(topology))
     with compiling_for(platform):
         state, batch, lowered = _lower(config, mesh)
-        kept = sum(layer.saved_bytes for layer in layer_costs(config))
+        saved = sum(layer.saved_bytes for layer in layer_costs(config))
     rows = config.train.batch_size // mesh.size
     memory = Memory(
         parameters=_bytes_on_chip(state.params),
@@ -129,7 +171,7 @@ def plan(config: Config, topology: Topology) -> Plan:
         batch=_bytes_on_chip(batch),
         padding=0,
         temporary=0,
-        activations=kept * rows // config.train.accumulate,
+        activations=saved * rows // config.train.accumulate,
         program=0,
         capacity=topology.chip.memory,
     )
@@ -139,14 +181,16 @@ def plan(config: Config, topology: Topology) -> Plan:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        memory = dataclasses.replace(memory, temporary=asked_for(str(error)) - memory.total)
+        memory = dataclasses.replace(memory, temporary=needed_bytes(str(error)) - memory.total)
     else:
         stats = compiled.memory_analysis()
         # Aliased bytes are the old state, whose memory the new state reuses.
-        held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        total = (
+            stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        )
         memory = dataclasses.replace(
             memory,
-            padding=held - memory.total,
+            padding=total - memory.total,
             temporary=stats.temp_size_in_bytes,
             program=stats.generated_code_size_in_bytes,
         )
@@ -174,16 +218,16 @@ def _bytes_on_chip(tree: Any) -> int:
     )
 
 
-def asked_for(message: str) -> int:
+def needed_bytes(message: str) -> int:
     """Parses the bytes a program needs from a compiler's out-of-memory message.
 
     Raises:
         ValueError: The message does not contain them.
     """
-    found = re.search(r"(?:Used |required for .*?\()([\d.]+)([KMGT])", message)
-    if not found:
-        raise ValueError(f"a compiler's message: expected the memory that it wants in {message!r}")
-    return int(float(found.group(1)) * _UNITS[found.group(2)])
+    match = re.search(r"(?:Used |required for .*?\()([\d.]+)([KMGT])", message)
+    if not match:
+        raise ValueError(f"compiler message: expected the memory it needs, given {message!r}")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
 def largest_batch(measure: Callable[[int], Plan], first: Plan, unit: int) -> tuple[int, int | None]:
@@ -199,28 +243,28 @@ def largest_batch(measure: Callable[[int], Plan], first: Plan, unit: int) -> tup
 
     Returns:
         The largest batch that fits (0 if none does) and the smallest that does not. They differ by
-        at most a factor of `CLOSE`, or by one unit.
+        at most a factor of `SEARCH_RATIO`, or by one unit.
     """
-    found = {first.batch_size: first}
+    plans = {first.batch_size: first}
     while True:
-        low = max((size for size, entry in found.items() if entry.fits), default=0)
-        high = min((size for size, entry in found.items() if not entry.fits), default=None)
-        if high is not None and high <= max(low * CLOSE, low + unit):
+        low = max((size for size, plan in plans.items() if plan.fits), default=0)
+        high = min((size for size, plan in plans.items() if not plan.fits), default=None)
+        if high is not None and high <= max(low * SEARCH_RATIO, low + unit):
             return low, high
-        guess = _guess(found, unit)
+        guess = _guess(plans, unit)
         if guess <= low:  # the guess was right: try slightly above it
-            guess = max(low + unit, int(low * CLOSE) // unit * unit)
+            guess = max(low + unit, int(low * SEARCH_RATIO) // unit * unit)
         if high is not None and guess >= high:
             guess = (low + high) // 2 // unit * unit
-        found[guess] = measure(guess)
+        plans[guess] = measure(guess)
 
 
-def _guess(found: dict[int, Plan], unit: int) -> int:
+def _guess(plans: dict[int, Plan], unit: int) -> int:
     """Batch size where the line through the two plans nearest to the capacity reaches it."""
-    capacity = next(iter(found.values())).memory.capacity
-    points = [(size, entry.memory.total) for size, entry in found.items()]
+    capacity = next(iter(plans.values())).memory.capacity
+    points = [(size, plan.memory.total) for size, plan in plans.items()]
     points = sorted(points, key=lambda point: abs(point[1] - capacity))[:2]
-    (size, total), (other, least) = points[0], points[1] if len(points) > 1 else (0, 0)
-    slope = (total - least) / (size - other)
+    (size, total), (other_size, other_total) = points[0], points[1] if len(points) > 1 else (0, 0)
+    slope = (total - other_total) / (size - other_size)
     room = (capacity - total) / slope if slope > 0 else size
     return int((size + room) // unit) * unit

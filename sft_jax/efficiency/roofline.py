@@ -33,7 +33,7 @@ def seconds(cost: ProgramCost, chip: Chip, dtype: str, num_chips: int) -> dict[s
     """
     if not chip.flops:
         return {}
-    sent = sum(entry.count * sent_bytes(entry, num_chips) for entry in cost.collectives)
+    sent = sum(each.count * sent_bytes(each, num_chips) for each in cost.collectives)
     return {
         "products": cost.flops / chip.flops[dtype],
         "memory": cost.main_bytes / chip.bandwidth,
@@ -45,9 +45,9 @@ def by_kind(collectives: Sequence[Collective]) -> dict[str, dict[str, int]]:
     """`{kind: {count, bytes}}` of a step on one chip."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for entry in collectives:
-        counts[entry.kind] += entry.count
-        sizes[entry.kind] += entry.count * entry.nbytes
+    for collective in collectives:
+        counts[collective.kind] += collective.count
+        sizes[collective.kind] += collective.count * collective.nbytes
     return {kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in counts}
 
 
@@ -59,7 +59,7 @@ def describe(collectives: Sequence[Collective], fsdp: int) -> str:
         fsdp: Size of the mesh's `fsdp` axis, along which parameters are gathered before use and
             gradients reduced in parts.
     """
-    kinds = {entry.kind for entry in collectives}
+    kinds = {collective.kind for collective in collectives}
     if not kinds:
         return "none"
     if kinds <= {"all-reduce"}:

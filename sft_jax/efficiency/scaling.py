@@ -1,4 +1,4 @@
-"""Growth of cost with one setting: configurations along a sweep, and the exponent of growth."""
+"""Configurations along a sweep of one setting, and the exponent with which a cost grows."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from sft_jax.types import ConfigError
 Value = int | str
 
 
-def at(config: Config, axis: str, value: Value) -> Config:
+def with_setting(config: Config, axis: str, value: Value) -> Config:
     """Returns `config` with one setting at another value.
 
     Args:
@@ -35,31 +35,43 @@ def at(config: Config, axis: str, value: Value) -> Config:
     return AXES[axis][1](config, value)
 
 
+def parse_values(axis: str, texts: Sequence[str]) -> list[Value]:
+    """Values of a setting from the command line; the default ones if there are none.
+
+    Raises:
+        ConfigError: The axis is unknown, or a value is not a whole number where one is needed.
+    """
+    check_choice("sweep", axis, tuple(AXES))
+    wrong = [text for text in texts if axis != "dtype" and not text.isdecimal()]
+    if wrong:
+        raise ConfigError(f"values: given {', '.join(wrong)}, expected whole numbers for {axis}")
+    return [text if axis == "dtype" else int(text) for text in texts] or list(AXES[axis][0])
+
+
 def _length(config: Config, length: Value) -> Config:
     longest = max(config.modalities, key=lambda spec: spec.num_tokens)
     changes: dict[str, Any] = {"length": int(length)}
     if longest.pool in WINDOW_POOLS:
         changes["window"] = max(1, int(length) * longest.stride // longest.length)
-    longer = dataclasses.replace(longest, **changes)
+    lengthened = dataclasses.replace(longest, **changes)
     model = config.model
     if model.attention == "fixed":
-        stride = 2 ** round(math.log2(math.sqrt(model.expressivity * longer.num_tokens)))
+        stride = 2 ** round(math.log2(math.sqrt(model.expressivity * lengthened.num_tokens)))
         model = dataclasses.replace(model, stride=stride)
-    modalities = tuple(longer if spec is longest else spec for spec in config.modalities)
-    moved = dataclasses.replace(config, modalities=modalities, model=model)
+    modalities = tuple(lengthened if spec is longest else spec for spec in config.modalities)
+    varied = dataclasses.replace(config, modalities=modalities, model=model)
     if not isinstance(model.options, UnimodalOptions | ConcatOptions):
-        return moved
-    window = model.options.window * _num_pooled(moved) // _num_pooled(config)
-    return _with_window(moved, window)
+        return varied
+    window = model.options.window * _num_pooled(varied) // _num_pooled(config)
+    return _with_window(varied, window)
 
 
 def _batch(config: Config, size: Value) -> Config:
-    return dataclasses.replace(
-        config, train=dataclasses.replace(config.train, batch_size=int(size))
-    )
+    train = dataclasses.replace(config.train, batch_size=int(size))
+    return dataclasses.replace(config, train=train)
 
 
-def _kept(config: Config, k: Value) -> Config:
+def _tokens_kept(config: Config, k: Value) -> Config:
     def keep(spec: ModalitySpec) -> ModalitySpec:
         count = min(int(k), spec.num_tokens)
         if spec.pool in COUNTING_POOLS:
@@ -68,19 +80,19 @@ def _kept(config: Config, k: Value) -> Config:
             return dataclasses.replace(spec, window=spec.num_tokens // count)
         return spec
 
-    moved = dataclasses.replace(config, modalities=tuple(map(keep, config.modalities)))
-    tokens = _num_pooled(moved)
-    several = len(config.modalities) if config.model.name == "concat" else 1
-    return _with_window(moved, tokens // min(tokens, int(k) * several))
+    varied = dataclasses.replace(config, modalities=tuple(map(keep, config.modalities)))
+    tokens = _num_pooled(varied)
+    num_sequences = len(config.modalities) if config.model.name == "concat" else 1
+    return _with_window(varied, tokens // min(tokens, int(k) * num_sequences))
 
 
 def _num_pooled(config: Config) -> int:
     """Number of tokens that enter the max pool of `concat` or `unimodal`."""
     if config.model.name == "concat":
         return sum(spec.num_tokens + 1 for spec in config.modalities) - 1
+    specs = {spec.name: spec for spec in config.modalities}
     name = getattr(config.model.options, "modality", "")
-    named = [spec for spec in config.modalities if spec.name == name]
-    return (named or config.modalities)[0].num_tokens
+    return specs.get(name, config.modalities[0]).num_tokens
 
 
 def _with_window(config: Config, window: int) -> Config:
@@ -88,27 +100,20 @@ def _with_window(config: Config, window: int) -> Config:
     options = config.model.options
     if not isinstance(options, UnimodalOptions | ConcatOptions) or not options.window:
         return config
-    options = dataclasses.replace(options, window=max(1, window))
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, options=options))
+    return _with_model(config, options=dataclasses.replace(options, window=max(1, window)))
 
 
-def _width(config: Config, width: Value) -> Config:
-    return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, embed_dim=int(width))
-    )
-
-
-def _dtype(config: Config, dtype: Value) -> Config:
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=str(dtype)))
+def _with_model(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
 # Default values of a sweep, and the function that sets one.
 AXES: dict[str, tuple[tuple[Value, ...], Callable[[Config, Value], Config]]] = {
     "length": ((1024, 2048, 4096, 8192, 16384), _length),
     "batch": ((1, 4, 16, 64), _batch),
-    "k": ((1, 4, 16, 64), _kept),
-    "width": ((40, 80, 160, 320), _width),
-    "dtype": (("float32", "bfloat16"), _dtype),
+    "k": ((1, 4, 16, 64), _tokens_kept),
+    "width": ((40, 80, 160, 320), lambda config, width: _with_model(config, embed_dim=int(width))),
+    "dtype": (("float32", "bfloat16"), lambda config, dtype: _with_model(config, dtype=str(dtype))),
 }
 
 

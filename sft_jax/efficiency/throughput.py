@@ -1,11 +1,14 @@
-"""Timing of compiled functions, and peak rates of this machine."""
+"""Timing of compiled functions, and peak rates and memory use on this machine."""
 
+import multiprocessing
 import os
 import re
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -65,8 +68,8 @@ def time_interleaved(
             if repeat:
                 seconds[name].append((time.perf_counter() - start) / window)
     return {
-        name: Timing(float(np.median(taken)), min(taken), max(taken))
-        for name, taken in seconds.items()
+        name: Timing(float(np.median(times)), min(times), max(times))
+        for name, times in seconds.items()
     }
 
 
@@ -80,10 +83,9 @@ def matmul_peak(dtype: str = "float32", repeats: int = 5) -> float:
         repeats: Number of timed rounds.
     """
     shape = (jax.local_device_count(), _PEAK_SIZE, _PEAK_SIZE)
-    mesh = jax.make_mesh(shape[:1], ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    a = jax.device_put(jnp.ones(shape, dtype), placed)
-    product = jax.jit(jnp.matmul, out_shardings=placed)
+    sharding = _one_row_per_device()
+    a = jax.device_put(jnp.ones(shape, dtype), sharding)
+    product = jax.jit(jnp.matmul, out_shardings=sharding)
     timing = time_interleaved({"product": lambda: product(a, a)}, repeats)["product"]
     return 2 * shape[0] * _PEAK_SIZE**3 / timing.low
 
@@ -98,18 +100,23 @@ def memory_bandwidth(repeats: int = 5) -> float:
         repeats: Number of timed rounds.
     """
     shape = (jax.local_device_count(), _STREAM_SIZE)
-    mesh = jax.make_mesh(shape[:1], ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    total, step = (jax.device_put(jnp.full(shape, x, "float32"), placed) for x in (0, 1))
-    add = jax.jit(jnp.add, donate_argnums=0, out_shardings=placed)
-    holder = [total]
+    sharding = _one_row_per_device()
+    total, ones = (jax.device_put(jnp.full(shape, x, "float32"), sharding) for x in (0, 1))
+    add = jax.jit(jnp.add, donate_argnums=0, out_shardings=sharding)
 
-    def once():
-        holder[0] = add(holder[0], step)
-        return holder[0]
+    def add_once():
+        nonlocal total
+        total = add(total, ones)
+        return total
 
-    timing = time_interleaved({"sum": once}, repeats)["sum"]
-    return 3 * step.nbytes / timing.low
+    timing = time_interleaved({"sum": add_once}, repeats)["sum"]
+    return 3 * ones.nbytes / timing.low
+
+
+def _one_row_per_device() -> jax.sharding.NamedSharding:
+    devices = (jax.local_device_count(),)
+    mesh = jax.make_mesh(devices, ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
 
 def peak_memory() -> int:
@@ -119,3 +126,22 @@ def peak_memory() -> int:
         return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_memory_of(run: Callable[[], Any]) -> int:
+    """Peak bytes of a new process that imports, compiles and runs a function.
+
+    Args:
+        run: Function to call, which must be picklable.
+    """
+    # A forked process would start with all memory of this one.
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C reaches both processes; only this one reports it.
+    quiet = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=quiet) as process:
+        return process.submit(_peak_memory_after, run).result()
+
+
+def _peak_memory_after(run: Callable[[], Any]) -> int:
+    run()
+    return peak_memory()

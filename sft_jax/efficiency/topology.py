@@ -1,4 +1,4 @@
-"""Devices to compile for without having them: TPU slices and GPU nodes, by name."""
+"""Devices to compile for that need not be present: TPU slices and GPU nodes, by name."""
 
 import contextlib
 import dataclasses
@@ -60,13 +60,13 @@ def parse(name: str) -> Topology:
     Raises:
         ConfigError: The name is unknown, or the chip's network does not have this shape.
     """
-    found = _NAME.fullmatch(name.lower())
-    kind = found and {"v5": "v5e"}.get(found.group(1), found.group(1))
-    if not found or kind not in CHIPS:
+    match = _NAME.fullmatch(name.lower())
+    kind = match and {"v5": "v5e"}.get(match.group(1), match.group(1))
+    if not match or kind not in CHIPS:
         raise ConfigError(f"topology: given {name!r}, expected a name such as {EXAMPLES}")
-    chip, sizes = CHIPS[kind], [int(size) for size in found.group(3).split("x")]
+    chip, sizes = CHIPS[kind], [int(size) for size in match.group(3).split("x")]
     if len(sizes) == 1:
-        sizes = _shape(name, chip, sizes[0], counts_cores=found.group(2) == "-")
+        sizes = _shape(name, chip, sizes[0], counts_cores=match.group(2) == "-")
     elif len(sizes) != chip.axes:
         axes = f"{chip.axes} sizes" if chip.axes else "a number"
         raise ConfigError(f"topology: given {name!r}, expected {axes} after {kind}:, {EXAMPLES}")
@@ -107,13 +107,13 @@ def devices(topology: Topology) -> list[jax.Device]:
     """
     chip = topology.chip
     if chip.platform == "cpu":
-        found = jax.devices("cpu")
-        if len(found) < topology.num_chips:
+        present = jax.devices("cpu")
+        if len(present) < topology.num_chips:
             raise ConfigError(
-                f"topology: given {topology.name}, expected at most {len(found)} devices; set "
+                f"topology: given {topology.name}, expected at most {len(present)} devices; set "
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.num_chips}"
             )
-        return found[: topology.num_chips]
+        return present[: topology.num_chips]
     check_compiler(chip.platform)
     with _no_device_needed():
         return list(_describe(topology).devices)
@@ -139,40 +139,36 @@ def _describe(topology: Topology) -> Any:
     )
 
 
-# Platform -> packages with its compiler, and the extra that installs them.
-_COMPILERS = {"tpu": (("libtpu",), "tpu"), "gpu": (("jax-cuda12-plugin",), "cuda")}
+# Platform -> package with its compiler, and the extras of this package and of jax that install it.
+_COMPILERS = {"tpu": ("libtpu", "tpu", "tpu"), "gpu": ("jax-cuda12-plugin", "cuda", "cuda12")}
 
 
 def check_compiler(platform: str):
     """Raises `ConfigError` unless the platform's compiler is installed in the required version."""
-    packages, extra = _COMPILERS[platform]
-    remedy = f"pip install 'sft_jax[{extra}]' (or 'jax[{_jax_extra(platform)}]')"
-    for package in packages:
-        try:
-            version = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            raise ConfigError(
-                f"topology: given a {platform} one, but {package}, which holds the compiler, is "
-                f"not installed; {remedy}"
-            ) from None
-        wanted = _wanted(package, _jax_extra(platform))
-        if wanted is not None and not wanted.specifier.contains(version, prereleases=True):
-            raise ConfigError(
-                f"topology: found {package} {version}, expected {wanted.specifier} beside jax "
-                f"{metadata.version('jax')}; {remedy}"
-            )
+    package, extra, jax_extra = _COMPILERS[platform]
+    remedy = f"pip install 'sft_jax[{extra}]' (or 'jax[{jax_extra}]')"
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        raise ConfigError(
+            f"topology: given a {platform} one, but {package}, which holds the compiler, is "
+            f"not installed; {remedy}"
+        ) from None
+    required = _requirement(package, jax_extra)
+    if required is not None and not required.specifier.contains(version, prereleases=True):
+        raise ConfigError(
+            f"topology: found {package} {version}, expected {required.specifier} beside jax "
+            f"{metadata.version('jax')}; {remedy}"
+        )
 
 
-def _jax_extra(platform: str) -> str:
-    return {"tpu": "tpu", "gpu": "cuda12"}[platform]
-
-
-def _wanted(package: str, extra: str) -> Requirement | None:
+def _requirement(package: str, extra: str) -> Requirement | None:
     """The requirement of one of jax's extras on a package; None if there is none."""
     for text in metadata.requires("jax") or []:
-        found = Requirement(text)
-        if found.name == package and found.marker and found.marker.evaluate({"extra": extra}):
-            return found
+        required = Requirement(text)
+        marker = required.marker
+        if required.name == package and marker and marker.evaluate({"extra": extra}):
+            return required
     return None
 
 

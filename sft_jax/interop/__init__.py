@@ -1,1 +1,1 @@
-"""Weights in, artefacts out."""
+"""Import of reference weights and recordings, export of trained models, and a PyTorch baseline."""

@@ -11,9 +11,11 @@ from sft_jax.config.run import Config
 from sft_jax.config.task import TaskConfig
 from sft_jax.tasks.base import Metric, Task
 from sft_jax.tasks.classification import Classification
+from sft_jax.tasks.classification_report import METRICS, metric_rows
 from sft_jax.types import CheckpointError, ConfigError
 
 __all__ = [
+    "METRICS",
     "TASKS",
     "Metric",
     "Task",
@@ -21,6 +23,7 @@ __all__ = [
     "from_run",
     "from_source",
     "from_study",
+    "metric_rows",
     "required_data",
 ]
 

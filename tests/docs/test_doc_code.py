@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import pytest
 from doc_pages import PAGES, ROOT, blocks_of, is_apart
 
+from sft_jax import api
 from sft_jax.config.modality import POOLS, ModalitySpec, PoolKind
 from sft_jax.config.run import Config, ModelConfig
 from sft_jax.models import pools, registry
 
 OWN_DATA = ROOT / "docs" / "own_data.md"
+README = ROOT / "README.md"
 
 
 def python_of(page):
@@ -25,7 +27,7 @@ def python_of(page):
     ]
 
 
-WITH_CODE = [page for page in PAGES if page != OWN_DATA and python_of(page)]
+WITH_CODE = [page for page in PAGES if page not in (OWN_DATA, README) and python_of(page)]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
@@ -35,6 +37,23 @@ def test_python_runs(page, tmp_path, monkeypatch):
     names = {}
     for text in python_of(page):
         exec(compile(text, page.name, "exec"), names)
+
+
+def test_the_example_of_the_readme_runs_at_toy_size(tmp_path, monkeypatch):
+    (text,) = python_of(README)
+    assert len([line for line in text.splitlines() if line.strip()]) <= 12
+    load_config = api.load_config
+    small = {"model.embed_dim": 8, "model.num_heads": 2, "train.batch_size": 40}
+    small |= {"model.num_post_layers": 1, "data.data_dir": "prepared"}
+    monkeypatch.setattr(
+        api, "load_config", lambda path, changes: load_config(path, {**changes, **small})
+    )
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(text.replace("600", "60"), README.name, "exec"), names)
+    assert names["scores"]["num_samples"] == 12
+    assert names["page"] == tmp_path / "runs" / "mine" / "report.html"
+    assert names["prediction"].probabilities.shape == (60, 3)
 
 
 @pytest.fixture

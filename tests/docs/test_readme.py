@@ -11,13 +11,6 @@ def test_one_screen():
     assert len(README.splitlines()) <= 80
 
 
-def test_commands_are_targets_of_the_makefile():
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    named = re.findall(r"(?:^|`)make (\w+)", README, flags=re.MULTILINE)
-    assert set(named) == {"demo", "test", "docs"}
-    assert set(named) <= set(targets)
-
-
 def test_map_names_what_exists():
     text = (ROOT / "docs" / "code.md").read_text()
     found = re.findall(r"`((?:sft_jax|configs)/[\w/.]*)`", text)

@@ -8,7 +8,7 @@ import pytest
 
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig, TrainConfig
-from sft_jax.efficiency import benchmarks
+from sft_jax.efficiency import benchmarks, measure
 from sft_jax.efficiency.benchmarks import Point
 from sft_jax.efficiency.measure import Candidate, Measurement, Rate
 from sft_jax.types import ConfigError
@@ -30,9 +30,10 @@ def measurement(train, infer, temporary):
 
 def test_rows_state_medians_spreads_and_ratios_to_the_first():
     measured = {"sft": measurement(20.0, 100.0, 200_000_000), "dense": measurement(5.0, 20.0, None)}
-    first, second = benchmarks.rows(measured)
+    first, second = benchmarks.model_rows(measured)
     assert first == {
         "model": "sft",
+        "parameters": 10,
         "train samples/s": 20.0,
         "low to high": "10.0 to 40.0",
         "times": 1.0,
@@ -52,9 +53,9 @@ def test_rows_state_medians_spreads_and_ratios_to_the_first():
 
 def test_memory_of_processes_is_a_column_where_it_was_measured():
     measured = {"sft": measurement(20.0, 100.0, 1), "dense": measurement(5.0, 20.0, 1)}
-    rows = benchmarks.rows(measured, {"sft": 300_000_000, "dense": 2_000_000_000})
+    rows = benchmarks.model_rows(measured, {"sft": 300_000_000, "dense": 2_000_000_000})
     assert [row["process MB"] for row in rows] == [300.0, 2000.0]
-    assert "process MB" not in benchmarks.rows(measured)[0]
+    assert "process MB" not in benchmarks.model_rows(measured)[0]
 
 
 def point(value, model, milliseconds, temporary, batch_size=2):
@@ -64,8 +65,8 @@ def point(value, model, milliseconds, temporary, batch_size=2):
 
 
 def test_rows_and_json_of_a_sweep_are_costs_of_a_sample():
-    own = point(1024, "sft", 8.0, 6_000_000)
-    assert benchmarks.sweep_rows([own], "length") == [
+    measured = point(1024, "sft", 8.0, 6_000_000)
+    assert benchmarks.sweep_rows([measured], "length") == [
         {
             "length": 1024,
             "model": "sft",
@@ -77,7 +78,7 @@ def test_rows_and_json_of_a_sweep_are_costs_of_a_sample():
             "inference temporary MB": 1.5,
         }
     ]
-    data = own.to_json("length")
+    data = measured.to_json("length")
     assert (data["length"], data["model"], data["batch_size"]) == (1024, "sft", 2)
     assert data["train"] == {
         "samples_per_second": {"median": 125.0, "low": 62.5, "high": 250.0},
@@ -118,16 +119,15 @@ def config():
 def test_all_values_and_models_of_a_sweep_take_turns(monkeypatch):
     order = []
 
-    def candidate(moved):
-        name, size = moved.model.name, moved.train.batch_size
+    def candidate(config):
+        name, size = config.model.name, config.train.batch_size
 
         def call(kind):
             order.append((size, name, kind))
             return jnp.zeros(())
 
-        return Candidate(
-            lambda: call("train"), lambda: call("infer"), size, {}, {"train": size, "infer": 1}
-        )
+        memory = {"train": size, "infer": 1}
+        return Candidate(config, lambda: call("train"), lambda: call("infer"), {}, memory, None)
 
     monkeypatch.setattr(benchmarks, "candidate", candidate)
     late = Config(
@@ -135,7 +135,7 @@ def test_all_values_and_models_of_a_sweep_take_turns(monkeypatch):
         model=ModelConfig(name="late", num_classes=3),
         train=config().train,
     )
-    points = benchmarks.along({"sft": config(), "late": late}, "batch", (2, 6), 2, 1)
+    points = benchmarks.sweep_points({"sft": config(), "late": late}, "batch", (2, 6), 2, 1)
     one_round = [
         (size, name, kind)
         for size in (2, 6)
@@ -151,8 +151,8 @@ def test_a_profile_names_the_steps_of_every_candidate(tmp_path):
     def call():
         return jnp.ones(3) + 1
 
-    candidate = Candidate(call, call, 1, {}, {})
-    benchmarks.profile({"sft": candidate, "torch eager": candidate}, tmp_path)
+    candidate = Candidate(config(), call, call, {}, {}, call)
+    measure.profile({"sft": candidate, "torch eager": candidate}, tmp_path)
     (trace,) = tmp_path.rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     names = [event.get("name") for event in events]
@@ -163,4 +163,46 @@ def test_a_profile_names_the_steps_of_every_candidate(tmp_path):
 
 def test_a_sweep_of_values_that_do_not_fit_stops_before_any_work():
     with pytest.raises(ConfigError, match="embed_dim"):
-        benchmarks.along({"sft": config()}, "width", (0,), 1, 1)
+        benchmarks.sweep({"sft": config()}, "width", ["0"], 1, 1)
+
+
+def test_results_of_models_name_every_circumstance(monkeypatch):
+    def call():
+        return jnp.zeros(())
+
+    def candidate(config):
+        memory = {"train": 2_000_000, "infer": None}
+        return Candidate(config, call, call, {"train": 1.0, "infer": 1.0}, memory, call)
+
+    monkeypatch.setattr(benchmarks, "candidate", candidate)
+    monkeypatch.setattr(benchmarks, "matmul_peak", {"float32": 5e9}.__getitem__)
+    monkeypatch.setattr(benchmarks, "peak_memory_of", lambda run: 3_000_000 if run is call else 0)
+
+    def others(config, batch):
+        assert len(batch["id"]) == config.train.batch_size
+        return {"other": (call, call, call)}
+
+    result = benchmarks.compare_models({"sft": config()}, 1, 2, others, process_memory=True)
+    (rows,) = result.tables.values()
+    assert [(row["model"], row["process MB"]) for row in rows] == [("sft", 3.0), ("other", 3.0)]
+    assert [row["train temporary MB"] for row in rows] == [2.0, None]
+    numbers = result.numbers
+    assert (numbers["batch_size"], numbers["rounds"], numbers["steps_per_round"]) == (4, 1, 2)
+    assert numbers["matmul_peak_flops_per_second"] == 5e9
+    assert numbers["models"]["other"]["process_peak_bytes"] == 3_000_000
+    assert "batch 4, float32, no mixup" in result.note
+    assert result.text(lambda rows: f"{len(rows)} rows") == f"2 rows\n\n{result.note}"
+
+
+def test_exponents_of_a_sweep_need_numbers(monkeypatch):
+    def points_of(configs, axis, values, *rounds):
+        return [point(value, "sft", 2.0 * (1 + i), 1_000_000) for i, value in enumerate(values)]
+
+    monkeypatch.setattr(benchmarks, "sweep_points", points_of)
+    lengths = benchmarks.sweep({"sft": config()}, "length", ["16", "32"], 1, 1)
+    assert [table[0]["model"] for table in lengths.tables.values()] == ["sft", "sft"]
+    assert lengths.numbers["exponents"]["sft"]["train"]["time"] == pytest.approx(1)
+    assert "Exponent of length" in lengths.text(str)
+    dtypes = benchmarks.sweep({"sft": config()}, "dtype", [], 1, 1)
+    assert (len(dtypes.tables), dtypes.numbers["exponents"]) == (1, {})
+    assert [row["dtype"] for row in dtypes.tables[""]] == ["float32", "bfloat16"]

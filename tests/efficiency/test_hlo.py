@@ -144,7 +144,7 @@ def test_turns_follow_from_the_condition(old, new):
     program = hlo_text.parse(text("tpu_update").replace(old, new))
     entry = program.computations[program.entry]
     assert (
-        loops.turns(program, entry, entry.instructions["while"])
+        loops.trip_count(program, entry, entry.instructions["while"])
         == {"LT": 9, "LE": 8}["LE" if new == "LE" else "LT"]
     )
 

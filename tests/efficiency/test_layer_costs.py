@@ -103,7 +103,7 @@ def test_maps_of_the_block_sparse_pattern_by_hand(pool, queries):
 def test_layers_add_up_to_the_model(name):
     config = variant(two(), name)
     layers = layer_costs(config)
-    logits, shapes = models.traceable(models.written_out(config))
+    logits, shapes = models.output_sum(models.with_plain_attention(config))
     assert sum(layer.forward_flops for layer in layers) == matmul_flops(logits, shapes)
     assert sum(layer.train_flops for layer in layers) == matmul_flops(jax.grad(logits), shapes)
     assert models.forward_gflop(config) * 1e9 == pytest.approx(
@@ -145,7 +145,7 @@ def test_maps_of_stacked_and_shared_layers_count_each_layer_once():
 def test_saved_bytes_are_those_that_a_gradient_is_handed(rng):
     """Differentiated for real: what the backward pass holds beside parameters and constants."""
     config = one(implementation="xla")
-    logits, shapes = models.traceable(config)
+    logits, shapes = models.output_sum(config)
     params = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), shapes)
     held = {id(leaf): leaf for leaf in jax.tree.leaves(jax.vjp(logits, params)[1])}
     # A parameter may come as a copy. The count has that of the head's small kernel in it.

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import time
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, ModelConfig, TrainConfig
-from sft_jax.efficiency import measure, process_memory, throughput
+from sft_jax.efficiency import measure, throughput
 from sft_jax.efficiency import model_costs as models
 from sft_jax.efficiency.measure import Candidate, Rate
 from sft_jax.efficiency.throughput import Timing
@@ -28,18 +29,19 @@ def test_rates_are_samples_over_seconds_with_low_and_high_the_right_way_round():
 
 
 def fake(seconds):
-    """A candidate of four samples whose calls take so long."""
+    """A candidate of four samples with calls of given durations."""
 
     def call(kind):
         time.sleep(seconds[kind])
         return np.zeros(())
 
     return Candidate(
+        dataclasses.replace(config(), train=TrainConfig(batch_size=4)),
         lambda: call("train"),
         lambda: call("infer"),
-        4,
         {"train": 1.5, "infer": 0.5},
         {"train": 7, "infer": None},
+        lambda: None,
     )
 
 
@@ -48,13 +50,12 @@ def test_measurements_and_their_json():
         "quick": fake({"train": 0.01, "infer": 0.0}),
         "slow": fake({"train": 0.03, "infer": 0.0}),
     }
-    configs = dict.fromkeys(candidates, config())
-    measured = measure.measure(candidates, configs, peak=1e9, repeats=3, window=2)
+    measured = measure.measure(candidates, peak=1e9, repeats=3, window=2)
     assert list(measured) == ["quick", "slow"]
     quick, slow = (measured[name].rate["train"] for name in candidates)
     assert slow.high <= 4 / 0.03 < quick.high <= 4 / 0.01  # a sleep is never shorter
     assert quick.low <= quick.median <= quick.high
-    data = measure.to_json(measured["quick"])
+    data = measured["quick"].to_json()
     assert data["parameters"] == models.num_parameters(config())
     assert set(data) == {"parameters", "train", "infer"}
     train = data["train"]
@@ -89,16 +90,20 @@ def test_a_candidate_trains_and_evaluates_the_configured_model():
 
 def test_another_library_s_calls_are_made_once_to_compile_them():
     made = []
-    entry = measure.uncompiled(lambda: made.append("train"), lambda: made.append("infer"), 5)
+    entry = measure.uncompiled(
+        config(), lambda: made.append("train"), lambda: made.append("infer"), lambda: None
+    )
     assert made == ["train", "infer"]
-    assert entry.batch_size == 5
+    assert entry.batch_size == config().train.batch_size
     assert entry.temporary_bytes == {"train": None, "infer": None}
     assert min(entry.compile_seconds.values()) >= 0
 
 
 def test_what_the_data_would_decide_must_be_set():
     left = dataclasses.replace(config(), model=dataclasses.replace(config().model, num_classes=0))
-    with pytest.raises(ConfigError, match="num_classes 0, expected both set"):
+    with pytest.raises(
+        ConfigError, match="given 1 modalities and 0 outputs, expected at least one"
+    ):
         measure.candidate(left)
 
 
@@ -122,8 +127,8 @@ def hold(size):
 def test_memory_of_a_process_is_its_own_and_sees_what_was_held():
     ballast = np.ones(300_000_000, np.uint8)
     assert throughput.peak_memory() > ballast.nbytes
-    little = process_memory.peak_alone(hold, 1)
-    assert process_memory.peak_alone(hold, 200_000_000) - little > 150e6
+    little = throughput.peak_memory_of(functools.partial(hold, 1))
+    assert throughput.peak_memory_of(functools.partial(hold, 200_000_000)) - little > 150e6
     assert little < throughput.peak_memory()
 
 
@@ -145,7 +150,7 @@ def test_intensities_are_operations_over_bytes_of_a_sample():
     entry = fake({"train": 0.0, "infer": 0.0})
     moved = {"train": 4 * 50_000, "infer": 4 * 20_000}  # of a batch of four
     candidates = {"a": entry._replace(moved_bytes=moved.__getitem__)}
-    measured = measure.measure(candidates, {"a": config()}, peak=1e9, repeats=1, window=1)
+    measured = measure.measure(candidates, peak=1e9, repeats=1, window=1)
     train, infer = measure.intensities(candidates, measured)
     assert (train["model"], train["kind"], infer["kind"]) == ("a", "train", "infer")
     flops = models.train_gflop(config()) * 1e9

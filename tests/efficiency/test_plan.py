@@ -16,7 +16,7 @@ from sft_jax.efficiency import plan_tables, roofline
 from sft_jax.efficiency.chips import CHIPS
 from sft_jax.efficiency.hlo.hlo_cost import Collective, ProgramCost
 from sft_jax.efficiency.model_costs import num_parameters, train_gflop
-from sft_jax.efficiency.plan import asked_for, default_batch, largest_batch
+from sft_jax.efficiency.plan import default_batch, largest_batch, needed_bytes
 from sft_jax.efficiency.topology import Topology, parse
 from sft_jax.reports.text_tables import format_table
 from sft_jax.types import ConfigError
@@ -101,8 +101,8 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize(("message", "nbytes"), MESSAGES)
-def test_what_a_compiler_asked_for_is_read_from_its_message(message, nbytes):
-    assert asked_for(message) == nbytes
+def test_what_a_compiler_needed_bytes_is_read_from_its_message(message, nbytes):
+    assert needed_bytes(message) == nbytes
 
 
 def test_a_compiler_that_gives_up_says_how_much_it_wanted(monkeypatch):
@@ -116,14 +116,14 @@ def test_a_compiler_that_gives_up_says_how_much_it_wanted(monkeypatch):
     monkeypatch.setattr(planning, "_lower", lambda *_: (state, batch, lowered))
     found = planning.plan(tiny(), Topology("cpu:1", chip(), (1,)))
     assert (found.fits, found.cost, found.memory.total) == (False, None, nbytes)
-    models = {"sft": plan_tables.Entry(found, 0)}
+    models = {"sft": found}
     assert plan_tables.work_rows(models)[0]["MB a sample"] is None
     assert "bytes_per_sample" not in plan_tables.to_json({found.topology: models})["models"]["sft"]
     message = "INTERNAL: something else"
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         planning.plan(tiny(), Topology("cpu:1", chip(), (1,)))
-    with pytest.raises(ValueError, match="expected the memory"):
-        asked_for(message)
+    with pytest.raises(ValueError, match="expected the memory it needs"):
+        needed_bytes(message)
 
 
 def test_settings_that_the_data_would_decide_are_refused():
@@ -160,7 +160,7 @@ def test_the_largest_batch_is_bracketed_in_few_compilations(unit, first, power):
     low, high = largest_batch(measure, measure(first), unit)
     exact = math.floor((9000 / 10) ** (1 / power))
     assert low <= exact < high
-    assert high <= max(low * planning.CLOSE, low + unit)
+    assert high <= max(low * planning.SEARCH_RATIO, low + unit)
     assert len(compiled) <= 7
 
 
@@ -223,9 +223,14 @@ def test_collectives_add_up_by_kind():
 def test_tables_and_numbers_say_the_same(planned):
     four = Topology("cpu:4", chip(), (4,))
     found = dataclasses.replace(
-        planned, topology=four, batch_size=32, mesh={"data": 4, "fsdp": 1}, cost=COST
+        planned,
+        topology=four,
+        batch_size=32,
+        mesh={"data": 4, "fsdp": 1},
+        cost=COST,
+        largest_batch=4096,
     )
-    models = {"sft": plan_tables.Entry(found, 4096)}
+    models = {"sft": found}
     (work,) = plan_tables.work_rows(models)
     assert work["GFLOP a step"] == pytest.approx(4 * 3)
     assert work["GFLOP a sample"] == pytest.approx(3 / 8)
@@ -242,9 +247,7 @@ def test_tables_and_numbers_say_the_same(planned):
     assert (row["topology"], row["chips"], row["fits"]) == ("cpu:4", 4, "yes")
     assert row["MB a sample"] == work["MB a sample"]
     assert "topologies" in plan_tables.to_json({four: models, planned.topology: models})
-    assert "4 devices; batch 32 (8 a chip), float32, data 4, fsdp 1" in plan_tables.heading(
-        four, found
-    )
+    assert "4 devices; batch 32 (8 a chip), float32, data 4, fsdp 1" in plan_tables.heading(found)
     for table in (plan_tables.memory_rows, plan_tables.work_rows, plan_tables.collective_rows):
         assert len(format_table(table(models)).splitlines()) == 3
 

@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ def test_candidates_are_pytorch_s_eager_and_compiled_on_our_parameters(torch_sft
     found = torch_benchmark.torch_candidates(config(), batch)
     assert list(found) == ["torch eager", "torch compiled"]
     assert len(compared) == 1  # outputs are compared before anything is handed out
-    train, infer = found["torch eager"]
+    train, infer, run_alone = found["torch eager"]
+    assert pickle.loads(pickle.dumps(run_alone)).args[2] == "torch eager"
     np.testing.assert_allclose(infer().numpy(), real(*compared[0]), atol=1e-6, rtol=0)
     before = infer().numpy()
     train()
@@ -85,7 +87,7 @@ def test_what_pytorch_does_not_offer_is_refused_before_anything_is_run(torch_sft
 
 def test_a_candidate_runs_alone(torch_sft, monkeypatch):
     ran = []
-    entry = torch_sft.Candidate(lambda: ran.append("train"), lambda: ran.append("infer"))
-    monkeypatch.setattr(torch_sft, "candidates", lambda *args: {"torch eager": entry})
+    functions = (lambda: ran.append("train"), lambda: ran.append("infer"))
+    monkeypatch.setattr(torch_sft, "candidates", lambda *args: {"torch eager": functions})
     torch_benchmark.run_once(config(), random_batch(config()), "torch eager")
     assert ran == ["train", "infer"]

@@ -71,7 +71,7 @@ def test_other_sizes_and_names():
         ({"senti_expected": np.array('{"top9": 1}')}, r"found metrics \['top9'\], expected some"),
         ({"vgg_expected": np.array('{"acc2": 1}')}, r"found metrics \['acc2'\], expected some"),
         ({"vgg_labels": np.zeros(600)}, r"vgg_labels float64 \(600,\), expected .*whole numbers"),
-        ({"vgg_expected": None}, r"found \['vgg_labels', 'vgg_logits'\] that no expected"),
+        ({"vgg_expected": None}, r"found \['vgg_labels', 'vgg_logits'\] without expected"),
         ({"x_expected_half": np.array("{}")}, "x_expected_half: found.*expected x_pred and x_true"),
     ],
 )

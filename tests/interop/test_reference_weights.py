@@ -168,7 +168,7 @@ def test_query_key_and_value_may_be_packed_or_not():
 def test_both_forms_at_once_are_refused():
     name = "network.attns_rgb.0"
     both = separate(state_of("sft_max"), name) | state_of("sft_max")
-    with pytest.raises(DataError, match=rf"missing \[\], left over \['{name}.k_proj.bias'"):
+    with pytest.raises(DataError, match=rf"missing \[\], unexpected \['{name}.k_proj.bias'"):
         convert("sft_max", both)
 
 
@@ -190,7 +190,7 @@ def test_every_missing_name_and_one_left_over_are_both_listed(name):
         state = {key: value for key, value in whole.items() if key != missing}
         with pytest.raises(DataError) as caught:
             convert(name, {**state, "network.extra": np.zeros(1)})
-        words = (f"missing ['{missing}']", "left over ['network.extra']", "expected", "depths")
+        words = (f"missing ['{missing}']", "unexpected ['network.extra']", "expected", "depths")
         assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -206,9 +206,9 @@ def test_what_a_model_does_not_read_may_be_absent(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_wrong_depths_are_found(name, setting):
     depth = getattr(recorded(name).config, setting)
-    with pytest.raises(DataError, match=r"missing \['network.*left over \[\]"):
+    with pytest.raises(DataError, match=r"missing \['network.*unexpected \[\]"):
         convert(name, **{setting: depth + 1})
-    with pytest.raises(DataError, match=r"missing \[\], left over \['network"):
+    with pytest.raises(DataError, match=r"missing \[\], unexpected \['network"):
         convert(name, **{setting: depth - 1})
 
 
@@ -223,7 +223,7 @@ def test_wrong_modalities_are_found(name):
     with pytest.raises(DataError) as caught:
         convert(name, modalities=["rgb", "spec", "flow"])
     message = str(caught.value)
-    found, extra = re.search(r"missing (\[.*\]), left over (\[.*\]);", message).groups()
+    found, extra = re.search(r"missing (\[.*\]), unexpected (\[.*\]);", message).groups()
     assert "'flow_tokenizer.cls_token'" in found
     assert "'text_tokenizer.cls_token'" in extra
     assert "modalities ['rgb', 'spec', 'flow']" in message
@@ -232,7 +232,7 @@ def test_wrong_modalities_are_found(name):
 def test_modalities_that_mult_and_unimodal_cannot_have():
     with pytest.raises(DataError, match=r"given \['rgb', 'spec'\], expected three .* audio, video"):
         convert("MulT", modalities=["rgb", "spec"])
-    with pytest.raises(DataError, match=r"missing \['flow_tokenizer.*left over \[.*'text_tok"):
+    with pytest.raises(DataError, match=r"missing \['flow_tokenizer.*unexpected \[.*'text_tok"):
         convert("MulT", modalities=["flow", "spec", "rgb"])
     options = dataclasses.replace(recorded("unimodal_rgb").config.options, modality="flow")
     with pytest.raises(DataError, match=r"missing \['flow_tokenizer.cls_token'"):
@@ -263,12 +263,12 @@ def test_parameters_of_other_depths_are_refused(name, setting):
     """Not cut to the layers that are asked for: a state dict of half a model would load."""
     depth = getattr(recorded(name).config, setting)
     for other in (depth - 1, depth + 1):
-        with pytest.raises(DataError, match=r"params: .*(holds \d layers|not found|which the ref)"):
+        with pytest.raises(DataError, match=r"params: .*(has \d layers|not found|which the ref)"):
             convert_back(name, convert(name), **{setting: other})
 
 
 def test_layers_are_counted():
-    with pytest.raises(DataError, match=r"fusion/block/\S* holds 3 layers, expected 2; set the de"):
+    with pytest.raises(DataError, match=r"fusion/block/\S* has 3 layers, expected 2; set the de"):
         convert_back("sft_max", convert("sft_max"), num_post_layers=2)
 
 

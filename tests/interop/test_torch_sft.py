@@ -148,14 +148,14 @@ def test_three_training_steps_are_ours(pool, make, options, smoothing):
     params, batch = params_of(config), make(config)
     batch["weight"][4:] = 0
     losses, trained = our_steps(config, params, batch, steps=3)
-    candidate = torch_sft.candidates(config, params, batch)["torch eager"]
-    theirs = [float(candidate.train()) for _ in range(3)]
+    train, infer = torch_sft.candidates(config, params, batch)["torch eager"]
+    theirs = [float(train()) for _ in range(3)]
     if smoothing == 0:  # our metric leaves label smoothing out
         np.testing.assert_allclose(theirs, losses, atol=1e-4, rtol=0)
         assert losses[2] < losses[0] - 0.01
     before, after = ours(config, params, batch), ours(config, trained, batch)
     assert np.abs(after - before).max() > 0.05
-    np.testing.assert_allclose(candidate.infer().numpy(), after, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(infer().numpy(), after, atol=1e-4, rtol=0)
 
 
 def test_decay_is_on_the_weights_of_linear_layers_alone():
@@ -174,11 +174,9 @@ def test_decay_is_on_the_weights_of_linear_layers_alone():
 def test_dropout_acts_in_training_alone():
     config = config_of(dropout=0.5, optimizer=OptimizerConfig(learning_rate=0.0))
     params, batch = params_of(config), random_batch(config)
-    candidate = torch_sft.candidates(config, params, batch)["torch eager"]
-    assert float(candidate.train()) != float(candidate.train())
-    np.testing.assert_allclose(
-        candidate.infer().numpy(), ours(config, params, batch), atol=2e-5, rtol=0
-    )
+    train, infer = torch_sft.candidates(config, params, batch)["torch eager"]
+    assert float(train()) != float(train())
+    np.testing.assert_allclose(infer().numpy(), ours(config, params, batch), atol=2e-5, rtol=0)
 
 
 def test_candidates_share_nothing_with_each_other_or_with_what_was_given():
@@ -189,12 +187,12 @@ def test_candidates_share_nothing_with_each_other_or_with_what_was_given():
     assert torch.get_num_threads() == 1
     torch.set_num_threads(threads)
     assert list(found) == ["torch eager", "torch compiled"]
-    other = torch_sft.candidates(config, params, batch)["torch eager"]
-    found["torch eager"].train()
+    _, infer = torch_sft.candidates(config, params, batch)["torch eager"]
+    found["torch eager"][0]()
     expected = ours(config, params, batch)
     for x in (*batch["inputs"].values(), *jax.tree.leaves(params)):
         x[:] = 0
-    np.testing.assert_allclose(other.infer().numpy(), expected, atol=2e-5, rtol=0)
+    np.testing.assert_allclose(infer().numpy(), expected, atol=2e-5, rtol=0)
 
 
 def test_the_state_dict_has_the_reference_s_names():

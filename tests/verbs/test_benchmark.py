@@ -85,8 +85,8 @@ def test_benchmark_times_models_and_writes_numbers_figure_and_trace(config, tmp_
         f"--profile={tmp_path / 'trace'}",
     )
     assert CONVENTION in out
-    assert "| model | train samples/s |" in out
-    assert "Median of 2 rounds of 2 steps" in " ".join(out.split())
+    assert "| model | parameters | train samples/s |" in out
+    assert "Median, lowest and highest of 2 rounds of 2 steps" in " ".join(out.split())
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["batch_size"], found["dtype"], found["rounds"]) == (8, "float32", 2)
     assert found["matmul_peak_flops_per_second"] > 0
@@ -118,7 +118,7 @@ def test_benchmark_sweeps(config, tmp_path):
         f"--json={tmp_path / 'found.json'}",
         f"--plot={tmp_path / 'figure.png'}",
     )
-    assert "Power of length that a cost grows with" in out
+    assert "Exponent of length with which a cost grows" in out
     found = json.loads((tmp_path / "found.json").read_text())
     assert [(point["length"], point["model"]) for point in found["sweep"]] == [
         (16, "sft"),

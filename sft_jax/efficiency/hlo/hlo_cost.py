@@ -62,6 +62,11 @@ class ProgramCost:
     collectives: tuple[Collective, ...]
     unknown_loops: int
 
+    @property
+    def collective_bytes(self) -> int:
+        """Bytes of all collectives."""
+        return sum(each.count * each.nbytes for each in self.collectives)
+
 
 def program_cost(text: str) -> ProgramCost:
     """Computes the cost of a compiled program.
@@ -101,10 +106,10 @@ class _Counter:
     def _instruction(self, computation: Computation, instruction: Instruction, times: int):
         opcode = instruction.opcode
         if opcode == "while":
-            turns = loops.turns(self.program, computation, instruction)
-            self.unknown_loops += turns is None
+            trips = loops.trip_count(self.program, computation, instruction)
+            self.unknown_loops += trips is None
             for name in instruction.called("body", "condition"):
-                self.add(self.program.computations[name], times * (1 if turns is None else turns))
+                self.add(self.program.computations[name], times * (1 if trips is None else trips))
         elif opcode == "conditional":
             self._add_most_expensive_branch(instruction, times)
         elif opcode in ("call", "async-start"):
@@ -174,7 +179,7 @@ def _moved(program: Program, computation: Computation, instruction: Instruction)
     if opcode in ("dynamic-slice", "slice", "gather"):
         # Reads as much of the first operand as it writes, and all of the indices.
         written = sum(shape.padded_bytes for shape in instruction.shapes)
-        total[_space(operands[0])] += written
+        total[operands[0].shapes[0].space] += written
         operands = operands[1:]
     elif opcode in ("dynamic-update-slice", "scatter"):
         update = operands[2 if opcode == "scatter" else 1]
@@ -205,10 +210,6 @@ def _bytes(instruction: Instruction) -> int:
     return sum(shape.padded_bytes for shape in instruction.shapes)
 
 
-def _space(instruction: Instruction) -> int:
-    return instruction.shapes[0].space
-
-
 def _fusion(program: Program, outer: Computation, instruction: Instruction) -> Counter[int]:
     inner = program.computations[instruction.called("calls")[0]]
     total: Counter[int] = Counter()
@@ -217,7 +218,7 @@ def _fusion(program: Program, outer: Computation, instruction: Instruction) -> C
         if len(operand.shapes) > 1:
             _count(total, operand.shapes)
         elif operand.shapes:
-            total[_space(operand)] += _read(program, inner, parameter)
+            total[operand.shapes[0].space] += _read(program, inner, parameter)
     root = inner.instructions[inner.root]
     leaves = _operands(inner, root) if root.opcode == "tuple" else [root]
     if len(leaves) != len(instruction.shapes):
@@ -230,26 +231,26 @@ def _fusion(program: Program, outer: Computation, instruction: Instruction) -> C
 
 def _read(program: Program, computation: Computation, source: Instruction) -> int:
     """Bytes that a fused computation reads of one array."""
-    whole, found = _bytes(source), 0
+    all_bytes, read = _bytes(source), 0
     if source.name == computation.root:
-        return whole
+        return all_bytes
     for user in computation.users[source.name]:
         first = user.operands[0] == source.name
         if user.opcode in ("dynamic-slice", "slice", "gather") and first:
-            found += _bytes(user)
+            read += _bytes(user)
         elif user.opcode in ("dynamic-update-slice", "scatter") and first:
             # In place; a scatter reads what it adds to.
-            found += _bytes(computation.operand(user, 2)) if user.opcode == "scatter" else 0
+            read += _bytes(computation.operand(user, 2)) if user.opcode == "scatter" else 0
         elif user.opcode in _RENAMES:
-            found += _read(program, computation, user)
+            read += _read(program, computation, user)
         elif user.opcode == "fusion":
             inner = program.computations[user.called("calls")[0]]
             for parameter, name in zip(inner.parameters, user.operands, strict=True):
                 if name == source.name:
-                    found += _read(program, inner, parameter)
+                    read += _read(program, inner, parameter)
         else:
-            return whole
-    return min(whole, found)
+            return all_bytes
+    return min(all_bytes, read)
 
 
 def _written(

@@ -62,8 +62,8 @@ class ArrayShape:
         # The sizes of a tile are written major to minor.
         tile = self.tile[::-1]
         physical += [1] * (len(tile) - len(physical))
-        for i, step in enumerate(tile):
-            physical[i] = -(-physical[i] // step) * step
+        for i, size in enumerate(tile):
+            physical[i] = -(-physical[i] // size) * size
         return math.prod(physical) * self.bits // 8
 
 
@@ -89,11 +89,11 @@ class Instruction:
 
     def called(self, *keys: str) -> list[str]:
         """Names of computations in attributes such as `calls` or `to_apply`."""
-        found = []
+        names = []
         for key in keys:
             for text in re.findall(rf"\b{key}=(%[\w.\-]+|\{{[^}}]*\}})", self.attributes):
-                found += _NAME.findall(text)
-        return found
+                names += _NAME.findall(text)
+        return names
 
     def attribute(self, key: str) -> str:
         """Value of an attribute without its outer braces; empty if there is none."""
@@ -108,13 +108,13 @@ class Instruction:
 
     @functools.cached_property
     def backend_config(self) -> dict[str, Any]:
-        """What the platform's compiler noted; empty where it is no JSON."""
+        """Notes of the platform's compiler; empty if they are not a JSON object."""
         text = self.attribute("backend_config")
         try:
-            found = json.loads(f"{{{text}}}") if text else {}
+            config = json.loads(f"{{{text}}}") if text else {}
         except json.JSONDecodeError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return config if isinstance(config, dict) else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Computation:
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
         """Users of each instruction, each listed once."""
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
-                found[operand].append(instruction)
-        return found
+                users[operand].append(instruction)
+        return users
 
     def operand(self, instruction: Instruction, index: int) -> Instruction:
         """The instruction that computes an operand."""
@@ -141,8 +141,8 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
         """Parameters in order."""
-        found = [i for i in self.instructions.values() if i.opcode == "parameter"]
-        return sorted(found, key=lambda instruction: int(instruction.body))
+        parameters = [i for i in self.instructions.values() if i.opcode == "parameter"]
+        return sorted(parameters, key=lambda instruction: int(instruction.body))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,9 @@ def parse(text: str) -> Program:
             computations[name] = _computation(name, lines)
             entry = name if header.group(1) else entry
     if entry is None:
-        raise ValueError("a program's text: found no ENTRY computation; give compiled.as_text()")
+        raise ValueError(
+            "program text: found no ENTRY computation, expected one; pass compiled.as_text()"
+        )
     return Program(computations, entry)
 
 
@@ -184,7 +186,7 @@ def _computation(name: str, lines: Iterator[str]) -> Computation:
             instructions[instruction.name] = instruction
             root = instruction.name if start.group(1) else root
     if not instructions:
-        raise ValueError(f"a program's text: found no instruction in computation {name!r}")
+        raise ValueError(f"program text: found no instruction in computation {name!r}")
     return Computation(name, instructions, root or next(reversed(instructions)))
 
 
@@ -193,7 +195,7 @@ def _instruction(name: str, text: str) -> Instruction:
     shape, rest = text[:end], text[end:]
     opcode = _OPCODE.match(rest)
     if not opcode:
-        raise ValueError(f"a program's text: no opcode in {text[:200]!r}")
+        raise ValueError(f"program text: no opcode in {text[:200]!r}")
     close = _closing(rest, opcode.end() - 1)
     body = rest[opcode.end() : close]
     names = () if opcode.group(1) == "constant" else tuple(_NAME.findall(body))
@@ -218,19 +220,19 @@ def _closing(text: str, start: int) -> int:
             if not depth:
                 return i
         i += 1
-    raise ValueError(f"a program's text: a bracket is not closed in {text[:200]!r}")
+    raise ValueError(f"program text: a bracket is not closed in {text[:200]!r}")
 
 
 def shapes_of(text: str) -> tuple[ArrayShape, ...]:
     """Parses the arrays of a shape such as `(f32[2,3]{1,0:T(8,128)S(1)}, s32[])`."""
-    found = []
+    shapes = []
     for dtype, dims, layout in _ARRAY.findall(_COMMENT.sub("", text)):
         sizes = tuple(int(d.strip("<=")) for d in dims.split(",") if d)
         order, _, rest = layout.partition(":")
         axes = tuple(int(axis) for axis in order.split(",") if axis) if sizes else ()
         tile = re.match(r"T\(([\d,]+)\)", rest)
         space = re.search(r"S\((\d+)\)", rest)
-        found.append(
+        shapes.append(
             ArrayShape(
                 dtype,
                 sizes,
@@ -239,4 +241,4 @@ def shapes_of(text: str) -> tuple[ArrayShape, ...]:
                 int(space.group(1)) if space else 0,
             )
         )
-    return tuple(found)
+    return tuple(shapes)

@@ -40,8 +40,8 @@ def _dot(computation: Computation, instruction: Instruction, contracted: list[in
 def kernel_estimate(instruction: Instruction) -> dict[str, int]:
     """A Pallas kernel's own estimate (`flops`, `bytes_accessed`); empty if it has none."""
     config = instruction.backend_config
-    found = config.get("custom_call_config", config).get("cost_estimate", {})
-    return {key: int(value) for key, value in found.items()}
+    estimate = config.get("custom_call_config", config).get("cost_estimate", {})
+    return {key: int(value) for key, value in estimate.items()}
 
 
 def library_product(instruction: Instruction) -> dict[str, Any]:
@@ -79,19 +79,19 @@ def _convolution(computation: Computation, instruction: Instruction) -> int:
 
 
 def _window(text: str) -> dict[str, list[Any]]:
-    found = {}
+    window = {}
     for part in text.split():
         key, _, values = part.partition("=")
-        found[key] = [
+        window[key] = [
             [int(v) for v in value.split("_")] if "_" in value else int(value)
             for value in values.split("x")
         ]
-    return found
+    return window
 
 
 def _pairs(size: int, kernel: int, output: int, window: dict[str, Any]) -> int:
     """Number of (output, kernel) positions along one axis that meet an element of the input."""
-    stride, step = window.get("stride", 1), window.get("rhs_dilate", 1)
+    stride, dilation = window.get("stride", 1), window.get("rhs_dilate", 1)
     low, holes = window.get("pad", (0, 0))[0], window.get("lhs_dilate", 1)
-    place = np.arange(output)[:, None] * stride + np.arange(kernel) * step - low
-    return int(((place % holes == 0) & (place >= 0) & (place < size * holes)).sum())
+    position = np.arange(output)[:, None] * stride + np.arange(kernel) * dilation - low
+    return int(((position % holes == 0) & (position >= 0) & (position < size * holes)).sum())

@@ -1,4 +1,4 @@
-"""Artefacts on disk: written with what they hold, run by their runtime alone, and compared."""
+"""Artefacts on disk: writing, running in a separate process, and comparison with the model."""
 
 import dataclasses
 import importlib.util
@@ -29,26 +29,26 @@ from sft_jax.interop.artefacts.stablehlo import (
 from sft_jax.types import ConfigError
 
 FORMATS = ("stablehlo", "onnx", "onnx_int8")
-# The largest difference that two programs' float32 sums may show in a logit.
+# Largest difference in logits that can be due to float32 rounding.
 TOLERANCE = 1e-4
 _SUFFIXES = {"stablehlo": ".stablehlo", "onnx": ".onnx", "onnx_int8": ".int8.onnx"}
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
 def write(model: Exportable, kinds: Sequence[str], path: Path) -> dict[str, Path]:
-    """Writes artefacts, each with `<file>.json` beside it, which says what goes in and comes out.
+    """Writes artefacts, each with a description of its inputs and outputs in `<file>.json`.
 
     Args:
-        model: what is exported.
-        kinds: of `FORMATS`.
-        path: a folder, where they are called `model` with the suffix of their format; or, of one
-            kind, the file.
+        model: Model to export.
+        kinds: Formats among `FORMATS`.
+        path: Folder for files named `model` with the suffix of their format, or the file itself if
+            there is one format.
 
     Returns:
-        The path of each.
+        Path by format.
 
     Raises:
-        ConfigError: an unknown format, or one whose libraries are not installed.
+        ConfigError: A format is unknown, or its libraries are not installed.
     """
     for kind in kinds:
         check_choice("format", kind, FORMATS)
@@ -67,8 +67,8 @@ def write(model: Exportable, kinds: Sequence[str], path: Path) -> dict[str, Path
         paths[kind] = path if alone else path / f"model{_SUFFIXES[kind]}"
         paths[kind].parent.mkdir(parents=True, exist_ok=True)
         paths[kind].write_bytes(contents[kind])
-        made = {"format": kind, "jax": jax.__version__, **abouts[kind], **about}
-        Path(f"{paths[kind]}.json").write_text(json.dumps(made, indent=1) + "\n")
+        description = {"format": kind, "jax": jax.__version__, **abouts[kind], **about}
+        Path(f"{paths[kind]}.json").write_text(json.dumps(description, indent=1) + "\n")
     return paths
 
 
@@ -87,12 +87,12 @@ def _import_onnx_format() -> ModuleType:
 
 
 def example(model: Exportable, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays of the kind that the model takes: of ragged lengths, every other row lacks a modality.
+    """Random inputs of different lengths, in which every other sample lacks a modality.
 
     Args:
-        model: whose `shift` and `scale` say in which units.
-        rows: samples.
-        seed: of the draw.
+        model: Model with the units of the inputs in `shift` and `scale`.
+        rows: Number of samples.
+        seed: Seed of the random numbers.
     """
     rng = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray] = {}
@@ -116,21 +116,20 @@ def example(model: Exportable, rows: int, seed: int = 0) -> dict[str, np.ndarray
 
 
 def reference(model: Exportable, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the model itself makes of them here, as `predict` computes it."""
-    wanted = signature(model.config, len(next(iter(arrays.values()))))
-    given = {name: arrays[name] for name in wanted}
-    return jax.device_get(jax.jit(inference(model))(given))
+    """Outputs of the model itself for the same arrays."""
+    names = signature(model.config, len(next(iter(arrays.values()))))
+    return jax.device_get(jax.jit(inference(model))({name: arrays[name] for name in names}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """Between what an artefact returns and what the model returns.
+    """Differences between the outputs of an artefact and of the model.
 
     Attributes:
-        logits: the largest, absolute.
-        probabilities: the largest, absolute.
-        predicted: share of the samples whose most probable class is another.
-        kept: share of the slots with another token.
+        logits: Largest absolute difference in logits.
+        probabilities: Largest absolute difference in probabilities.
+        predicted: Share of the samples with another most probable class.
+        kept: Share of the kept tokens that differ.
     """
 
     logits: float
@@ -139,37 +138,37 @@ class Differences:
     kept: float
 
     @classmethod
-    def between(cls, given: Mapping[str, Any], expected: Mapping[str, Any]) -> "Differences":
-        """Of two dicts of outputs with the same names."""
-        if given.keys() != expected.keys():
-            raise ConfigError(f"outputs: given {sorted(given)}, expected {sorted(expected)}")
+    def between(cls, outputs: Mapping[str, Any], expected: Mapping[str, Any]) -> "Differences":
+        """Compares two dicts of outputs with the same names."""
+        if outputs.keys() != expected.keys():
+            raise ConfigError(f"outputs: given {sorted(outputs)}, expected {sorted(expected)}")
         logits, probabilities = (
-            float(np.abs(given[n] - expected[n]).max()) for n in ("logits", "probabilities")
+            float(np.abs(outputs[n] - expected[n]).max()) for n in ("logits", "probabilities")
         )
-        classes = (x["probabilities"].argmax(axis=-1) for x in (given, expected))
-        slots = [given[n] != expected[n] for n in expected if n.endswith("/indices")]
-        kept = float(np.mean(np.concatenate([x.ravel() for x in slots]))) if slots else 0.0
+        classes = (x["probabilities"].argmax(axis=-1) for x in (outputs, expected))
+        differ = [outputs[n] != expected[n] for n in expected if n.endswith("/indices")]
+        kept = float(np.mean(np.concatenate([x.ravel() for x in differ]))) if differ else 0.0
         return cls(logits, probabilities, float(np.mean(np.not_equal(*classes))), kept)
 
     def check(self, kind: str):
-        """Raises `ConfigError` unless a float32 artefact computes what the model does."""
+        """Raises `ConfigError` if a float32 artefact differs from the model."""
         if kind != "onnx_int8" and not (self.logits <= TOLERANCE and self.kept == 0):
             raise ConfigError(
-                f"{kind}: its logits differ from the model's by {self.logits:.2g} and its kept "
-                f"tokens in {self.kept:.3%} of the slots, expected at most {TOLERANCE:g} and none; "
-                "do not use the artefact: what computes it here rounds or breaks ties otherwise"
+                f"{kind}: its logits differ from the model's by {self.logits:.2g} and "
+                f"{self.kept:.3%} of its kept tokens differ, expected at most {TOLERANCE:g} and "
+                "none; do not use the artefact with this version of its runtime"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """An artefact in a process that has its runtime alone.
+    """An artefact in a separate process that imports only its runtime.
 
     Attributes:
-        outputs: what it makes of the inputs, by name.
-        ready_seconds: from reading the file to the first answer.
-        runtime_bytes: held with the runtime imported, before the artefact was read.
-        process: the process, for `seconds` and `peak_bytes`.
+        outputs: Outputs by name.
+        ready_seconds: Time from reading the file to the first result.
+        runtime_bytes: Memory with the runtime imported, before the artefact is read.
+        process: Handle of the process.
     """
 
     outputs: dict[str, np.ndarray]
@@ -178,13 +177,13 @@ class Running:
     process: Any
 
     def seconds(self, calls: int) -> list[float]:
-        """Of that many calls on the first row, one after the other."""
+        """Seconds of each of several consecutive calls on the first sample."""
         self.process.stdin.write(f"{calls}\n")
         self.process.stdin.flush()
         return _answer(self.process)
 
     def peak_bytes(self) -> int:
-        """The most memory the process ever held; ends it."""
+        """Ends the process and returns its peak memory."""
         self.process.stdin.close()
         return _answer(self.process)["peak_bytes"]
 
@@ -193,23 +192,23 @@ class Running:
 def running(
     path: Path, kind: str, arrays: Mapping[str, np.ndarray], rows: int = 1
 ) -> Iterator[Running]:
-    """Starts an artefact on some inputs, with one thread.
+    """Runs an artefact in a separate process with one thread.
 
     Args:
-        path: of the artefact.
-        kind: of `FORMATS`.
-        arrays: the inputs.
-        rows: samples it is given at a time.
+        path: Path of the artefact.
+        kind: Format among `FORMATS`.
+        arrays: Inputs by name.
+        rows: Number of samples per call.
 
     Raises:
-        ConfigError: it cannot be run.
+        ConfigError: The process fails.
     """
     runtime = "stablehlo" if kind == "stablehlo" else "onnx"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
-        given: dict[str, Any] = dict(arrays)
-        np.savez(inputs, **given)
+        contents: dict[str, Any] = dict(arrays)
+        np.savez(inputs, **contents)
         command = [sys.executable, "-P", run_artefact.__file__, runtime]
         process: Any = subprocess.Popen(
             [*command, path, inputs, outputs, str(rows)],
@@ -222,8 +221,8 @@ def running(
             try:
                 about = _answer(process)
                 with np.load(outputs) as file:
-                    found = {name: file[name] for name in file.files}
-                yield Running(found, process=process, **about)
+                    results = {name: file[name] for name in file.files}
+                yield Running(results, process=process, **about)
             finally:
                 process.stdin.close()
                 process.stdout.read()
@@ -233,20 +232,26 @@ def _answer(process: Any) -> Any:
     line = process.stdout.readline()
     if not line:
         raise ConfigError(
-            f"{process.args[4]}: its process ended with status {process.wait()} and said above "
-            "why, expected it to run; install the runtime, or export again with this version of it"
+            f"{process.args[4]}: its process ended with status {process.wait()} and the message "
+            "above, expected it to run; install the runtime, or export again with this version"
         )
     return json.loads(line)
 
 
 def compared(model: Exportable, path: Path, kind: str, rows: int = 5) -> Differences:
-    """Runs an artefact on an example batch and holds it against the model.
+    """Compares an artefact with the model on an example batch.
+
+    Args:
+        model: Exported model.
+        path: Path of the artefact.
+        kind: Format among `FORMATS`.
+        rows: Number of samples.
 
     Raises:
-        ConfigError: a float32 artefact that computes something else.
+        ConfigError: A float32 artefact differs from the model.
     """
     arrays = example(model, rows)
     with running(path, kind, arrays, rows) as run:
-        found = Differences.between(run.outputs, reference(model, arrays))
-    found.check(kind)
-    return found
+        differences = Differences.between(run.outputs, reference(model, arrays))
+    differences.check(kind)
+    return differences

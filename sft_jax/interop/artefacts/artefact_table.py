@@ -1,4 +1,4 @@
-"""What artefacts cost to run, and what eight bits cost in accuracy: one row an artefact."""
+"""Tables of the artefacts' cost and accuracy."""
 
 import contextlib
 import dataclasses
@@ -15,25 +15,25 @@ from sft_jax.runs.run_files import read_data
 from sft_jax.tasks import Task
 from sft_jax.training.session import Session, for_these_devices
 
-_ROWS = 3  # samples that every artefact is compared with its model on
+_ROWS = 3  # samples for the comparison of an artefact with its model
 
 
 def measure(models: Mapping[str, Exportable], rounds: int, calls: int = 5) -> list[dict[str, Any]]:
-    """Artefacts of every format on one row and one thread, each in a process of its own, in turn.
+    """Times artefacts of every format on one sample and one thread, in turn in separate processes.
 
     Args:
-        models: by name.
-        rounds: counted ones, after one that is not.
-        calls: of one artefact in a row; a round counts as their median.
+        models: Models by name.
+        rounds: Number of timed rounds, after one warm-up round.
+        calls: Consecutive calls per round, of which the median counts.
 
     Returns:
-        Plain numbers: `model`, `format`, `file_bytes`, `ready_seconds` (from reading the file to
-        the first answer), `latency_seconds` (`median`, `low`, `high` over the rounds),
-        `peak_bytes`, `runtime_bytes` (held before the artefact is read), `differences` from the
+        For each artefact `model`, `format`, `file_bytes`, `ready_seconds` (from reading the file to
+        the first result), `latency_seconds` (`median`, `low`, `high` over the rounds),
+        `peak_bytes`, `runtime_bytes` (before the artefact is read), and `differences` from the
         model.
 
     Raises:
-        ConfigError: an artefact that does not compute what its model does.
+        ConfigError: A float32 artefact differs from its model.
     """
     rows, processes = [], []
     seconds: list[list[float]] = []
@@ -45,8 +45,8 @@ def measure(models: Mapping[str, Exportable], rounds: int, calls: int = 5) -> li
             paths = artefact_files.write(model, artefact_files.FORMATS, folder / name)
             for kind, path in paths.items():
                 run = stack.enter_context(artefact_files.running(path, kind, arrays))
-                found = artefact_files.Differences.between(run.outputs, expected)
-                found.check(kind)
+                differences = artefact_files.Differences.between(run.outputs, expected)
+                differences.check(kind)
                 rows.append(
                     {
                         "model": name,
@@ -54,24 +54,25 @@ def measure(models: Mapping[str, Exportable], rounds: int, calls: int = 5) -> li
                         "file_bytes": path.stat().st_size,
                         "ready_seconds": run.ready_seconds,
                         "runtime_bytes": run.runtime_bytes,
-                        "differences": dataclasses.asdict(found),
+                        "differences": dataclasses.asdict(differences),
                     }
                 )
                 processes.append(run)
                 seconds.append([])
         for number in range(rounds + 1):
-            for run, taken in zip(processes, seconds, strict=True):
-                once = float(np.median(run.seconds(calls)))
-                taken += [once] if number else []
-        for row, run, taken in zip(rows, processes, seconds, strict=True):
-            median = float(np.median(taken))
-            row["latency_seconds"] = {"median": median, "low": min(taken), "high": max(taken)}
+            for run, times in zip(processes, seconds, strict=True):
+                latency = float(np.median(run.seconds(calls)))
+                if number:
+                    times.append(latency)
+        for row, run, times in zip(rows, processes, seconds, strict=True):
+            median = float(np.median(times))
+            row["latency_seconds"] = {"median": median, "low": min(times), "high": max(times)}
             row["peak_bytes"] = run.peak_bytes()
     return rows
 
 
 def cost_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`measure`'s numbers as rows to read."""
+    """Table rows of the result of `measure`."""
     return [
         {
             "model": row["model"],
@@ -93,43 +94,46 @@ def cost_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def score(
     model: Exportable, workdir: Path, split: str, data_dir: str | None = None
 ) -> list[dict[str, Any]]:
-    """Accuracy of a run's artefacts on a split, beside the model's own.
+    """Scores a run's model and its artefacts on a split.
 
     Args:
-        model: of the run.
-        workdir: of the run; its artefacts are written to `export/` there.
-        split: which to score.
-        data_dir: where prepared data are kept, if not where they were in training.
+        model: Model of the run.
+        workdir: Folder of the run; its artefacts are written to `export/` there.
+        split: Split to score.
+        data_dir: Folder of the prepared data, if it has moved since training.
 
     Returns:
-        Plain numbers: `artefact`, `samples`, `metric` (the main one), `percent` (its format),
-        `value`, `file_bytes`, `differences` from the model.
+        For each of them `artefact`, `samples`, `metric` (the main one), `percent` (whether it is
+        shown as a percentage), `value`, and for artefacts `file_bytes` and `differences` from the
+        model.
 
     Raises:
-        ConfigError: a float32 artefact that does not compute what the model does.
-        CheckpointError: other data than the run's.
+        ConfigError: A float32 artefact differs from the model.
+        CheckpointError: The data are not those of the run.
     """
     config = for_these_devices(model.config, data_dir)
-    opened = Session.open(config, fingerprint=read_data(workdir, "fingerprint")["fingerprint"])
-    arrays, target = _raw(opened, split)
+    session = Session.open(config, fingerprint=read_data(workdir, "fingerprint")["fingerprint"])
+    arrays, target = _raw_data(session, split)
     expected = artefact_files.reference(model, arrays)
-    rows = [{"artefact": "the model itself", **_score(opened.task, expected, target)}]
+    rows = [{"artefact": "the model itself", **_score(session.task, expected, target)}]
     for kind, path in artefact_files.write(
         model, artefact_files.FORMATS, workdir / "export"
     ).items():
         artefact_files.compared(model, path, kind)
         with artefact_files.running(path, kind, arrays, rows=64) as run:
-            # Not held to a tolerance: among so many tokens two may be as salient as each other,
-            # and another order of summation then keeps the other one.
-            found = artefact_files.Differences.between(run.outputs, expected)
-            score = _score(opened.task, run.outputs, target)
+            # Not checked against a tolerance: two of so many tokens may be equally salient, and
+            # then rounding decides which of them is kept.
+            differences = artefact_files.Differences.between(run.outputs, expected)
+            score = _score(session.task, run.outputs, target)
         size = {"file_bytes": path.stat().st_size}
-        rows.append({"artefact": kind, **score, **size, "differences": dataclasses.asdict(found)})
+        rows.append(
+            {"artefact": kind, **score, **size, "differences": dataclasses.asdict(differences)}
+        )
     return rows
 
 
 def score_rows(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`score`'s numbers as rows to read."""
+    """Table rows of the result of `score`."""
     rows = []
     for row in scored:
         shown = {
@@ -138,12 +142,12 @@ def score_rows(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row["metric"]: f"{row['value']:.2%}" if row["percent"] else f"{row['value']:.4f}",
         }
         if "differences" in row:
-            found = row["differences"]
+            differences = row["differences"]
             shown |= {
                 "file kB": round(row["file_bytes"] / 1e3),
-                "another class": f"{found['predicted']:.2%}",
-                "another token kept": f"{found['kept']:.3%}",
-                "probabilities differ by": f"{found['probabilities']:.1g}",
+                "another class": f"{differences['predicted']:.2%}",
+                "another token kept": f"{differences['kept']:.3%}",
+                "probabilities differ by": f"{differences['probabilities']:.1g}",
             }
         rows.append(shown)
     columns = list(rows[-1])
@@ -160,22 +164,22 @@ def _score(task: Task, outputs: Mapping[str, np.ndarray], target: np.ndarray) ->
     }
 
 
-def _raw(opened: Session, split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A split as the arrays of `export.signature`, in the units of the data, and its targets."""
-    own = opened.normalizer
-    plain = dataclasses.replace(
-        own,
-        shift={name: (0.0,) * len(numbers) for name, numbers in own.shift.items()},
-        scale={name: (1.0,) * len(numbers) for name, numbers in own.scale.items()},
+def _raw_data(session: Session, split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Arrays of `stablehlo.signature` for a split, without normalisation, and its targets."""
+    normalizer = session.normalizer
+    identity = dataclasses.replace(
+        normalizer,
+        shift={name: (0.0,) * len(numbers) for name, numbers in normalizer.shift.items()},
+        scale={name: (1.0,) * len(numbers) for name, numbers in normalizer.scale.items()},
     )
-    batches = list(dataclasses.replace(opened, normalizer=plain).batches(split))
+    batches = list(dataclasses.replace(session, normalizer=identity).batches(split))
     real = np.concatenate([batch["weight"] for batch in batches]) > 0
 
     def joined(part, name):
         return np.concatenate([batch[part][name] for batch in batches])[real]
 
     arrays = {}
-    for spec in opened.config.modalities:
+    for spec in session.config.modalities:
         arrays[spec.name] = joined("inputs", spec.name)
         arrays[f"mask/{spec.name}"] = joined("mask", spec.name)
     return arrays, np.concatenate([batch["target"] for batch in batches])[real]

@@ -1,9 +1,8 @@
-"""Says what a StableHLO artefact calls outside of it; a program of its own, started by its path.
+"""Script that lists calls from a StableHLO artefact to code outside of it, as a line of JSON.
 
-    python -P artefact_calls.py ARTEFACT
+    python -P called_operations.py ARTEFACT
 
-Writes a line of JSON: names of calls, of effects, and `unnamed`. MLIR's parser may end the process
-on a file that is not what it should be, so it is not ours.
+It runs in a separate process because MLIR's parser may abort on a malformed file.
 """
 
 import json
@@ -11,22 +10,22 @@ import re
 import sys
 from pathlib import Path
 
-# As MLIR prints a call, and as it prints one whose form it does not know.
+# Calls in MLIR's short and generic form.
 CALLED = re.compile(r'custom_call @"?([^\s"(]+)|call_target_name = "([^"]*)"')
 
 
 def main(path):
-    """See the module."""
+    """Prints the names of custom calls and effects of an artefact."""
     import jax.export
 
     exported = jax.export.deserialize(bytearray(Path(path).read_bytes()))
     text = exported.mlir_module()
     calls = CALLED.findall(text)
-    found = {name for pair in calls for name in pair if name}
+    names = {name for pair in calls for name in pair if name}
     if text.count("custom_call") > len(calls):
-        found.add("what has no name")
-    found |= {str(effect) for effect in (*exported.ordered_effects, *exported.unordered_effects)}
-    print(json.dumps(sorted(found)))
+        names.add("unnamed custom calls")
+    names |= {str(effect) for effect in (*exported.ordered_effects, *exported.unordered_effects)}
+    print(json.dumps(sorted(names)))
 
 
 if __name__ == "__main__":

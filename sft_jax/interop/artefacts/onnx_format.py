@@ -1,4 +1,4 @@
-"""The exported function as ONNX, by way of `jax2onnx`, and with its weights stored in int8.
+"""Export to ONNX with `jax2onnx`, and storage of the weights in int8.
 
 Needs the extra `export`.
 """
@@ -22,17 +22,23 @@ OPSET = 21
 
 
 def to_onnx(model: Exportable) -> bytes:
-    """The function of `interop.export.inference` for any batch size, as a file for onnxruntime.
+    """Converts the function of `stablehlo.inference` for any batch size to ONNX.
 
-    Attention is written out, and layers are unrolled, so that the runtime meets nothing but plain
-    operations; inputs and outputs have the names that the function gives them.
+    Attention is written out and layers are unrolled, so that the graph has only basic operations.
+    Inputs and outputs have the names of the function's arrays.
+
+    Args:
+        model: Model to export.
+
+    Returns:
+        Content of an ONNX file.
     """
     function = inference(model, forward_for(model.config, "gpu", implementation="xla"))
     (rows,) = jax.export.symbolic_shape("b")
     arrays = signature(model.config, rows)
 
-    def positional(*given):
-        return function(dict(zip(arrays, given, strict=True)))
+    def positional(*args):
+        return function(dict(zip(arrays, args, strict=True)))
 
     flat = unrolled(positional, *arrays.values())
     returned = jax.eval_shape(function, arrays)
@@ -85,7 +91,7 @@ def quantize_columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without warnings in the log, of shapes that are not known and steps that are not needed."""
+    """Suppresses warnings about unknown shapes and unneeded steps."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,9 +1,9 @@
-"""What a converter leaves in an ONNX graph that its runtime need not do."""
+"""Simplification of converted ONNX graphs."""
 
 import onnx
 from onnx import shape_inference
 
-# Operations that broadcast what they are given by themselves.
+# Operations that broadcast their inputs.
 _BROADCASTING = {
     "Add",
     "Sub",
@@ -21,11 +21,11 @@ Shape = tuple[int | str, ...]
 
 
 def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with plain products, without needless broadcasts, and without unused nodes.
+    """Returns the model with `MatMul` products, without needless broadcasts and unused nodes.
 
-    A product with a matrix that the converter wrote as `Einsum` becomes `MatMul`, which is the one
-    that is quantised. An `Expand` whose result only goes where it would be broadcast anyway is
-    left out, and with it the arithmetic on shapes that a symbolic batch takes.
+    An `Einsum` that is a product with a matrix becomes `MatMul`, which can be quantised. An
+    `Expand` is removed if its result would be broadcast anyway, and with it the arithmetic on
+    shapes that a symbolic batch needs.
     """
     graph = model.graph
     for node in graph.node:
@@ -42,7 +42,7 @@ def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _is_product(equation: bytes | str) -> bool:
-    """Whether an equation is that of `MatMul` with a matrix, such as `abk,kn->abn`."""
+    """Whether an equation is a `MatMul` with a matrix, such as `abk,kn->abn`."""
     text = equation.decode() if isinstance(equation, bytes) else equation
     inputs, output = text.replace(" ", "").split("->")
     left, right = inputs.split(",")
@@ -55,7 +55,7 @@ def _is_product(equation: bytes | str) -> bool:
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
-    """By name, of those values whose every axis has a size or a symbol."""
+    """Shapes by name of the values with a size or symbol for every axis."""
     found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         sizes = [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
@@ -80,7 +80,7 @@ def _drop_expands(graph: onnx.GraphProto, shapes: dict[str, Shape]):
 
 
 def _broadcasts(node: onnx.NodeProto, target: str, source: str, shapes: dict[str, Shape]) -> bool:
-    """Whether a node's result keeps its shape when it is given `source` instead of `target`."""
+    """Whether a node's result keeps its shape with the input `source` instead of `target`."""
     inputs = [source if name == target else name for name in node.input]
     known = all(name in shapes for name in (*inputs, node.output[0]))
     if node.op_type not in _BROADCASTING or not known:

@@ -1,10 +1,10 @@
-"""Runs one artefact with its runtime and nothing else; a program of its own, started by its path.
+"""Script that runs one artefact with its runtime alone, on one thread.
 
-    python -P artefact_process.py stablehlo|onnx ARTEFACT INPUTS.npz OUTPUTS.npz ROWS
+    python -P run_artefact.py stablehlo|onnx ARTEFACT INPUTS.npz OUTPUTS.npz ROWS
 
-Writes what the artefact makes of the inputs, `ROWS` at a time, and a line of JSON. Then it takes
-numbers of calls, one a line, and answers each with the seconds that every call on the first row
-took; at the end of its input it says how much memory it ever held. One thread.
+Writes the outputs, computed `ROWS` samples at a time, and a line of JSON. Then it reads numbers of
+calls from standard input, one per line, and answers each with the seconds of every call on the
+first sample. At the end of the input it reports its peak memory.
 """
 
 import json
@@ -20,7 +20,7 @@ FORBIDDEN = ("sft_jax", "flax", "optax", "orbax", "grain", "torch", "tensorflow"
 
 
 def open_stablehlo(path):
-    """A function of a dict of arrays, from what `jax.export` wrote."""
+    """Opens a StableHLO artefact as a function of a dict of arrays."""
     import jax
     import jax.export
     import numpy as np
@@ -30,7 +30,7 @@ def open_stablehlo(path):
 
 
 def open_onnx(path, rows):
-    """The same from an ONNX file, in onnxruntime; laid out for one sample where that is all."""
+    """Opens an ONNX file as a function of a dict of arrays, optimised for `rows` of 1."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -43,17 +43,17 @@ def open_onnx(path, rows):
 
 
 def memory(entry):
-    """Bytes that this process holds (`VmRSS`) or has ever held (`VmHWM`); 0 where nobody says."""
+    """Current (`VmRSS`) or peak (`VmHWM`) bytes of this process; 0 if the system does not tell."""
     status = Path("/proc/self/status")
-    found = status.exists() and re.search(rf"{entry}:\s*(\d+) kB", status.read_text())
-    return 1024 * int(found[1]) if found else 0
+    match = status.exists() and re.search(rf"{entry}:\s*(\d+) kB", status.read_text())
+    return 1024 * int(match[1]) if match else 0
 
 
 def main(kind, artefact, inputs, outputs, rows):
-    """See the module."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # who started it says what was interrupted
+    """Runs the script; see the module's docstring."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent process reports it
     forbidden = FORBIDDEN if kind == "stablehlo" else (*FORBIDDEN, "jax", "jaxlib")
-    for name in forbidden:  # importing one of them fails from here on
+    for name in forbidden:  # makes its import fail
         sys.modules[name] = None  # type: ignore[assignment]  # as documented for this use
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -72,8 +72,8 @@ def main(kind, artefact, inputs, outputs, rows):
     parts = [
         call({name: x[i : i + rows] for name, x in arrays.items()}) for i in range(0, size, rows)
     ]
-    found: dict[str, Any] = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    np.savez(outputs, **found)
+    joined: dict[str, Any] = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    np.savez(outputs, **joined)
     print(json.dumps({"ready_seconds": ready, "runtime_bytes": runtime}), flush=True)
     for line in sys.stdin:
         seconds = []

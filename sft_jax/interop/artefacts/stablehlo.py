@@ -1,7 +1,7 @@
-"""A trained model as one function of raw arrays, and that function as StableHLO.
+"""Export of a trained model as one function of raw arrays, and as StableHLO.
 
-What comes out knows neither this package nor its configuration: parameters and normalisation are
-inside, and arrays are named as `python -m sft_jax.predict` names them. Computed in float32.
+The exported function contains parameters and normalisation and needs neither this package nor the
+configuration. Its arrays are named as by `python -m sft_jax.predict`, and it computes in float32.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from sft_jax.attention.platform import compiling_for
 from sft_jax.config.run import Config
 from sft_jax.models import registry
 from sft_jax.models.base import Output
+from sft_jax.tasks import from_config
 from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.state import example_inputs
 
@@ -27,14 +28,14 @@ Forward = Callable[[Any, Arrays, Arrays], Arrays]
 
 @dataclasses.dataclass(frozen=True)
 class Exportable:
-    """What an artefact is made of.
+    """A model to export.
 
     Attributes:
-        config: of the model, with its modalities and classes.
-        params: the model's parameters.
-        shift: `{m: [f]}`, taken from the features of a modality before they go in.
-        scale: `{m: [f]}`, which they are then divided by.
-        class_names: names of the `c` classes.
+        config: Configuration of the model, with modalities and outputs.
+        params: Parameters of the model.
+        shift: `{m: [f]}`, subtracted from the features of a modality.
+        scale: `{m: [f]}`, by which the difference is divided.
+        class_names: Names of the `c` classes.
     """
 
     config: Config
@@ -45,13 +46,13 @@ class Exportable:
 
     @classmethod
     def of(cls, run: Any) -> "Exportable":
-        """The model of a run, as `inference.load` opens it."""
+        """The model of a run that `predictor.load` has opened."""
         normal = run.normalizer
         return cls(run.config, run.params, normal.shift, normal.scale, run.class_names)
 
     @classmethod
     def untrained(cls, config: Config, seed: int = 0) -> "Exportable":
-        """A model of drawn parameters, for what does not depend on training; values as they are."""
+        """A model with random parameters and without normalisation, for measurements of cost."""
         rng, inputs = np.random.default_rng(seed), example_inputs(config.modalities)
         shapes = jax.eval_shape(registry.build(config).init, jax.random.key(0), *inputs)["params"]
 
@@ -63,21 +64,21 @@ class Exportable:
             )
 
         widths = {spec.name: spec.feature_dim for spec in config.modalities}
-        names = tuple(f"class {i}" for i in range(config.model.num_classes))
+        names = tuple(f"class {i}" for i in range(from_config(config).output_size))
         zeros, ones = ({m: [x] * f for m, f in widths.items()} for x in (0.0, 1.0))
         return cls(config, jax.tree_util.tree_map_with_path(draw, shapes), zeros, ones, names)
 
 
 def signature(config: Config, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays that the function of `inference` takes, by name.
+    """Input arrays of the function of `inference`, by name.
 
     Args:
-        config: with modalities.
-        rows: size of the batch axis, which may be symbolic.
+        config: Configuration with modalities.
+        rows: Size of the batch axis, which may be symbolic.
 
     Returns:
         For every modality `<m> [b, t, f]` float32 (`[b, t]` int32 ids of a token modality) and
-        `mask/<m> [b, t]` bool, true where a real time step is.
+        `mask/<m> [b, t]` bool, true for time steps that are not padding.
     """
     inputs, mask = example_inputs(config.modalities)
     arrays = inputs | {f"mask/{name}": x for name, x in mask.items()}
@@ -86,16 +87,17 @@ def signature(config: Config, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def inference(model: Exportable, forward: Forward | None = None) -> Callable[[Arrays], Arrays]:
-    """The function that is exported: from the arrays of `signature` to the model's outputs.
+    """Returns the function to export, from the arrays of `signature` to the model's outputs.
 
     Args:
-        model: its parameters become constants of the function.
-        forward: from parameters, normalised inputs and masks to outputs; as this machine computes
-            it where not given.
+        model: Model whose parameters become constants of the function.
+        forward: Function from parameters, normalised inputs and masks to outputs; by default the
+            one for this machine.
 
     Returns:
-        `logits` and `probabilities`, `[b, c]` float32, and of pools that select `kept/<m>/indices`
-        and `kept/<m>/saliency`, `[b, k]`, as in the file that `predict` writes.
+        Function whose outputs are `logits` and `probabilities`, `[b, c]` float32, and, for pools
+        that select tokens, `kept/<m>/indices` and `kept/<m>/saliency`, `[b, k]`, as in the file
+        that `predict` writes.
     """
     forward = forward or forward_for(model.config)
     specs = model.config.modalities
@@ -111,7 +113,7 @@ def inference(model: Exportable, forward: Forward | None = None) -> Callable[[Ar
                     for numbers in (model.shift, model.scale)
                 )
                 x = (x - shift) / scale
-            inputs[spec.name] = x  # what stands in padding reaches no product (`Tokenizer`)
+            inputs[spec.name] = x  # `Tokenizer` ignores the content of padding
         mask = {spec.name: arrays[f"mask/{spec.name}"] for spec in specs}
         return forward(model.params, inputs, mask)
 
@@ -119,12 +121,13 @@ def inference(model: Exportable, forward: Forward | None = None) -> Callable[[Ar
 
 
 def forward_for(config: Config, platform: str = "", implementation: str = "auto") -> Forward:
-    """The model in float32, written as for one kind of device.
+    """Returns the model in float32 as a function for one kind of device.
 
     Args:
-        config: of the model.
-        platform: `cpu` or `gpu` (what any accelerator takes); the one at hand if empty.
-        implementation: of dense attention; `auto` is never a kernel of one device here.
+        config: Configuration of the model.
+        platform: `cpu`, or `gpu` for any accelerator; the present one if empty.
+        implementation: Implementation of dense attention; `auto` never takes a device's own kernel
+            here.
     """
     changes: dict[str, Any] = {
         "dtype": "float32",
@@ -148,13 +151,16 @@ def forward_for(config: Config, platform: str = "", implementation: str = "auto"
 
 
 def to_stablehlo(model: Exportable) -> bytes:
-    """The function of `inference` for any batch size, on CPU, TPU and GPU.
+    """Exports the function of `inference` for any batch size, on CPU, TPU and GPU.
 
-    The CPU gets the program written for CPUs, everything else the one that needs no kernel of its
-    own: kernels are custom calls, which hold for one version of one compiler.
+    The CPU gets the program for CPUs. All others get one without custom kernels, since a kernel is
+    a custom call that is tied to one version of one compiler.
+
+    Args:
+        model: Model to export.
 
     Returns:
-        What `jax.export.deserialize` reads; its `call` takes and returns a dict of arrays.
+        Content of a file for `jax.export.deserialize`, whose `call` maps a dict of arrays to one.
     """
     cpu, other = (forward_for(model.config, platform) for platform in ("cpu", "gpu"))
 
@@ -168,17 +174,17 @@ def to_stablehlo(model: Exportable) -> bytes:
 
 
 def describe(model: Exportable) -> dict[str, Any]:
-    """What stands beside an artefact, as plain data: its arrays in and out, and the classes."""
+    """Describes an artefact's inputs, outputs and classes as plain data."""
     (rows,) = jax.export.symbolic_shape("b")
-    given = signature(model.config, rows)
-    returned = jax.eval_shape(inference(model), given)
+    inputs = signature(model.config, rows)
+    outputs = jax.eval_shape(inference(model), inputs)
     return {
-        "inputs": [_entry(name, x) for name, x in given.items()],
-        "outputs": [_entry(name, x) for name, x in returned.items()],
+        "inputs": [_entry(name, x) for name, x in inputs.items()],
+        "outputs": [_entry(name, x) for name, x in outputs.items()],
         "class_names": list(model.class_names),
-        "padding": "rows of a batch are independent; a step is read where its mask is true, and a "
-        "modality whose mask is false everywhere counts as missing; inputs are in the units of the "
-        "training data",
+        "padding": "Samples of a batch are independent. Time steps with a false mask are ignored, "
+        "and a modality whose mask is false everywhere counts as missing. Inputs are in the units "
+        "of the training data.",
     }
 
 
@@ -188,9 +194,9 @@ def _entry(name: str, x: jax.ShapeDtypeStruct) -> dict[str, Any]:
 
 
 def _outputs(output: Output) -> Arrays:
-    found = {"logits": output.logits, "probabilities": jax.nn.softmax(output.logits)}
+    arrays = {"logits": output.logits, "probabilities": jax.nn.softmax(output.logits)}
     for name, pooled in output.pooled.items():
         for part in ("indices", "saliency"):
             if pooled.indices is not None and getattr(pooled, part) is not None:
-                found[f"kept/{name}/{part}"] = jnp.asarray(getattr(pooled, part))
-    return found
+                arrays[f"kept/{name}/{part}"] = jnp.asarray(getattr(pooled, part))
+    return arrays

@@ -1,8 +1,8 @@
-"""A program as one flat list of operations, for converters that know operations and no more.
+"""Unrolling of a traced program into a flat list of operations, for converters.
 
-Layers run in loops over stacked parameters, and much is computed from parameters alone. Unrolled,
-every layer has its own weights, and what depends on them alone is a constant: so a weight stands
-beside the product that it belongs to, where a converter and a quantiser look for it.
+Layers run in loops over stacked parameters, and some values depend only on parameters. Unrolled,
+every layer has its own weights, and such values are constants. Each weight is then a direct operand
+of its matrix product, where converters and quantisers expect it.
 """
 
 import math
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-# Calls whose body is taken in, by the parameter that holds it; gradients are not asked for.
+# Calls to inline, with the parameter that has their body; gradients are not needed.
 _BODIES = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -26,19 +26,19 @@ _BODIES = {
 
 
 def unrolled(function: Callable[..., Any], *args: Any) -> Callable[..., list[Any]]:
-    """`function` without loops of known length, calls, and operations on constants.
+    """Returns `function` without loops of known length, calls, and operations on constants.
 
     Args:
-        function: of arrays; traced here, once.
-        *args: its arguments, arrays or `jax.ShapeDtypeStruct`, whose first axis may be symbolic.
+        function: Function of arrays, which is traced once.
+        *args: Its arguments, arrays or `jax.ShapeDtypeStruct`, whose first axis may be symbolic.
 
     Returns:
         A function of the same arguments that returns the leaves of the result.
     """
     closed = jax.make_jaxpr(function)(*args)
 
-    def flat(*given: Any) -> list[Any]:
-        return _run(closed, jax.tree.leaves(given))
+    def flat(*args: Any) -> list[Any]:
+        return _run(closed, jax.tree.leaves(args))
 
     return flat
 
@@ -76,7 +76,7 @@ def _equation(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
 
 
 def _is_constant(eqn: core.JaxprEqn, inputs: list[Any]) -> bool:
-    """Whether an operation depends on no argument, nor on the size of one."""
+    """Whether an operation depends neither on arguments nor on their sizes."""
     shapes = [size for variable in eqn.outvars for size in getattr(variable.aval, "shape", ())]
     return (
         bool(inputs)
@@ -87,7 +87,7 @@ def _is_constant(eqn: core.JaxprEqn, inputs: list[Any]) -> bool:
 
 
 def _is_plain(x: Any) -> bool:
-    """Whether NumPy has such numbers, too; not so random keys."""
+    """Whether NumPy has the data type; it lacks random keys."""
     return not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
 
 
@@ -98,29 +98,29 @@ def _bind(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
 
 def _scan(eqn: core.JaxprEqn, inputs: list[Any]) -> list[Any]:
     body, length = eqn.params["jaxpr"], eqn.params["length"]
-    # Rows have an axis more outside than within. Of what tells constants, carry and rows apart,
-    # that is all that is the same in every version of jax.
-    num_carry = sum(map(_is_whole, eqn.outvars, body.jaxpr.outvars))
-    num_whole = sum(map(_is_whole, eqn.invars, body.jaxpr.invars))
-    consts, rows = inputs[: num_whole - num_carry], inputs[num_whole:]
-    carry = inputs[num_whole - num_carry : num_whole]
+    # Scanned arrays have one more axis outside of the body. Unlike the parameters of the equation,
+    # this holds in every version of jax.
+    num_carry = sum(map(_same_rank, eqn.outvars, body.jaxpr.outvars))
+    num_unscanned = sum(map(_same_rank, eqn.invars, body.jaxpr.invars))
+    consts, scanned = inputs[: num_unscanned - num_carry], inputs[num_unscanned:]
+    carry = inputs[num_unscanned - num_carry : num_unscanned]
     stacked: list[list[Any]] = [[] for _ in eqn.outvars[num_carry:]]
     for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
-        results = _run(body, [*consts, *carry, *(x[i] for x in rows)])
+        results = _run(body, [*consts, *carry, *(x[i] for x in scanned)])
         carry = results[:num_carry]
-        for kept, row in zip(stacked, results[num_carry:], strict=True):
-            kept.append(row)
+        for rows, row in zip(stacked, results[num_carry:], strict=True):
+            rows.append(row)
     if eqn.params["reverse"]:
-        stacked = [kept[::-1] for kept in stacked]
-    return [*carry, *(jax.numpy.stack(kept) for kept in stacked)]
+        stacked = [rows[::-1] for rows in stacked]
+    return [*carry, *(jax.numpy.stack(rows) for rows in stacked)]
 
 
-def _is_whole(outside: Any, within: Any) -> bool:
-    return len(outside.aval.shape) == len(within.aval.shape)
+def _same_rank(outer: Any, inner: Any) -> bool:
+    return len(outer.aval.shape) == len(inner.aval.shape)
 
 
 def _pad(x, value, *, padding_config):
-    """As joined blocks, which converters take along symbolic axes, too."""
+    """Pads by concatenation, which converters also support along symbolic axes."""
     for axis, (low, high, _) in enumerate(padding_config):
         parts = [x]
         for size, at in ((low, 0), (high, 1)):
@@ -132,16 +132,16 @@ def _pad(x, value, *, padding_config):
 
 
 def _dot(x, y, *, dimension_numbers, **params):
-    """As a product of matrices: one contracted axis, and one of each that is left."""
+    """Rewrites a product as one of matrices, with one contracted axis."""
     (x_contracted, y_contracted), (x_batch, y_batch) = dimension_numbers
     x_free = [axis for axis in range(x.ndim) if axis not in (*x_contracted, *x_batch)]
     y_free = [axis for axis in range(y.ndim) if axis not in (*y_contracted, *y_batch)]
     batch, rows = [x.shape[axis] for axis in x_batch], [x.shape[axis] for axis in x_free]
     columns = [y.shape[axis] for axis in y_free]
     size = math.prod(x.shape[axis] for axis in x_contracted)
-    # Without a batch the rows stay apart: theirs is an axis that may be symbolic.
-    apart = rows if not batch else [math.prod(rows)]
-    x = x.transpose(*x_batch, *x_free, *x_contracted).reshape(*batch, *apart, size)
+    # Without a batch the axes of rows are not merged, since one of them may be symbolic.
+    row_axes = rows if not batch else [math.prod(rows)]
+    x = x.transpose(*x_batch, *x_free, *x_contracted).reshape(*batch, *row_axes, size)
     y = y.transpose(*y_batch, *y_contracted, *y_free).reshape(*batch, size, math.prod(columns))
     axes = tuple(range(len(batch)))
     numbers = (((x.ndim - 1,), (len(batch),)), (axes, axes))
@@ -150,7 +150,7 @@ def _dot(x, y, *, dimension_numbers, **params):
 
 
 def _remainder(x, y):
-    """Of whole numbers, by their quotient, which converters take of symbolic shape, too."""
+    """Computes an integer remainder by division, which converters support for symbolic shapes."""
     return x - jax.lax.div(x, y) * y
 
 

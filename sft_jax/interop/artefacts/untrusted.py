@@ -1,8 +1,8 @@
-"""Exported programs of others: read without trust, and refused unless they hold nothing but sums.
+"""Reader of StableHLO artefacts from untrusted sources.
 
-An artefact is a program. `jax.export` reads one without running anything, and XLA then runs what
-stands in it: arithmetic on the arrays it is given, unless it calls out, by a custom call, to code
-in this process. Those are what is looked for here.
+`jax.export` reads a program without running it. XLA then runs arithmetic on the given arrays,
+unless the program has a custom call, which runs other code in this process. Such programs are
+refused.
 """
 
 import json
@@ -19,60 +19,63 @@ import jax.export
 from sft_jax.interop.artefacts import called_operations
 from sft_jax.types import DataError
 
-# What an artefact of this package holds: sizes that are compared when the batch is known.
+# Custom calls in artefacts of this package: size checks once the batch size is known.
 HARMLESS = frozenset({"shape_assertion"})
 LARGEST_FILE = 2 * 2**30
-_AGAIN = "export the run again with `python -m sft_jax.export`"
+_REMEDY = "export the run again with `python -m sft_jax.export`"
 
 
 def open_stablehlo(path: str | Path) -> Callable[[Mapping[str, Any]], Any]:
-    """What an artefact of StableHLO computes, as a function of its arrays by name.
+    """Opens a StableHLO artefact as a function.
 
     Args:
-        path: of the file.
+        path: Path of the file.
 
     Returns:
-        A function to be compiled where it is first called.
+        A function of a dict of arrays, compiled at the first call.
 
     Raises:
-        DataError: no artefact, one that is damaged, or one that calls code outside of it.
+        DataError: The file is not an artefact, is damaged, or calls code outside of it.
     """
     path = Path(path).expanduser()
     program = deserialized(path)
     command = [sys.executable, "-P", called_operations.__file__, str(path.absolute())]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["no message"])[-1][:300]
         raise DataError(
-            f"{path}: found no program that can be read (its reader ended with status "
-            f"{done.returncode}: {why}), expected StableHLO; {_AGAIN}"
+            f"{path}: found no readable program (the reader ended with status "
+            f"{process.returncode}: {reason}), expected StableHLO; {_REMEDY}"
         )
-    found = set(json.loads(done.stdout.splitlines()[-1])) - HARMLESS
-    if found:
+    calls = set(json.loads(process.stdout.splitlines()[-1])) - HARMLESS
+    if calls:
         raise DataError(
-            f"{path}: found calls to {', '.join(sorted(found))}, expected none but to "
-            f"{', '.join(HARMLESS)}, since they run code that is not in the file; do not run it, "
-            f"or {_AGAIN}"
+            f"{path}: found calls to {', '.join(sorted(calls))}, expected only "
+            f"{', '.join(HARMLESS)}, since others run code that is not in the file; do not run it, "
+            f"or {_REMEDY}"
         )
     return jax.jit(program.call)
 
 
 def deserialized(path: Path) -> jax.export.Exported:
-    """What an artefact says of itself; its program is not looked at.
+    """Reads an artefact without checking its program for calls.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        DataError: no artefact, or one that is damaged.
+        DataError: The file is not an artefact, or is damaged.
     """
     if not path.is_file() or path.stat().st_size > LARGEST_FILE:
         raise DataError(
-            f"{path}: found no file of at most {LARGEST_FILE} bytes, expected an artefact; {_AGAIN}"
+            f"{path}: found no file of at most {LARGEST_FILE} bytes, expected one; {_REMEDY}"
         )
     try:
         return jax.export.deserialize(bytearray(path.read_bytes()))
-    # Flatbuffers raise whatever they stumble over.
+    # Reading a malformed flatbuffer may raise any exception.
     except Exception as error:
         raise DataError(
             f"{path}: found no program of jax.export ({type(error).__name__}: {str(error)[:200]}), "
-            f"expected a .stablehlo file; {_AGAIN}"
+            f"expected a .stablehlo file; {_REMEDY}"
         ) from error

@@ -1,1 +1,1 @@
-"""The model in PyTorch, to compare speed with. Needs the extra `torch`."""
+"""The model in PyTorch, as a baseline for speed. Needs the extra `torch`."""

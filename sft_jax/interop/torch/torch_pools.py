@@ -1,4 +1,4 @@
-"""Pools of `models/pools.py` in PyTorch, for `torch_sft`: the same choice, the same masks."""
+"""Pools of the models in PyTorch, with the same tokens and masks."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ POOLS = ("max", "avg", "attn_topk")
 def pool(
     tokens: Tensor, mask: Tensor | None, saliency: Tensor | None, spec: ModalitySpec
 ) -> tuple[Tensor, Tensor | None]:
-    """The pooled tokens `[b, k, d]` and their mask `[b, k]`.
+    """Returns the pooled tokens `[b, k, d]` and their mask `[b, k]`.
 
     Args:
-        tokens: `[b, t, d]`, without CLS.
-        mask: `[b, t]`, true where a token is real; None where all are, and then in the result.
-        saliency: `[b, t]`, for `attn_topk`.
-        spec: with one of `POOLS`.
+        tokens: Tokens `[b, t, d]` without CLS.
+        mask: `[b, t]`, true for tokens that are not padding; None without padding, and then None is
+            returned too.
+        saliency: Saliency `[b, t]` for `attn_topk`.
+        spec: Modality with one of `POOLS`.
     """
     if spec.pool == "attn_topk":
         return _top(tokens, mask, saliency, spec.count)
@@ -26,26 +27,26 @@ def pool(
         windows = tokens[:, : count * spec.stride].unflatten(1, (count, spec.stride))
         return (windows.amax(dim=2) if spec.pool == "max" else windows.mean(dim=2)), None
     windows, real = _windows(tokens, mask, spec.stride)
-    some = real.any(dim=2)
+    pooled_mask = real.any(dim=2)
     if spec.pool == "max":
         lowest = torch.finfo(tokens.dtype).min
         pooled = torch.where(real[..., None], windows, lowest).amax(dim=2)
     else:
         total = torch.where(real[..., None], windows, 0).sum(dim=2)
         pooled = total / real.sum(dim=2).clamp(min=1)[..., None]
-    return torch.where(some[..., None], pooled, 0), some
+    return torch.where(pooled_mask[..., None], pooled, 0), pooled_mask
 
 
 def saliency_of(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over heads and real queries of each key's attention weight, `[b, t]` without CLS.
+    """Returns each key's mean attention weight over heads and unmasked queries, `[b, t]`.
 
-    The fused attention does not hand its map out, so it is computed once more, a sample at a time,
-    so that it stays small.
+    The fused attention does not return its map, so it is computed again here, one sample at a time
+    to limit memory.
 
     Args:
-        query: `[b, h, t + 1, e]`, with CLS in front.
-        key: as `query`.
-        mask: `[b, t]`, true where a token is real; None where all are.
+        query: Queries `[b, h, t + 1, e]` with CLS in front.
+        key: Keys `[b, h, t + 1, e]` with CLS in front.
+        mask: `[b, t]`, true for tokens that are not padding; None without padding.
     """
     columns = []
     for i in range(query.shape[0]):
@@ -62,20 +63,20 @@ def saliency_of(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 def _top(tokens, mask, saliency, k):
     score = saliency if mask is None else saliency.masked_fill(~mask, float("-inf"))
     indices = score.topk(k, dim=1).indices
-    picked = tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[2]))
+    pooled = tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[2]))
     if mask is None:
-        return picked, None
-    chosen = mask.gather(1, indices)
-    return torch.where(chosen[..., None], picked, 0), chosen
+        return pooled, None
+    pooled_mask = mask.gather(1, indices)
+    return torch.where(pooled_mask[..., None], pooled, 0), pooled_mask
 
 
 def _windows(tokens, mask, window):
-    """Windows over the real tokens in their order `[b, k, w, d]`, and which entries are real."""
+    """Windows `[b, k, w, d]` over the unmasked tokens in order, and the mask `[b, k, w]`."""
     k = mask.shape[1] // window
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, : k * window]
     count = mask.sum(dim=1)
-    filled = (count // window).clamp(min=1) * window
+    num_windowed = (count // window).clamp(min=1) * window
     position = torch.arange(k * window, device=mask.device)
-    real = position < torch.minimum(count, filled)[:, None]
+    real = position < torch.minimum(count, num_windowed)[:, None]
     tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))
     return tokens.unflatten(1, (k, window)), real.unflatten(1, (k, window))

@@ -1,13 +1,11 @@
-"""SFT in PyTorch, tuned for a CPU: what `python -m sft_jax.benchmark --against=torch` runs against.
+"""SFT in PyTorch, tuned for CPUs, for `python -m sft_jax.benchmark --against=torch`.
 
-The same computation as `models/sft.py` in the paper's preset, on the same weights, and one AdamW
-step as `training/step.py` takes it. Query, key and value come out of one product and go into the
-fused attention as views; its CPU kernel takes a key mask without leaving the fused path, and a
-batch without padding carries no mask at all. Needs the extra `torch`; import this module only where
-PyTorch is wanted.
+The same computation as `models/sft.py` in the paper's preset, with the same weights and the same
+AdamW step as `training/step.py`. One product computes query, key and value, and the fused attention
+takes views of it. A key mask stays on the fused path; a batch without padding has no mask at all.
+Needs the extra `torch`.
 """
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping
@@ -23,15 +21,16 @@ from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config
 from sft_jax.interop.torch.torch_pools import POOLS, pool, saliency_of
 from sft_jax.interop.weights.reference_weights import to_reference
+from sft_jax.tasks import from_config
 from sft_jax.types import Batch, ConfigError
 
 _EPSILON = 1e-5
-# Features and masks (None where everything is real) in the order of the modalities.
+# Features and masks (None if nothing is masked) in the order of the modalities.
 Inputs = tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]
 
 
 class Attention(nn.Module):
-    """`z + dropout(MHA(LN(z)))` with a norm that learns nothing."""
+    """`z + dropout(MHA(LN(z)))` with a norm without parameters."""
 
     def __init__(self, width: int, num_heads: int, rate: float):
         super().__init__()
@@ -43,12 +42,14 @@ class Attention(nn.Module):
     def forward(self, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the new tokens `[b, t, d]`, and query and key `[b, h, t, e]`.
 
-        `mask` is `[b, t]` bool, true where a key may be attended to; None where all may.
+        Args:
+            z: Tokens `[b, t, d]`.
+            mask: `[b, t]` bool, true for keys to attend to; None for all keys.
         """
         normed = F.layer_norm(z, z.shape[-1:], eps=_EPSILON)
         packed = F.linear(normed, self.in_proj_weight, self.in_proj_bias)
         packed = packed.unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = packed.permute(2, 0, 3, 1, 4)  # views: the kernel takes strides
+        query, key, value = packed.permute(2, 0, 3, 1, 4)  # views, which the kernel accepts
         bias = None if mask is None else mask[:, None, None, :]
         values = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         update = self.out_proj(values.transpose(1, 2).flatten(2))
@@ -67,7 +68,7 @@ def _mlp(width: int, hidden: int, rate: float) -> nn.Sequential:
 
 
 class Tokenizer(nn.Module):
-    """Projection, CLS in front, learned positions."""
+    """Projection of features, with CLS in front and learned positions."""
 
     def __init__(self, spec: ModalitySpec, width: int):
         super().__init__()
@@ -76,7 +77,7 @@ class Tokenizer(nn.Module):
         self.pos_embedding = nn.Parameter(torch.empty(1, spec.num_tokens + 1, width))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """From `[b, t, f]` to `[b, t + 1, d]`; what padding holds is replaced by zeros."""
+        """Maps `[b, t, f]` to `[b, t + 1, d]`; padding counts as zeros."""
         if mask is not None:
             x = torch.where(mask[..., None], x, 0)
         cls = self.cls_token.expand(x.shape[0], -1, -1)
@@ -84,7 +85,7 @@ class Tokenizer(nn.Module):
 
 
 class Network(nn.Module):
-    """Everything behind the tokenizers, under the names of the reference's state dict."""
+    """Everything after the tokenizers, with the names of the reference's state dict."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -98,28 +99,34 @@ class Network(nn.Module):
             self.add_module(f"mlps_{name}", nn.ModuleList(mlp() for _ in range(depth)))
         self.sparse_attn = nn.ModuleList(attention() for _ in self.specs)
         self.classifier = nn.Sequential(
-            nn.LayerNorm(width, eps=_EPSILON), nn.Linear(width, model.num_classes)
+            nn.LayerNorm(width, eps=_EPSILON), nn.Linear(width, from_config(config).output_size)
         )
 
     def forward(self, tokens: list[Tensor], masks: tuple[Tensor | None, ...]) -> Tensor:
-        """Logits `[b, c]` from every modality's tokens and their masks (without CLS)."""
+        """Returns logits `[b, o]`.
+
+        Args:
+            tokens: Tokens `[b, t + 1, d]` of every modality.
+            masks: Masks `[b, t]` of the tokens without CLS.
+        """
         cls: Any = 0
-        kept, kept_masks = [], []
+        pooled_tokens, pooled_masks = [], []
         parts = zip(self.specs, tokens, masks, self.sparse_attn, strict=True)
         for spec, z, mask, attend in parts:
             z = self._blocks(spec.name, z, _with_cls(mask))
             z, query, key = attend(z, _with_cls(mask))
-            ranked = spec.pool == "attn_topk"
-            saliency = saliency_of(query.detach(), key.detach(), mask) if ranked else None
+            saliency = None
+            if spec.pool == "attn_topk":
+                saliency = saliency_of(query.detach(), key.detach(), mask)
             pooled, pooled_mask = pool(z[:, 1:], mask, saliency, spec)
-            own = z[:, 0]
+            modality_cls = z[:, 0]
             if pooled_mask is not None:
-                own = torch.where(pooled_mask.any(dim=1, keepdim=True), own, 0)
-            cls = cls + own
-            kept.append(pooled)
-            kept_masks.append(pooled_mask)
-        z = torch.cat([cls[:, None], *kept], dim=1)
-        z = self._blocks("fused", z, _with_cls(_join(kept, kept_masks)))
+                modality_cls = torch.where(pooled_mask.any(dim=1, keepdim=True), modality_cls, 0)
+            cls = cls + modality_cls
+            pooled_tokens.append(pooled)
+            pooled_masks.append(pooled_mask)
+        z = torch.cat([cls[:, None], *pooled_tokens], dim=1)
+        z = self._blocks("fused", z, _with_cls(_join(pooled_tokens, pooled_masks)))
         return self.classifier(z[:, 0])
 
     def _blocks(self, name: str, z: Tensor, mask: Tensor | None) -> Tensor:
@@ -131,7 +138,7 @@ class Network(nn.Module):
 
 
 class TorchSft(nn.Module):
-    """The whole model; `state_dict()` has the reference's names, with every qkv packed."""
+    """The model; `state_dict()` has the reference's names, with query, key and value packed."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -141,7 +148,7 @@ class TorchSft(nn.Module):
         self.network = Network(config)
 
     def forward(self, inputs: tuple[Tensor, ...], masks: tuple[Tensor | None, ...]) -> Tensor:
-        """Logits `[b, c]`; see `tensors` for the arguments."""
+        """Returns logits `[b, o]`; see `tensors` for the arguments."""
         parts = zip(self.names, inputs, masks, strict=True)
         tokens = [getattr(self, f"{name}_tokenizer")(x, mask) for name, x, mask in parts]
         return self.network(tokens, masks)
@@ -159,12 +166,13 @@ def _join(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | None:
     return torch.cat(filled, dim=1)
 
 
-# --- from ours
+# --- parameters and inputs of the JAX model
 
 
 def check_model(config: Config):
-    """Raises `ConfigError` where the model is not one that this module computes."""
+    """Raises `ConfigError` unless this module implements the model."""
     model, where = config.model, "PyTorch comparison: "
+    check_choice(f"{where}task.name", config.task.name, ("classification",))
     check_choice(f"{where}model.name", model.name, ("sft",))
     check_choice(f"{where}model.preset", model.preset, ("paper",))
     check_choice(f"{where}model.attention", model.attention, ("dense",))
@@ -172,51 +180,53 @@ def check_model(config: Config):
     for spec in config.modalities:
         check_choice(f"{where}modality {spec.name!r}: tokenizer", spec.tokenizer, ("feature",))
         check_choice(f"{where}modality {spec.name!r}: pool", spec.pool, POOLS)
-    if not config.modalities or not model.num_classes:
+    outputs = from_config(config).output_size
+    if not config.modalities or not outputs:
         raise ConfigError(
-            f"{where}given {len(config.modalities)} modalities and num_classes "
-            f"{model.num_classes}, expected both set, since no data is read here; set them"
+            f"{where}given {len(config.modalities)} modalities and {outputs} outputs, expected at "
+            "least one of each, since no data is read here; set modalities and model.num_classes"
         )
 
 
 def check_training(config: Config):
-    """Raises `ConfigError` where a training step does more than the one of this module."""
+    """Raises `ConfigError` unless this module implements the model and its training step."""
     check_model(config)
     where = "PyTorch comparison: "
     check_choice(f"{where}mixup.mode", config.mixup.mode, ("none",))
     check_choice(f"{where}optimizer.schedule", config.optimizer.schedule, ("constant", "plateau"))
     augment = config.augment
-    given = {
+    settings = {
         "train.accumulate": (config.train.accumulate, 1),
         "augment.rotation_degrees": (augment.rotation_degrees, 0),
         "augment.jitter": (augment.jitter, 0),
         "augment.scale": (augment.scale, 0),
         "optimizer.warmup": (config.optimizer.warmup.value, 0),
     }
-    for name, (value, only) in given.items():
-        if value != only:
+    for name, (value, supported) in settings.items():
+        if value != supported:
             raise ConfigError(
-                f"{where}{name}: given {value}, expected {only}, since the PyTorch step leaves "
-                "that out; set it so for both sides"
+                f"{where}{name}: given {value}, expected {supported}, since the PyTorch step does "
+                f"not support it; set it to {supported} for both"
             )
 
 
 def build(config: Config, params: Mapping[str, Any]) -> TorchSft:
-    """The PyTorch model with our parameters.
+    """The PyTorch model with parameters of the JAX model.
 
     Args:
-        config: of the model that `params` belong to.
-        params: our tree.
+        config: Configuration of the model.
+        params: Parameters of the JAX model.
 
     Raises:
-        ConfigError: a model, preset, pool, tokenizer or dtype that is not offered here.
-        DataError: `params` of another model.
+        ConfigError: This module does not implement the model.
+        DataError: `params` are those of another model.
     """
     check_model(config)
     names = [spec.name for spec in config.modalities]
-    kinds = ("weight", "bias")
     packed = {
-        f"network.sparse_attn.{i}.in_proj_{k}": None for i in range(len(names)) for k in kinds
+        f"network.sparse_attn.{i}.in_proj_{kind}": None
+        for i in range(len(names))
+        for kind in ("weight", "bias")
     }
     state = to_reference(params, config.model, names, like=packed)
     model = TorchSft(config)
@@ -225,7 +235,7 @@ def build(config: Config, params: Mapping[str, Any]) -> TorchSft:
 
 
 def tensors(config: Config, batch: Batch) -> Inputs:
-    """A batch's inputs and masks as tensors of their own; a mask that hides nothing is None."""
+    """Copies of a batch's inputs and masks as tensors; a mask that hides nothing is None."""
     names = [spec.name for spec in config.modalities]
     inputs = tuple(torch.tensor(np.asarray(batch["inputs"][name])) for name in names)
     masks = [torch.tensor(np.asarray(batch["mask"][name])) for name in names]
@@ -233,66 +243,51 @@ def tensors(config: Config, batch: Batch) -> Inputs:
 
 
 def logits(config: Config, params: Mapping[str, Any], batch: Batch) -> np.ndarray:
-    """Logits `[b, c]` that the PyTorch model gives for our parameters, to compare with ours."""
+    """Logits `[b, o]` of the PyTorch model with parameters of the JAX model."""
     model = build(config, params).eval()
     with torch.inference_mode():
         return model(*tensors(config, batch)).numpy()
 
 
-# --- the candidates
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One way to run the PyTorch model.
-
-    Attributes:
-        train: takes one optimizer step on the batch and returns its loss (a scalar tensor).
-        infer: returns the logits `[b, c]` of the batch.
-    """
-
-    train: Callable[[], Tensor]
-    infer: Callable[[], Tensor]
+# --- training and inference
 
 
 def candidates(
     config: Config, params: Mapping[str, Any], batch: Batch, threads: int | None = None
-) -> dict[str, Candidate]:
-    """PyTorch eager and compiled, each with a model and an optimizer of its own.
+) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
+    """PyTorch eager and compiled, each with its own model and optimizer.
 
-    The loss is cross-entropy with label smoothing, its mean weighted as in the batch. A compiled
-    candidate is compiled by its first call, which needs a C++ compiler and raises what PyTorch
-    raises where that fails (`torch._dynamo.exc.BackendCompilerFailed` and others).
+    The loss is cross-entropy with label smoothing, averaged with the weights of the batch. The
+    first call compiles a compiled candidate, which needs a C++ compiler.
 
     Args:
-        config: of model, optimizer and loss.
-        params: our tree, copied.
-        batch: what every call runs on, copied.
-        threads: of PyTorch, for the whole process; None takes the processors it may use, which is
-            what XLA takes.
+        config: Configuration of model, optimizer and loss.
+        params: Parameters of the JAX model, which are copied.
+        batch: Batch for every call, which is copied.
+        threads: Number of PyTorch's threads in this process; None takes the available cores, as
+            XLA does.
+
+    Returns:
+        For each candidate a function that takes an optimizer step and returns the loss, and one
+        that returns the logits `[b, o]`.
 
     Raises:
-        ConfigError: see `build`; also a step that does more (mixup, augmentation, accumulation,
-            a learning rate that moves by itself).
+        ConfigError: See `check_training`.
     """
     check_training(config)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    # One graph of fixed shapes; whatever would break the graph is an error.
+    compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
     compilers = {"torch eager": lambda module: module, "torch compiled": compiled}
     return {
-        name: candidate(config, build(config, params), batch, compiler)
+        name: _train_and_infer(config, build(config, params), batch, compiler)
         for name, compiler in compilers.items()
     }
 
 
-def compiled(module: nn.Module) -> Callable[..., Tensor]:
-    """The whole model as one graph of fixed shapes; what cannot be one graph is an error."""
-    return torch.compile(module, fullgraph=True, dynamic=False)
-
-
-def candidate(
+def _train_and_infer(
     config: Config, model: TorchSft, batch: Batch, compiler: Callable[..., Callable[..., Tensor]]
-) -> Candidate:
-    """Training and inference of `model`, which both use, run through `compiler`."""
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     inputs, masks = tensors(config, batch)
     label = torch.tensor(np.asarray(batch["target"]), dtype=torch.long)
     weight = torch.tensor(np.asarray(batch["weight"]))
@@ -318,11 +313,11 @@ def candidate(
         with torch.inference_mode():
             return run(inputs, masks)
 
-    return Candidate(train, infer)
+    return train, infer
 
 
 def optimizer_of(config: Config, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW as `training/optimizer.py` sets it up: decay on the weights of linear layers only."""
+    """AdamW as in `training/optimizer.py`, with decay on the weights of linear layers only."""
     named, options = list(model.named_parameters()), config.optimizer
     decayed = {name for name, p in named if name.endswith("weight") and p.ndim == 2}
     groups: list[dict[str, Any]] = [

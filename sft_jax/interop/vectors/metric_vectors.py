@@ -1,11 +1,11 @@
-"""Recorded metric values beside those computed here from the same inputs.
+"""Comparison of metrics with recorded values for the same inputs.
 
-The format (`metrics.npz`): any number of classifications and regressions, by prefix.
+A recording (`metrics.npz`) has any number of classifications and regressions, by prefix:
 
-- `<p>_logits [n, c]`, `<p>_labels [n]` and `<p>_expected`, a JSON object of `top<k>` (percent),
-  `mAP`, `mAUC`, `dprime`, and for sentiment classes, whose middle one is neutral, `acc2`, `f1`.
-- `<p>_pred [n]`, `<p>_true [n]`, and `<p>_expected_exclude_zero`, `<p>_expected_include_zero`, JSON
-  objects of `mae`, `corr`, `acc7`, `acc5`, and `acc2`, `f1` without and with samples of truth 0.
+- `<p>_logits [n, c]`, `<p>_labels [n]` and `<p>_expected`, a JSON object with `top<k>` (percent),
+  `mAP`, `mAUC`, `dprime` and, for sentiment classes with a neutral one in the middle, `acc2`, `f1`.
+- `<p>_pred [n]`, `<p>_true [n]`, `<p>_expected_exclude_zero` and `<p>_expected_include_zero`, JSON
+  objects with `mae`, `corr`, `acc7`, `acc5`, and `acc2`, `f1` without and with targets of 0.
 """
 
 import json
@@ -22,26 +22,25 @@ from sft_jax.metrics.ranking import ranking_metrics
 from sft_jax.metrics.sentiment import classification_view, regression_view
 from sft_jax.types import DataError
 
-# Which of our names a recording means by `acc2` and `f1`.
+# Suffixes of the package's metrics for the recorded `acc2` and `f1`.
 SUFFIX = {"exclude_zero": "_nonzero", "include_zero": "_has0"}
 RANKING = {"mAP": "mAP", "mAUC": "mAUC", "dprime": "d_prime"}
 
 
 def compare(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, float]]:
-    """Every recorded metric: `{"<entry of the file>/<metric>": (ours, recorded)}`.
-
-    Shares are fractions on both sides: a recorded `top<k>` is divided by 100.
+    """Computes every recorded metric.
 
     Args:
-        arrays: what the file holds (see the top of this module), e.g. `dict(np.load(path))`.
+        arrays: Entries of the file (see the module's docstring).
 
     Returns:
-        In the order of the file. Ours is None where it is undefined on these inputs.
+        `{"<entry>/<metric>": (computed, recorded)}` in the order of the file, with shares as
+        fractions. The computed value is None if it is undefined.
 
     Raises:
-        DataError: an entry is missing or left over, or a metric is not known.
+        DataError: An entry is missing or unexpected, or a metric is unknown.
     """
-    found: dict[str, Any] = {}
+    compared: dict[str, Any] = {}
     used: set[str] = set()
     for entry in (name for name in arrays if "_expected" in name):
         prefix, _, kind = entry.rpartition("_expected")
@@ -50,8 +49,8 @@ def compare(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, f
         missing = [name for name in inputs if name not in arrays]
         if missing or kind.removeprefix("_") not in ("", *SUFFIX):
             raise DataError(
-                f"{entry}: found {sorted(arrays)}, expected {' and '.join(inputs)} beside it, and "
-                f"an ending in _expected or _expected_{' or '.join(SUFFIX)}; record the file again"
+                f"{entry}: found {sorted(arrays)}, expected {' and '.join(inputs)} too, and an "
+                f"ending in _expected or _expected_{' or '.join(SUFFIX)}; record the file again"
             )
         used |= {entry, *inputs}
         recorded = _recorded(entry, arrays[entry])
@@ -69,23 +68,23 @@ def compare(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, f
                 "file again"
             )
         if kind:
-            ours = _regression(first, second, SUFFIX[kind.removeprefix("_")])
+            computed = _regression(first, second, SUFFIX[kind.removeprefix("_")])
         else:
-            ours = _classification(first, second, recorded)
-        unknown = sorted(set(recorded) - set(ours))
+            computed = _classification(first, second, recorded)
+        unknown = sorted(set(recorded) - set(computed))
         if unknown:
             raise DataError(
-                f"{entry}: found metrics {unknown}, expected some of {sorted(ours)}; leave out "
-                "what is not one of them"
+                f"{entry}: found metrics {unknown}, expected some of {sorted(computed)}; remove "
+                "the others"
             )
-        found |= {f"{entry}/{name}": (ours[name], value) for name, value in recorded.items()}
-    if set(arrays) - used or not found:
+        compared |= {f"{entry}/{name}": (computed[name], x) for name, x in recorded.items()}
+    if set(arrays) - used or not compared:
         raise DataError(
-            f"metrics file: found {sorted(set(arrays) - used)} that no expected values belong to, "
-            "expected <prefix>_logits, _labels, _expected or <prefix>_pred, _true, _expected_*; "
-            "record the file again"
+            f"metrics file: found {sorted(set(arrays) - used)} without expected values, expected "
+            "<prefix>_logits, _labels, _expected or <prefix>_pred, _true, _expected_*; record the "
+            "file again"
         )
-    return found
+    return compared
 
 
 def _recorded(entry: str, text: np.ndarray) -> dict[str, float]:
@@ -112,7 +111,7 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _k(name: str) -> int:
-    """The `k` of a metric `top<k>`, 0 of every other."""
+    """The `k` of a metric `top<k>`; 0 for any other metric."""
     match = re.fullmatch(r"top(\d{1,9})", name)
     return int(match[1]) if match else 0
 
@@ -120,20 +119,20 @@ def _k(name: str) -> int:
 def _classification(
     logits: np.ndarray, label: np.ndarray, recorded: Mapping[str, float]
 ) -> dict[str, float | None]:
-    num_classes = logits.shape[1]
+    c = logits.shape[1]
     probabilities = softmax(logits.astype(np.float64), axis=1)
     ranking = ranking_metrics(logits, label)
-    ours = {name: ranking[own] for name, own in RANKING.items()}
+    computed = {name: ranking[key] for name, key in RANKING.items()}
     for name in recorded:
-        if 1 <= _k(name) <= num_classes:
-            ours[name] = top_k(probabilities, label, _k(name))
-    if num_classes % 2:
-        neutral = num_classes // 2
-        ours |= classification_view(logits.argmax(axis=1) - neutral, label - neutral)
-    return ours
+        if 1 <= _k(name) <= c:
+            computed[name] = top_k(probabilities, label, _k(name))
+    if c % 2:
+        neutral = c // 2
+        computed |= classification_view(logits.argmax(axis=1) - neutral, label - neutral)
+    return computed
 
 
 def _regression(predicted: np.ndarray, truth: np.ndarray, suffix: str) -> dict[str, float | None]:
     scores = regression_view(predicted, truth)
-    plain = {name: scores[name] for name in ("mae", "corr", "acc7", "acc5")}
-    return plain | {name: scores[f"{name}{suffix}"] for name in ("acc2", "f1")}
+    shared = {name: scores[name] for name in ("mae", "corr", "acc7", "acc5")}
+    return shared | {name: scores[f"{name}{suffix}"] for name in ("acc2", "f1")}

@@ -1,9 +1,9 @@
-"""Our numbers beside recorded ones, for files in the format of the recorded reference vectors.
+"""Comparison of the models with recordings of the reference implementation.
 
-A file holds `param/<name>` (a reference state dict), `input/<m>`, `label`, `meta` (JSON), and what
-the reference made of them: `logits`, `pooled/<m>`, `loss`, `grad/<name>`, `losses` of a few
-training steps with `logits_after`, or `layer<i>/...` of mixup at depth `i` with `lam` and `index`.
-Shapes, widths, depths and windows are read from the file.
+A recording has `param/<name>` (a reference state dict), `input/<m>`, `label`, `meta` (JSON), and
+results of the reference: `logits`, `pooled/<m>`, `loss`, `grad/<name>`, `losses` of a few training
+steps with `logits_after`, or `layer<i>/...` for mixup at depth `i` with `lam` and `index`. Shapes,
+widths, depths and windows are read from the file.
 """
 
 import dataclasses
@@ -21,17 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from sft_jax.config.modality import COUNTING_POOLS, ModalitySpec
-from sft_jax.config.model import (
-    ConcatOptions,
-    LateOptions,
-    MbtOptions,
-    ModelOptions,
-    NoOptions,
-    UnimodalOptions,
-)
 from sft_jax.config.run import AugmentConfig, Config, ModelConfig, OptimizerConfig
 from sft_jax.interop.vectors import metric_vectors
-from sft_jax.interop.vectors.recording_checks import META, check_entries, check_numbers
+from sft_jax.interop.vectors.recording_checks import (
+    META,
+    check_entries,
+    check_numbers,
+    in_stream_order,
+    recorded_model,
+)
 from sft_jax.interop.weights.reference_weights import from_reference, to_reference
 from sft_jax.interop.weights.state_dict import read_arrays
 from sft_jax.models import registry
@@ -44,14 +42,10 @@ from sft_jax.training.trainer import apply_function
 from sft_jax.types import ConfigError, DataError
 
 TOLERANCE = 2e-5
-# The reference's names of pools, where ours differ.
-_POOLS = {"attn": "attn_avg", "topk": "channel_topk", "attn_wkmedoids": "attn_kmedoids"}
-# The reference's MulT joins its streams as text, audio, video; in recordings they bear these names.
-_MULT_ORDER = ({"text"}, {"spec", "spect", "audio"}, {"rgb", "vision", "video"})
-# Every program runs a few times at most, so compiling it is what takes time.
+# Each program runs only a few times, so compilation dominates.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if jax.__version_info__ < (0, 11):
-    # XLA dropped the choice while jax was at 0.11, and refuses it as unknown.
+    # Unknown to the XLA of later versions.
     _QUICK["xla_cpu_use_fusion_emitters"] = False
 _TRAINING = OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, clip_norm=0.8)
 
@@ -60,9 +54,9 @@ class Difference(NamedTuple):
     """One compared quantity.
 
     Attributes:
-        file: name of the recording.
-        quantity: what was compared.
-        largest: largest absolute difference, NaN where one side holds a NaN.
+        file: Name of the recording.
+        quantity: Name of the compared quantity.
+        largest: Largest absolute difference; NaN if a value is NaN.
     """
 
     file: str
@@ -71,13 +65,20 @@ class Difference(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether it is at most `TOLERANCE`."""
+        """Whether the difference is at most `TOLERANCE`."""
         return self.largest <= TOLERANCE
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A recording opened: its arrays, and the model that it was made with."""
+    """A recording and the model it was made with.
+
+    Attributes:
+        file: Name of the file.
+        arrays: Entries of the file.
+        config: Configuration of the model.
+        specs: Modalities of the model.
+    """
 
     file: str
     arrays: Mapping[str, np.ndarray]
@@ -86,17 +87,17 @@ class Recording:
 
     @classmethod
     def of(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> "Recording":
-        """The recording that a file holds.
+        """Reads the model's configuration from the entries of a file.
 
         Raises:
-            DataError: not a recording, or of a model that is not known.
+            DataError: The entries are not those of a recording, or the model is unknown.
         """
-        names = _recorded_order(arrays)
+        names = [name.removeprefix("input/") for name in arrays if name.startswith("input/")]
         specs = []
         try:
             meta = json.loads(str(arrays["meta"]))
             META(meta, "meta")
-            config, pool = _model(meta)
+            config, pool = recorded_model(meta)
             for name, length, window in zip(names, meta["lengths"], meta["kernel"], strict=True):
                 shape = arrays[f"input/{name}"].shape
                 size = {}
@@ -107,11 +108,11 @@ class Recording:
                     ModalitySpec(name=name, length=length, feature_dim=shape[2], pool=pool, **size)
                 )
             if config.name == "mult":
-                specs = _as_streams(specs)
+                specs = in_stream_order(specs)
         except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
             raise DataError(
-                f"{path}: not a recording ({error!r}), expected entries meta, input/<m>, "
-                "param/<name> as the recorded vectors have them; check that it is the right file"
+                f"{path}: not a recording ({error!r}), expected entries meta, input/<m> and "
+                "param/<name>; check that it is the right file"
             ) from error
         return cls(path.name, arrays, config, tuple(specs))
 
@@ -127,10 +128,10 @@ class Recording:
 
     @functools.cached_property
     def params(self) -> Any:
-        """The recorded weights as our parameters.
+        """The recorded weights as parameters of the model.
 
         Raises:
-            DataError: weights that are not those of the model.
+            DataError: The weights are not those of the model.
         """
         params = from_reference(self._state("param/"), self.config, self._names)
         shapes = jax.eval_shape(
@@ -148,10 +149,10 @@ class Recording:
 
     @functools.cached_property
     def batch(self) -> dict[str, Any]:
-        """The recorded inputs as a batch in which everything is real.
+        """The recorded inputs as a batch without padding.
 
         Raises:
-            DataError: shapes that are not those in meta, or labels that are not one a sample.
+            DataError: Shapes differ from those in `meta`, or there is not one label per sample.
         """
         check_numbers(self.file, self.arrays)
         inputs = {s.name: _float32(self._entry(f"input/{s.name}")) for s in self.specs}
@@ -181,58 +182,60 @@ class Recording:
     def _entry(self, name: str) -> np.ndarray:
         if name not in self.arrays:
             raise DataError(
-                f"{self.file}: {name}: not found, expected it beside {', '.join(self._results())}; "
+                f"{self.file}: {name}: not found, expected it with {', '.join(self._results())}; "
                 "record the file again"
             )
         return self.arrays[name]
 
     def _results(self) -> list[str]:
+        """Names of entries that are neither weights nor inputs."""
         inputs = ("param/", "input/")
         return sorted(name for name in self.arrays if not name.startswith(inputs))
 
     def differences(self) -> Iterator[Difference]:
-        """Everything recorded, beside what we compute in float32.
+        """Compares every recorded result with the one computed here in float32.
 
         Raises:
-            DataError: weights that are not those of the model, or results that nothing compares.
+            DataError: The weights are not those of the model, or a result is unknown.
         """
         self.check()
-        read = {"meta", "label", "lam", "index"}
-        for part, names in (
+        results = set(self._results()) - {"meta", "label", "lam", "index"}
+        unknown = set(results)
+        for compare, pattern in (
             (self._outputs, r"logits|loss|pooled/.+|grad/.+"),
             (self._training, r"losses|logits_after"),
             (self._mixup, r"layer\d+/(logits|loss)"),
         ):
-            found = {name for name in self._results() if re.fullmatch(names, name)}
-            read |= found
-            if found:
-                yield from part()
-        unread = sorted(set(self._results()) - read)
-        if unread or not read - {"meta", "label", "lam", "index"}:
+            matching = {name for name in results if re.fullmatch(pattern, name)}
+            unknown -= matching
+            if matching:
+                yield from compare()
+        if unknown or not results:
             raise DataError(
-                f"{self.file}: found {unread or 'no results'}, expected logits, loss, pooled/<m>, "
-                "grad/<name>, losses, logits_after or layer<i>/...; record the file again"
+                f"{self.file}: found {sorted(unknown) or 'no results'}, expected logits, loss, "
+                "pooled/<m>, grad/<name>, losses, logits_after or layer<i>/...; record it again"
             )
 
     def check(self):
-        """Raises `DataError` unless every entry can be computed on; compares nothing yet."""
+        """Raises `DataError` unless every entry has a valid type, shape and range."""
         check_entries(
             self.file, self.arrays, self.config, len(self.specs), len(self.batch["target"])
         )
         jax.tree.leaves(self.params)
 
-    def _compare(self, quantity: str, ours: Any, recorded: Any) -> Difference:
-        ours, recorded = np.asarray(ours, np.float64), np.asarray(recorded, np.float64)
-        if ours.shape != recorded.shape:
+    def _compare(self, quantity: str, computed: Any, recorded: Any) -> Difference:
+        computed, recorded = np.asarray(computed, np.float64), np.asarray(recorded, np.float64)
+        if computed.shape != recorded.shape:
             raise DataError(
-                f"{self.file}: {quantity}: recorded shape {recorded.shape}, ours {ours.shape}; "
-                "check the sizes in meta"
+                f"{self.file}: {quantity}: found shape {recorded.shape}, expected "
+                f"{computed.shape}; check the sizes in meta"
             )
-        return Difference(self.file, quantity, float(np.abs(ours - recorded).max(initial=0.0)))
+        difference = float(np.abs(computed - recorded).max(initial=0.0))
+        return Difference(self.file, quantity, difference)
 
     def _outputs(self) -> Iterator[Difference]:
         model, batch = self.model, self.batch
-        has_gradients = any(name.startswith("grad/") for name in self.arrays)
+        has_gradients = bool(self._state("grad/"))
 
         def loss_of(params):
             out: Any = model.apply({"params": params}, batch["inputs"], batch["mask"])
@@ -244,36 +247,31 @@ class Recording:
             (loss, out), grads = step(self.params)
         else:
             loss, out = jax.jit(loss_of, compiler_options=_QUICK)(self.params)
-        if "logits" in self.arrays:
-            yield self._compare("logits", out.logits, self.arrays["logits"])
-        if "loss" in self.arrays:
-            yield self._compare("loss", loss, self.arrays["loss"])
-        for name in (name for name in self.arrays if name.startswith("pooled/")):
-            pooled = out.pooled.get(name.removeprefix("pooled/"))
-            if pooled is None:
+        for name, computed in (("logits", out.logits), ("loss", loss)):
+            if name in self.arrays:
+                yield self._compare(name, computed, self.arrays[name])
+        for modality, tokens in self._state("pooled/").items():
+            if modality not in out.pooled:
                 raise DataError(
-                    f"{self.file}: {name}: the model pools {sorted(out.pooled)}, expected one of "
-                    "these; record the file again"
+                    f"{self.file}: pooled/{modality}: found, expected one of the modalities that "
+                    f"the model pools, {sorted(out.pooled)}; record the file again"
                 )
-            yield self._compare(name, pooled.tokens, self.arrays[name])
+            yield self._compare(f"pooled/{modality}", out.pooled[modality].tokens, tokens)
         if has_gradients:
             yield self._gradients(grads)
 
     def _gradients(self, grads: Any) -> Difference:
-        """The recorded ones, by the reference's names: of every weight that got one."""
-        recorded = {
-            name.removeprefix("grad/"): leaf
-            for name, leaf in self.arrays.items()
-            if name.startswith("grad/")
-        }
-        ours = to_reference(grads, self.config, self._names, like=self._state("param/"))
-        if unknown := sorted(set(recorded) - set(ours)):
+        """Compares all recorded gradients, by the reference's names."""
+        recorded = self._state("grad/")
+        computed = to_reference(grads, self.config, self._names, like=self._state("param/"))
+        if unknown := sorted(set(recorded) - set(computed)):
             raise DataError(
-                f"{self.file}: grad/: found {unknown}, expected names of weights that the result "
-                "depends on; record the file again"
+                f"{self.file}: grad/: found {unknown}, expected names of the model's weights; "
+                "record the file again"
             )
         largest = [
-            self._compare(f"grad/{n}", ours[n], leaf).largest for n, leaf in recorded.items()
+            self._compare(f"grad/{name}", computed[name], leaf).largest
+            for name, leaf in recorded.items()
         ]
         return Difference(self.file, f"{len(largest)} gradients", float(np.max(largest)))
 
@@ -321,91 +319,47 @@ class Recording:
         layers = {int(m[1]) for m in map(re.compile(r"layer(\d+)/").match, self.arrays) if m}
         for depth in sorted(layers):
             logits, loss = run(self.params, Mixup(jnp.int32(depth), lam, partner))
-            for quantity, ours in (("logits", logits), ("loss", loss)):
+            for quantity, computed in (("logits", logits), ("loss", loss)):
                 if (name := f"layer{depth}/{quantity}") in self.arrays:
-                    yield self._compare(name, ours, self.arrays[name])
+                    yield self._compare(name, computed, self.arrays[name])
 
 
 def compare_folder(folder: Path) -> Iterator[tuple[str, list[Difference] | DataError]]:
-    """For every recording of a folder its differences, or why it cannot be compared.
+    """Compares every file of a folder: its name with the differences, or with an error.
 
     Raises:
-        DataError: there is no such folder, or no recording in it.
+        DataError: The folder does not exist or has no `.npz` file.
     """
     files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
     if not files:
         raise DataError(
-            f"{folder}: found no .npz file, expected a folder of recordings; give the folder that "
-            "holds them"
+            f"{folder}: found no .npz file, expected a folder of recordings; give the folder they "
+            "are in"
         )
     for file in files:
         try:
-            # A list, so that what a recording lacks is found here.
+            # A list, so that errors are raised here.
             yield file.name, list(differences(file))
         except (DataError, ConfigError) as error:
             yield file.name, DataError(str(error))
 
 
 def differences(file: Path) -> Iterator[Difference]:
-    """Everything recorded in a file beside what we compute.
+    """Compares every result recorded in a file, of a model or of metrics.
 
     Raises:
-        DataError: the file is not a recording, or does not fit the model it names.
+        DataError: The file is not a recording, or does not match its model.
     """
     arrays = read_arrays(file)
-    if not any(name.startswith("param/") for name in arrays):
-        yield from _metrics(file, arrays)
-    else:
+    if any(name.startswith("param/") for name in arrays):
         yield from Recording.of(file, arrays).differences()
-
-
-def _metrics(file: Path, arrays: Mapping[str, np.ndarray]) -> Iterator[Difference]:
-    for name, (ours, recorded) in metric_vectors.compare(arrays).items():
-        # What we call undefined must not pass for equal.
-        yield Difference(file.name, name, math.nan if ours is None else abs(ours - recorded))
+        return
+    for name, (computed, recorded) in metric_vectors.compare(arrays).items():
+        # An undefined metric must not count as equal.
+        yield Difference(
+            file.name, name, math.nan if computed is None else abs(computed - recorded)
+        )
 
 
 def _float32(array: np.ndarray) -> jax.Array:
     return jnp.asarray(array, jnp.float32)
-
-
-def _as_streams(specs: list[ModalitySpec]) -> list[ModalitySpec]:
-    """The modalities of the reference's MulT in the order of its streams."""
-    found = [[spec for spec in specs if spec.name in names] for names in _MULT_ORDER]
-    if len(specs) != len(_MULT_ORDER) or any(len(part) != 1 for part in found):
-        raise ValueError(
-            f"modalities {[spec.name for spec in specs]} of a MulT; one each of "
-            f"{', '.join('|'.join(sorted(names)) for names in _MULT_ORDER)} is needed"
-        )
-    return [part[0] for part in found]
-
-
-def _recorded_order(arrays: Mapping[str, Any]) -> list[str]:
-    return [name.removeprefix("input/") for name in arrays if name.startswith("input/")]
-
-
-def _model(meta: Mapping[str, Any]) -> tuple[ModelConfig, str]:
-    """The model that a recording is of, and the pool that its modalities are read with."""
-    sizes = {
-        "preset": "paper",
-        "num_classes": meta["num_classes"],
-        "embed_dim": meta["embed_dim"],
-        "num_heads": meta["num_heads"],
-        "num_pre_layers": meta["n_layers_pre_fusion"],
-        "num_post_layers": meta["n_layers_post_fusion"],
-    }
-    kind, _, rest = meta["model"].partition("_")
-    first = meta["kernel"][0]
-    if kind == "sft":
-        pool = re.sub(r"_(mixup|train\d*)$", "", rest)  # what was recorded, not the model
-        return ModelConfig(name="sft", **sizes), _POOLS.get(pool, pool)
-    models: dict[str, tuple[str, ModelOptions]] = {
-        "unimodal": ("unimodal", UnimodalOptions(modality=rest, window=first)),
-        "latefuse": ("late", LateOptions(duplicate_cls=True)),
-        "concat": ("concat", ConcatOptions(window=first)),
-        "mbt": ("mbt", MbtOptions()),
-        "MulT": ("mult", NoOptions()),
-    }
-    name, options = models[kind]
-    # Their windows are in the options.
-    return ModelConfig(name=name, options=options, **sizes), "none"

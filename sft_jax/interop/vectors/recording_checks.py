@@ -1,16 +1,30 @@
-"""Whether the entries of a recording are such that a model can be built of them and run on them."""
+"""Checks of the entries of a recording, and the model that its `meta` describes."""
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from sft_jax.config.modality import ModalitySpec
+from sft_jax.config.model import (
+    ConcatOptions,
+    LateOptions,
+    MbtOptions,
+    ModelOptions,
+    NoOptions,
+    UnimodalOptions,
+)
 from sft_jax.config.run import ModelConfig
 from sft_jax.files.json_files import integer, list_of, record, text
 from sft_jax.types import DataError
 
+# Pools that have another name in the reference.
+_POOLS = {"attn": "attn_avg", "topk": "channel_topk", "attn_wkmedoids": "attn_kmedoids"}
+# Names in recordings for text, audio and video, the order in which the reference's MulT joins them.
+_MULT_ORDER = ({"text"}, {"spec", "spect", "audio"}, {"rgb", "vision", "video"})
 _SIZE = integer(1, 2**20)
-# `meta`, where its entries are there; a depth costs time before it can be seen to be wrong.
+# Limits of the entries in `meta`. A huge depth would take long before anything else fails.
 META = record(
     {},
     {
@@ -34,17 +48,17 @@ def check_entries(
     modalities: int,
     samples: int,
 ):
-    """Checks kinds and ranges; shapes of inputs, weights and results are for others.
+    """Checks types and ranges; shapes of inputs, weights and results are checked elsewhere.
 
     Args:
-        file: name of the recording.
-        arrays: its entries.
-        config: of its model.
-        modalities: of its model.
-        samples: in its batch.
+        file: Name of the recording.
+        arrays: Entries of the recording.
+        config: Configuration of the model.
+        modalities: Number of modalities.
+        samples: Number of samples in the batch.
 
     Raises:
-        DataError: an entry that cannot be computed on.
+        DataError: An entry has a wrong type, shape or range.
     """
     depth = config.num_pre_layers + config.num_post_layers
     check_numbers(file, arrays)
@@ -52,7 +66,7 @@ def check_entries(
         layer = re.match(r"layer(\d{1,9})/", name)
         if name.startswith("layer") and (layer is None or int(layer[1]) > depth):
             raise DataError(
-                f"{file}: {name}: found for {depth} blocks, expected layer0/... to "
+                f"{file}: {name}: found with {depth} blocks, expected layer0/... to "
                 f"layer{depth}/...; record the file again"
             )
     for name, stop in (("label", config.num_classes), ("index", samples)):
@@ -61,17 +75,17 @@ def check_entries(
     lam = arrays.get("lam", np.zeros(samples))
     if lam.shape not in ((samples,), (modalities, samples)):
         raise DataError(
-            f"{file}: lam: found shape {lam.shape}, expected a share a sample, or one a modality "
-            "and sample; record the file again"
+            f"{file}: lam: found shape {lam.shape}, expected one share per sample, or one per "
+            "modality and sample; record the file again"
         )
     if arrays.get("index", np.zeros(samples)).shape != (samples,):
-        raise DataError(f"{file}: index: found {arrays['index'].shape}, expected one a sample")
+        raise DataError(f"{file}: index: found {arrays['index'].shape}, expected one per sample")
     if arrays.get("losses", np.zeros(1)).ndim != 1:
-        raise DataError(f"{file}: losses: found no list, expected one a step; record it again")
+        raise DataError(f"{file}: losses: found no list, expected one per step; record it again")
 
 
 def check_numbers(file: str, arrays: Mapping[str, np.ndarray]):
-    """Raises `DataError` unless every entry but `meta` holds numbers."""
+    """Raises `DataError` unless every entry except `meta` has numbers."""
     for name, array in arrays.items():
         if name != "meta":
             _numbers(file, name, array)
@@ -91,3 +105,41 @@ def _within(file: str, name: str, array: np.ndarray, stop: int):
             f"{file}: {name}: found none, or values outside of 0 to {stop - 1}, expected whole "
             "numbers in that range; record the file again"
         )
+
+
+def recorded_model(meta: Mapping[str, Any]) -> tuple[ModelConfig, str]:
+    """Model of a recording, and the pool of its modalities."""
+    sizes = {
+        "preset": "paper",
+        "num_classes": meta["num_classes"],
+        "embed_dim": meta["embed_dim"],
+        "num_heads": meta["num_heads"],
+        "num_pre_layers": meta["n_layers_pre_fusion"],
+        "num_post_layers": meta["n_layers_post_fusion"],
+    }
+    kind, _, rest = meta["model"].partition("_")
+    first = meta["kernel"][0]
+    if kind == "sft":
+        pool = re.sub(r"_(mixup|train\d*)$", "", rest)  # the suffix names the kind of results
+        return ModelConfig(name="sft", **sizes), _POOLS.get(pool, pool)
+    models: dict[str, tuple[str, ModelOptions]] = {
+        "unimodal": ("unimodal", UnimodalOptions(modality=rest, window=first)),
+        "latefuse": ("late", LateOptions(duplicate_cls=True)),
+        "concat": ("concat", ConcatOptions(window=first)),
+        "mbt": ("mbt", MbtOptions()),
+        "MulT": ("mult", NoOptions()),
+    }
+    name, options = models[kind]
+    # Baselines pool with the window of their own options.
+    return ModelConfig(name=name, options=options, **sizes), "none"
+
+
+def in_stream_order(specs: list[ModalitySpec]) -> list[ModalitySpec]:
+    """Modalities of the reference's MulT in the order of its streams."""
+    streams = [[spec for spec in specs if spec.name in names] for names in _MULT_ORDER]
+    if len(specs) != len(_MULT_ORDER) or any(len(stream) != 1 for stream in streams):
+        raise ValueError(
+            f"modalities of a MulT: given {[spec.name for spec in specs]}, expected one each of "
+            f"{', '.join('|'.join(sorted(names)) for names in _MULT_ORDER)}"
+        )
+    return [spec for (spec,) in streams]

@@ -1,1 +1,1 @@
-"""Weights of the public PyTorch implementation, to and from parameters of this package."""
+"""Conversion between weights of the public PyTorch implementation and parameters."""

@@ -1,8 +1,8 @@
-"""Weights of the public PyTorch implementation of SFT and its baselines, to ours and back.
+"""Conversion of weights from the public PyTorch implementation of SFT and its baselines, and back.
 
-Both directions read one list per model that pairs our parameters with the names of the reference's
-state dict. Linear kernels are transposed, packed projections split into query, key and value by
-head, and layers that we compile as one loop stacked along a leading axis.
+Both directions use one list per model that pairs parameters of this package with names of the
+reference's state dict. Linear kernels are transposed, packed projections split by head into query,
+key and value, and the layers of a scanned stack are stacked along a leading axis.
 """
 
 import dataclasses
@@ -18,21 +18,21 @@ from sft_jax.interop.weights.state_dict import read_state
 from sft_jax.types import DataError
 
 Keys = tuple[str, ...]
-# Streams of the reference's MulT by their letter, in the order in which they are joined.
+# Letters of the reference's MulT for its streams, in the order of concatenation.
 STREAMS = "lav"
-# In the state dict, but without influence on the result.
+# Entries of the state dict that have no effect.
 _UNUSED = ("network.embed_positions._float_tensor",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One of our parameters (or one layer of it) and the reference's names for it.
+    """A parameter, or one layer of it, and its names in the reference's state dict.
 
     Attributes:
-        path: keys of the parameter in our tree.
-        names: in the state dict; three where query, key and value are kept one by one.
-        kind: how the two layouts differ (see `_to_ours`).
-        layer: index along our leading axis; None where there is none.
+        path: Keys of the parameter in the tree.
+        names: Names in the state dict; three if query, key and value are separate.
+        kind: Difference between the two layouts (see `_from_torch_layout`).
+        layer: Index along the leading axis of a stack; None outside of stacks.
     """
 
     path: Keys
@@ -44,48 +44,49 @@ class Slot:
 def from_reference(
     state: Mapping[str, np.ndarray] | str | Path, config: ModelConfig, modalities: Sequence[str]
 ) -> dict[str, Any]:
-    """Parameters of the model that `config` describes, from a reference state dict.
+    """Converts a reference state dict, or gradients with its names, to a parameter tree.
 
     Args:
-        state: arrays by name, torch layouts (`[out, in]`), or the path of an `.npz`, `.pth` or
+        state: Arrays by name in PyTorch's layout (`[out, in]`), or the path of an `.npz`, `.pth` or
             `.pt` file (see `read_state`).
-        config: name, widths and depths of the model that the weights come from.
-        modalities: names in the order of the model's specs. For `sft` that is the order of the
-            reference's `sparse_attn` list, for `mult` text, audio, video.
+        config: Name, widths and depths of the model that the weights come from.
+        modalities: Names of the modalities in the model's order. For `sft` it is the order of the
+            reference's `sparse_attn` list, for `mult` it is text, audio, video.
 
     Returns:
-        The `params` tree. It works on gradients named alike just as well.
+        The `params` tree. Its shapes are checked by the model.
 
     Raises:
-        DataError: a name that is needed is missing, one is left over, or an attention does not
-            split into heads. Other shapes are for the model to check.
+        DataError: A name is missing or unexpected, or an attention does not split into heads.
     """
     if not isinstance(state, Mapping):
         state = read_state(state)
     if max(config.num_pre_layers, config.num_post_layers) > len(state):
         raise DataError(
             f"state dict: found {len(state)} arrays for {config.num_pre_layers} and "
-            f"{config.num_post_layers} layers, expected some of each; set the depths to those of "
+            f"{config.num_post_layers} layers, expected several for each layer; set the depths of "
             "the model that the weights come from"
         )
     for name, array in state.items():
-        # numpy knows bfloat16 by its name alone.
+        # NumPy identifies bfloat16 only by its name.
         if np.asarray(array).dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
             raise DataError(
                 f"state dict: {name}: found {array.dtype}, expected numbers; save it as float32"
             )
     slots = _slots(config, modalities, state)
-    wanted = {name for slot in slots for name in slot.names}
-    extra = set(state) - wanted - _ignored(config, modalities)
-    missing = wanted - set(state)
+    expected = {name for slot in slots for name in slot.names}
+    extra = set(state) - expected - _ignored(config, modalities)
+    missing = expected - set(state)
     if missing or extra:
         raise DataError(
-            f"state dict: missing {sorted(missing)}, left over {sorted(extra)}; expected the names "
-            f"of a {config.name!r} model with these depths and modalities {list(modalities)}"
+            f"state dict: missing {sorted(missing)}, unexpected {sorted(extra)}; expected the "
+            f"names of a {config.name!r} model with modalities {list(modalities)}; set the name, "
+            "depths and modalities of the model that the weights come from"
         )
     leaves: dict[Keys, Any] = {}
     for slot in slots:
-        leaf = _to_ours([np.asarray(state[name]) for name in slot.names], slot, config.num_heads)
+        arrays = [np.asarray(state[name]) for name in slot.names]
+        leaf = _from_torch_layout(arrays, slot, config.num_heads)
         if slot.layer is None:
             leaves[slot.path] = leaf
         else:
@@ -105,15 +106,20 @@ def to_reference(
     modalities: Sequence[str],
     like: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The inverse of `from_reference`: a state dict that the reference's model can load.
+    """Converts parameters to a state dict of the reference; the inverse of `from_reference`.
 
-    Where `like` is given, query, key and value are packed, or kept one by one, as they are there.
+    The reference's `unimodal` also has tokenizers for the other modalities. These have no
+    counterpart here and are left out.
 
-    The reference's `unimodal` also keeps tokenizers for the modalities that it does not look at;
-    these are not among our parameters and so not in the result.
+    Args:
+        params: Parameter tree, or gradients in the same layout.
+        config: Name, widths and depths of the model.
+        modalities: Names of the modalities in the model's order.
+        like: State dict that decides whether query, key and value are packed or separate; if not
+            given, they are as in a new model of the reference.
 
     Raises:
-        DataError: parameters that are not those of the model that `config` describes.
+        DataError: `params` are not those of the configured model.
     """
     state: dict[str, np.ndarray] = {}
     depths: dict[Keys, int] = {}
@@ -131,15 +137,15 @@ def to_reference(
             leaf = leaf[key]
         if slot.layer is not None and len(leaf) != depths[slot.path]:
             raise DataError(
-                f"params: {'/'.join(slot.path)} holds {len(leaf)} layers, expected "
-                f"{depths[slot.path]}; set the depths to those of the model that they come from"
+                f"params: {'/'.join(slot.path)} has {len(leaf)} layers, expected "
+                f"{depths[slot.path]}; set the depths of the model that the parameters come from"
             )
         leaf = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
-        state |= zip(slot.names, _to_theirs(leaf, slot, config.num_heads), strict=True)
+        state |= zip(slot.names, _to_torch_layout(leaf, slot, config.num_heads), strict=True)
     if extra := sorted("/".join(path) for path in _paths(params) if path not in depths):
         raise DataError(
             f"params: found {extra}, which the reference's model {config.name!r} does not have, "
-            "expected the paper preset without them; convert a model of that preset"
+            "expected the parameters of the paper preset; convert a model of that preset"
         )
     if config.name == "mult":
         state |= {name: np.zeros(1, np.float32) for name in _UNUSED}
@@ -158,7 +164,8 @@ def _stacked(path: Keys, layers: list[np.ndarray]) -> np.ndarray:
     if len({layer.shape for layer in layers}) > 1:
         raise DataError(
             f"state dict: layers of {'/'.join(path)} have the shapes "
-            f"{[layer.shape for layer in layers]}, expected one; check that all are of one model"
+            f"{[layer.shape for layer in layers]}, expected equal shapes; check that all layers "
+            "come from one model"
         )
     return np.stack(layers)
 
@@ -166,7 +173,7 @@ def _stacked(path: Keys, layers: list[np.ndarray]) -> np.ndarray:
 # --- layouts
 
 
-def _to_ours(arrays: list[np.ndarray], slot: Slot, num_heads: int) -> np.ndarray:
+def _from_torch_layout(arrays: list[np.ndarray], slot: Slot, num_heads: int) -> np.ndarray:
     array = arrays[0]
     try:
         array = np.concatenate(arrays)
@@ -185,16 +192,16 @@ def _to_ours(arrays: list[np.ndarray], slot: Slot, num_heads: int) -> np.ndarray
         pass
     raise DataError(
         f"state dict: {', '.join(slot.names)} of shape {array.shape} does not split into "
-        f"{num_heads} heads; set num_heads to that of the model that the weights come from"
+        f"{num_heads} heads; set num_heads of the model that the weights come from"
     )
 
 
-def _to_theirs(leaf: np.ndarray, slot: Slot, num_heads: int) -> list[np.ndarray]:
+def _to_torch_layout(leaf: np.ndarray, slot: Slot, num_heads: int) -> list[np.ndarray]:
     heads = {"qkv_weight": 2, "qkv_bias": 1, "out_weight": 0}.get(slot.kind)
     if heads is not None and leaf.shape[heads] != num_heads:
         raise DataError(
             f"params: {'/'.join(slot.path)} has {leaf.shape[heads]} heads, expected {num_heads}; "
-            "set num_heads to that of the model that they come from"
+            "set num_heads of the model that the parameters come from"
         )
     match slot.kind:
         case "transposed":
@@ -221,20 +228,17 @@ def _slots(
     slots += [*_linear(("head", "linear"), f"{classifier}.1")]
     if state is None:
         return slots
-    return [_as_named(slot, state) for slot in slots]
+    return [_named_as_in(slot, state) for slot in slots]
 
 
-def _as_named(slot: Slot, state: Mapping[str, Any]) -> Slot:
-    """The reference's two attention classes keep query, key and value packed, or one by one."""
-    if slot.kind not in ("qkv_weight", "qkv_bias"):
+def _named_as_in(slot: Slot, state: Mapping[str, Any]) -> Slot:
+    """The slot with query, key and value packed or separate, as the state dict has them."""
+    if slot.kind not in ("qkv_weight", "qkv_bias") or any(name in state for name in slot.names):
         return slot
-    other = _pack(slot.names) if len(slot.names) == 3 else _unpack(slot.names[0])
-    found = [any(name in state for name in names) for names in (slot.names, other)]
-    return dataclasses.replace(slot, names=other) if found == [False, True] else slot
-
-
-def _pack(names: tuple[str, ...]) -> tuple[str, ...]:
-    return (names[0].replace("q_proj.", "in_proj_"),)
+    packed = (slot.names[0].replace("q_proj.", "in_proj_"),)
+    other = packed if len(slot.names) == 3 else _unpack(slot.names[0])
+    is_other = any(name in state for name in other)
+    return dataclasses.replace(slot, names=other) if is_other else slot
 
 
 def _unpack(name: str) -> tuple[str, ...]:
@@ -262,9 +266,9 @@ def _norm(path: Keys, name: str, layer: int | None = None) -> Iterator[Slot]:
 def _attention(
     path: Keys, name: str, layer: int | None = None, packed: bool = True
 ) -> Iterator[Slot]:
-    for ours, theirs in (("qkv_kernel", "weight"), ("qkv_bias", "bias")):
-        names: tuple[str, ...] = (f"{name}.in_proj_{theirs}",)
-        yield Slot((*path, ours), names if packed else _unpack(names[0]), f"qkv_{theirs}", layer)
+    for key, part in (("qkv_kernel", "weight"), ("qkv_bias", "bias")):
+        names: tuple[str, ...] = (f"{name}.in_proj_{part}",)
+        yield Slot((*path, key), names if packed else _unpack(names[0]), f"qkv_{part}", layer)
     yield Slot((*path, "out", "kernel"), (f"{name}.out_proj.weight",), "out_weight", layer)
     yield Slot((*path, "out", "bias"), (f"{name}.out_proj.bias",), "same", layer)
 
@@ -277,7 +281,7 @@ def _tokenizer(path: Keys, modality: str) -> Iterator[Slot]:
 
 
 def _block(path: Keys, suffix: str, index: int, layer: int | None = None) -> Iterator[Slot]:
-    """A block of the reference's `attns<suffix>` and `mlps<suffix>` lists."""
+    """A block in the reference's lists `attns<suffix>` and `mlps<suffix>`."""
     attention = (*path, "attention", "attention")
     mlp = f"network.mlps{suffix}.{index}"
     yield from _attention(attention, f"network.attns{suffix}.{index}", layer)
@@ -340,7 +344,7 @@ def _mult(config: ModelConfig, modalities: Sequence[str]) -> Iterator[Slot]:
     if len(modalities) != len(STREAMS):
         raise DataError(
             f"modalities: given {list(modalities)}, expected three for the reference's MulT: text, "
-            "audio, video in this order"
+            "audio and video, in this order"
         )
     letters = dict(zip(modalities, STREAMS, strict=True))
     for i, target in enumerate(modalities):

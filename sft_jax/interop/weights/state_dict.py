@@ -1,4 +1,4 @@
-"""State dicts of PyTorch models, from files."""
+"""Reader of PyTorch state dicts from files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +13,17 @@ from sft_jax.types import DataError
 
 
 def read_state(path: str | Path) -> dict[str, np.ndarray]:
-    """A state dict from an `.npz` file, or from a `.pth` or `.pt` checkpoint of PyTorch.
+    """Reads a state dict from an `.npz` file or a PyTorch checkpoint (`.pth` or `.pt`).
 
-    Names may carry the prefix `param/` (then other entries are not weights) or `module.`, and a
-    checkpoint may keep them under `state_dict` or `model`; its weights become float32. Nothing of
-    a file is run, and PyTorch is not needed (see `torch_archive.read_torch`).
+    Names may have the prefix `module.` or, in an `.npz` file, `param/` (then entries without it are
+    ignored). A checkpoint may have the state dict under `state_dict` or `model`; its weights become
+    float32. No code from the file runs, and PyTorch is not needed (see `torch_files.read_torch`).
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        DataError: the file cannot be read, or holds no weights.
+        DataError: The file cannot be read, or has no weights.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -28,26 +31,29 @@ def read_state(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npz":
         state = read_arrays(path)
         if any(name.startswith("param/") for name in state):
-            weights = ((name, name.removeprefix("param/")) for name in state)
-            state = {short: state[name] for name, short in weights if short != name}
+            state = {
+                name.removeprefix("param/"): array
+                for name, array in state.items()
+                if name.startswith("param/")
+            }
     elif path.suffix in (".pth", ".pt"):
         state = _read_torch(path)
     else:
         raise DataError(f"{path}: found ending {path.suffix!r}, expected .npz, .pth or .pt")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return {name.removeprefix("module."): array for name, array in state.items()}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an `.npz` file, none of which may be pickled.
+    """Reads the arrays of an `.npz` file without unpickling anything.
 
-    NumPy stores bfloat16 as bare pairs of bytes; they are taken for what they were.
+    NumPy stores bfloat16 as two raw bytes, which become bfloat16 again.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: The file cannot be read.
     """
     return {
-        name: x.view(jnp.bfloat16) if x.dtype.str == "|V2" else x
-        for name, x in read_npz(path).items()
+        name: array.view(jnp.bfloat16) if array.dtype.str == "|V2" else array
+        for name, array in read_npz(path).items()
     }
 
 
@@ -57,13 +63,15 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(map(_is_weight, content.items())):
-        raise DataError(f"{path}: found no mapping of names to tensors; save model.state_dict()")
+        raise DataError(
+            f"{path}: found no mapping from names to tensors, expected one; save model.state_dict()"
+        )
     return {name: array.astype(np.float32) for name, array in content.items()}
 
 
 def _is_weight(entry: tuple[Any, Any]) -> bool:
     name, value = entry
-    # numpy knows bfloat16 by its name alone.
+    # NumPy identifies bfloat16 only by its name.
     return (
         isinstance(name, str)
         and isinstance(value, np.ndarray)

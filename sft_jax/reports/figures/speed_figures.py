@@ -52,6 +52,25 @@ def _axis(value: Any, place: str):
 _LOOKS = tuple({"color": color, "marker": marker} for marker in ("o", "s") for color in COLORS)
 
 
+def benchmark_figure(numbers: Mapping[str, Any]) -> Figure:
+    """The figure of a benchmark.
+
+    Args:
+        numbers: Result of `python -m sft_jax.benchmark --json` with models or a sweep.
+
+    Raises:
+        DataError: There are neither models nor a sweep.
+    """
+    if "sweep" in numbers:
+        return sweep_lines(numbers["sweep"], numbers["axis"])
+    if "models" in numbers:
+        return throughput_bars(numbers["models"])
+    raise DataError(
+        f"benchmark: found {', '.join(numbers)}, expected models or sweep; plot a benchmark with "
+        "--config or --configs"
+    )
+
+
 def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Samples a second in training and inference, a bar for each model with its range of rounds.
 
@@ -100,7 +119,7 @@ def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes:
 
     Args:
         points: `model`, `kind` (`train` or `infer`), `flops_per_byte` and `flops_per_second`, as
-            `efficiency.measure.intensities` lists them.
+            `efficiency.measure.intensities` returns them.
         peak_flops: Operations a second of a large matrix product on this machine.
         peak_bytes: Memory bandwidth of this machine in bytes a second.
 
