@@ -10,7 +10,7 @@ from sft_jax.config import io
 from sft_jax.config.run import Config
 from sft_jax.data import sources
 from sft_jax.data.records import DataInfo
-from sft_jax.efficiency.cost_tables import NOTE, beside_dense
+from sft_jax.efficiency.layer_costs import NOTE, beside_dense
 from sft_jax.reports import example_recording, report_writer
 from sft_jax.runs.example_file import save_example
 from sft_jax.training import predictor, session

@@ -45,8 +45,9 @@ def main():
         result = benchmarks.sweep(configs, _SWEEP.value, _VALUES.value, *rounds)
     else:
         others = torch_benchmark.torch_candidates if _AGAINST.value else None
-        extras = others, _PROCESS_MEMORY.value, _PROFILE.value
-        result = benchmarks.compare_models(configs, *rounds, *extras)
+        result = benchmarks.compare_models(
+            configs, *rounds, others, _PROCESS_MEMORY.value, _PROFILE.value
+        )
     print(result.text(format_table))
     if _JSON.value:
         result.save(Path(_JSON.value))

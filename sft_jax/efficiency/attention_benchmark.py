@@ -50,8 +50,7 @@ def compare(
         check_choice("attention", name, IMPLEMENTATIONS)
         if name == "fixed":
             for stride in blocks:
-                fixed = functools.partial(fixed_attention, stride=stride, **arguments)
-                variants[f"fixed, stride {stride}"] = lambda qkv, fixed=fixed: fixed(*qkv)
+                variants[f"fixed, stride {stride}"] = _fixed(stride, arguments)
         else:
             variants[name] = _dense(name, arguments)
     rows = _compare(variants, qkv, repeats, window)
@@ -68,6 +67,10 @@ def _positive(name: str, values: Sequence[int | str]) -> tuple[int, ...]:
 
 def _dense(implementation, arguments):
     return lambda qkv: dot_product_attention(*qkv, implementation=implementation, **arguments)
+
+
+def _fixed(stride, arguments):
+    return lambda qkv: fixed_attention(*qkv, stride=stride, **arguments)
 
 
 def _inputs(shape, saliency, masked):

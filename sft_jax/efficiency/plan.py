@@ -114,7 +114,9 @@ class Plan:
     @property
     def communication(self) -> str | None:
         """Description of what the chips send to each other; None if compilation failed."""
-        return self.cost and roofline.describe(self.cost.collectives, self.mesh["fsdp"])
+        if self.cost is None:
+            return None
+        return roofline.describe(self.cost.collectives, self.mesh["fsdp"])
 
 
 def default_batch(config: Config, num_chips: int) -> int:

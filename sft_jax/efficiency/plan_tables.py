@@ -65,7 +65,7 @@ def collective_rows(models: Mapping[str, Plan]) -> list[Row]:
             continue
         kinds = roofline.by_kind(plan.cost.collectives) or {"": {"count": 0, "bytes": 0}}
         for kind, total in kinds.items():
-            row = {"model": name, "collective": kind or None, "count": total["count"]}
+            row: Row = {"model": name, "collective": kind or None, "count": total["count"]}
             rows.append(row | {"MB a chip": total["bytes"] / 1e6, "in all": plan.communication})
     return rows
 
@@ -138,7 +138,9 @@ def _fits(plan: Plan) -> str | None:
 
 
 def _per_step(plan: Plan, what: str, unit: float) -> float | None:
-    return plan.cost and getattr(plan.cost, what) / unit * plan.topology.num_chips
+    if plan.cost is None:
+        return None
+    return getattr(plan.cost, what) / unit * plan.topology.num_chips
 
 
 def _per_sample_columns(plan: Plan) -> Row:

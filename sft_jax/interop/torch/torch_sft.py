@@ -278,6 +278,7 @@ def candidates(
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     # One graph of fixed shapes; whatever would break the graph is an error.
     compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
+    compilers: dict[str, Callable[..., Callable[..., Tensor]]]
     compilers = {"torch eager": lambda module: module, "torch compiled": compiled}
     return {
         name: _train_and_infer(config, build(config, params), batch, compiler)
