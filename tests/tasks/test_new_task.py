@@ -172,7 +172,12 @@ def test_it_goes_through_all_commands(monkeypatch, tmp_path):
             ),
             data_dir=str(tmp_path / "data"),
         ),
-        train=TrainConfig(duration=Duration(2.0, "steps"), batch_size=8, best_metric="far"),
+        train=TrainConfig(
+            duration=Duration(2.0, "steps"),
+            eval_every=Duration(2.0, "steps"),
+            batch_size=8,
+            best_metric="far",
+        ),
     )
     workdir = tmp_path / "run-0"
     assert session.train(config, workdir).best is not None
