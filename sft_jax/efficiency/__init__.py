@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "flops": "CONVENTION",
         "model_costs": "forward_gflop num_parameters train_gflop",
+        "plan": "plan_model",
         "throughput": "matmul_peak memory_bandwidth one_device_a_core",
         "variants": "VARIANTS variant",
     },
