@@ -1,7 +1,7 @@
 """Every command that README, docs/, configs/ and notebooks/ show runs, at toy size.
 
 Commands that differ in values alone are run once. A configuration whose data are not here is
-replaced by `configs/synthetic.py`; each configuration is trained by
+replaced by one of synthetic data; each configuration is trained by
 tests/training/test_configurations.py.
 """
 
@@ -43,7 +43,7 @@ TOY = {
     "diagram": [],
     "evaluate": [],
     "export": [],
-    "plan": [*SMALL, "--topology=cpu:1", "--compare=sft", "--nolargest", "--json="],
+    "plan": [*SMALL, "--topology=cpu:1", "--compare=sft", "--nolargest"],
     "predict": [],
     "prepare": ["--fake_size=12"],
     "report": [],
@@ -56,6 +56,13 @@ TOY = {
     ],
 }
 TOY_ATTENTION = ["--batch=1", "--tokens=8", "--fixed_tokens=64", "--fixed_strides=16"]
+SYNTHETIC = """
+from sft_jax.config import config_dict, load, override
+
+
+def get_config():
+    return config_dict(override(load("configs/synthetic.py"), {"model.num_classes": 4}))
+"""
 SHELL_VARIABLES = {"$name": "synthetic", "$seed": "0", "$run": "runs/seed", "$index": "0"}
 
 
@@ -130,6 +137,7 @@ def folder(tmp_path_factory):
     exec(blocks[0], {"path": folder / "mine.npz"})
     shutil.copy(folder / "mine.npz", folder / "my.npz")
     (folder / "mine.py").write_text(next(text for text in blocks if "def get_config" in text))
+    (folder / "synthetic.py").write_text(SYNTHETIC)
     return folder
 
 
@@ -159,8 +167,8 @@ def trained(run, folder):
 def at_toy_size(verb, flags, words):
     """The arguments with a configuration whose data are here, and what makes them small."""
     if verb != "prepare" or "fake" not in flags:
-        small = r"--(configs?)=configs/(?!arrays|synthetic).*"
-        words = [re.sub(small, r"--\1=configs/synthetic.py", word) for word in words]
+        small = r"--(configs?)=configs/(?!arrays).*"
+        words = [re.sub(small, r"--\1=synthetic.py", word) for word in words]
     toy = TOY[verb] if flags else TOY_ATTENTION if verb == "benchmark" else []
     if verb == "benchmark":
         toy = [*TOY[verb], *toy, *(["--compare=sft"] if "compare" in flags else [])]
