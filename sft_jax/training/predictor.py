@@ -184,7 +184,7 @@ class Predictor:
         return check_arrays(entries, require_label=False, where=where, modalities=present)
 
     def predict_table(self, table: ArrayTable) -> Prediction:
-        """Predicts for the samples of a table from `table`."""
+        """Predicts for the samples of `table`, in batches of at most `LARGEST_BATCH`."""
         specs = self.config.modalities
         absent = [spec for spec in specs if spec.name not in table.inputs]
         parts = []
