@@ -67,6 +67,7 @@ def evaluate(
     checkpoint: str | None = None,
     data_dir: str | Path | None = None,
     ablation: bool = True,
+    data_path: str | Path | Sequence[str | Path] = (),
 ) -> session.Evaluation:
     """Scores a run on a split and writes the scores, predictions and an example into its folder.
 
@@ -76,13 +77,14 @@ def evaluate(
         checkpoint: `best` or `last`; by default the best one where there is one.
         data_dir: Folder of the prepared data; by default the one of the training.
         ablation: Whether to score the run without each of its modalities as well.
+        data_path: Path of the source file, or paths of several, if they have moved since training.
 
     Raises:
         CheckpointError: There is no run or no checkpoint, or the data are not those of the run.
     """
     folder = _folder(workdir)
-    prepared = None if data_dir is None else str(data_dir)
-    result = session.evaluate(folder, split, checkpoint, prepared, ablation)
+    paths = [data_path] if isinstance(data_path, str | Path) else data_path
+    result = session.evaluate(folder, split, checkpoint, data_dir, ablation, paths)
     if jax.process_index() == 0:
         opened = result.session
         example = example_recording.of_split(

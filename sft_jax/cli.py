@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sft_jax import console
+from sft_jax.config.data import relocate
 from sft_jax.config.io import check_setting, find, from_dict
 from sft_jax.config.run import Config
 from sft_jax.config.settings import settings_text
@@ -94,6 +95,40 @@ def _print_config():
 def define_workdir(help_text: str = "Folder of the run.") -> flags.FlagHolder:
     """The required `--workdir` flag."""
     return flags.DEFINE_string("workdir", None, help_text, required=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPlace:
+    """The flags that say where data are now.
+
+    Attributes:
+        data_dir: Folder of prepared data.
+        data_path: Paths of the source files.
+    """
+
+    data_dir: flags.FlagHolder
+    data_path: flags.FlagHolder
+
+    def places(self) -> dict[str, Any]:
+        """The values of both flags by name, as `relocate` takes them."""
+        return {"data_dir": self.data_dir.value, "data_path": self.data_path.value}
+
+    def relocated(self, config: Config) -> Config:
+        """Changes the paths of a configuration to those that were given."""
+        return dataclasses.replace(config, data=relocate(config.data, **self.places()))
+
+
+def define_data() -> DataPlace:
+    """The flags of `DataPlace`, for a command that reads data."""
+    return DataPlace(
+        flags.DEFINE_string("data_dir", None, "Folder of prepared data, if not as configured."),
+        flags.DEFINE_list(
+            "data_path",
+            [],
+            "Path of the source file, if not as configured; for a source of two files, both, "
+            "separated by a comma.",
+        ),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

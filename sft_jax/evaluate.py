@@ -9,7 +9,7 @@ from sft_jax.tasks.base import Scored, TableBlock
 
 _WORKDIR = cli.define_workdir()
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "What to score.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data are, if elsewhere by now.")
+_DATA = cli.define_data()
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
 _ABLATION = flags.DEFINE_boolean(
     "ablation", True, "Score it without each modality, too, for the report."
@@ -21,7 +21,7 @@ def main():
     """Prints the metrics with their intervals, and the scores of every class."""
     workdir, split = cli.path(_WORKDIR), _SPLIT.value
     opened, result, _ = api.evaluate(
-        workdir, split, _CHECKPOINT.value, _DATA_DIR.value, _ABLATION.value
+        workdir, split, _CHECKPOINT.value, ablation=_ABLATION.value, **_DATA.places()
     )
     if jax.process_index():
         return  # the main process prints for all

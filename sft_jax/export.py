@@ -23,7 +23,8 @@ _FORMAT = flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "Of th
 _INT8 = flags.DEFINE_bool("int8", False, "Store weights in int8; for onnx only.")
 _OUTPUT = flags.DEFINE_string("output", "", "File or folder; `export/` of the run if not given.")
 _SCORE = flags.DEFINE_enum("score", None, ["valid", "test"], "Score all formats on this split.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data are, if elsewhere by now.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
+_DATA = cli.define_data()
 _CONFIG = cli.define_config(required=False)
 _MEASURE = flags.DEFINE_list("measure", ["sft"], f"Models to measure, of {', '.join(VARIANTS)}.")
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "Timed rounds of `--measure`.", lower_bound=1)
@@ -38,10 +39,10 @@ def main():
         models = {n: Exportable.untrained(variant(config, n)) for n in _MEASURE.value}
         found = artefact_table.measure(models, _ROUNDS.value)
         return _show(found, artefact_table.cost_rows)
-    run, workdir = load(cli.path(_WORKDIR)), cli.path(_WORKDIR)
-    model = Exportable.of(run)
+    workdir = cli.path(_WORKDIR)
+    model = Exportable.of(load(workdir, _CHECKPOINT.value))
     if _SCORE.value is not None:
-        found = artefact_table.score(model, workdir, _SCORE.value, _DATA_DIR.value)
+        found = artefact_table.score(model, workdir, _SCORE.value, **_DATA.places())
         return _show(found, artefact_table.score_rows)
     kind = _FORMAT.value + "_int8" * _INT8.value
     path = artefact_files.write(model, [kind], Path(_OUTPUT.value or workdir / "export"))[kind]

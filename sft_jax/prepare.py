@@ -13,6 +13,7 @@ from sft_jax.data.sources import prepare
 from sft_jax.types import ConfigError
 
 _CONFIG = cli.define_config(required=False)
+_DATA = cli.define_data()
 _FAKE = flags.DEFINE_enum("fake", None, list(FAKES), "Set to write synthetic files of.")
 _DIR = flags.DEFINE_string("fake_dir", "data", "Where synthetic files are written.")
 _SIZE = flags.DEFINE_integer("fake_size", 0, "Training samples, 0 for a few.", lower_bound=0)
@@ -27,7 +28,7 @@ def main():
         if not _CONFIG.value:
             print(next_command(_FAKE.value, paths))
     if _CONFIG.value:
-        print(describe(prepare(from_dict(_CONFIG.value).data)))
+        print(describe(prepare(_DATA.relocated(from_dict(_CONFIG.value)).data)))
     elif not _FAKE.value:
         raise ConfigError(
             "--config: given neither it nor --fake, expected one of them; name a file of configs/"

@@ -3,6 +3,8 @@
 The same command goes on where it was stopped. Folds and seeds of a setting are trained together.
 """
 
+import dataclasses
+
 from absl import flags
 
 from sft_jax import cli
@@ -24,12 +26,14 @@ _SEEDS = flags.DEFINE_list("seeds", [], "Seeds to run; all of the study's if not
 _RUNS = flags.DEFINE_integer(
     "runs", 32, "Runs trained together, in whole folds, and at least one fold.", lower_bound=1
 )
+_DATA = cli.define_data()
 _DEVICES = cli.define_devices()
 
 
 def main():
     """Runs what is missing, and prints a table for windows and one for recordings."""
     study = load_study(_CONFIG.value)
+    study = dataclasses.replace(study, base=_DATA.relocated(study.base))
     part = study.only(_SETTINGS.value, _FOLDS.value, _seeds())
     workdir = cli.path(_WORKDIR)
     results = Results(workdir, study)

@@ -16,13 +16,15 @@ from sft_jax.training.loop import Outcome
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir("Folder of the run; resumed if it has one.")
+_DATA = cli.define_data()
 _DEVICES = cli.define_devices(several_processes=True)
 
 
 def main():
     """Trains, and says how it ended."""
     command = f"python -m sft_jax.train {shlex.join(sys.argv[1:])}"
-    outcome = session.train(from_dict(_CONFIG.value), cli.path(_WORKDIR), command)
+    config = _DATA.relocated(from_dict(_CONFIG.value))
+    outcome = session.train(config, cli.path(_WORKDIR), command)
     if jax.process_index() == 0:  # one process speaks for all
         print(_end(outcome))
     # Several processes leave together, which one that is ended by a signal would not.

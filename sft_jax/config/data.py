@@ -1,6 +1,9 @@
 """Where samples come from: the settings of every source, as frozen, checked dataclasses."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from sft_jax.config.checks import check_at_least, check_choice, check_fraction
 from sft_jax.types import ConfigError
@@ -319,3 +322,53 @@ class DataConfig:
                 f"data.options: given {type(self.options).__name__} for source {self.source!r}, "
                 f"expected {OPTIONS[self.source].__name__}"
             )
+
+
+def path_options(options: Any) -> tuple[str, ...]:
+    """Names of the options that are paths of source files.
+
+    Args:
+        options: Options of a source, or their class.
+    """
+    names = [field.name for field in dataclasses.fields(options)]
+    return tuple(name for name in names if name == "path" or name.endswith("_path"))
+
+
+def relocate(
+    data: DataConfig, data_dir: str | Path | None = None, data_path: Sequence[str | Path] = ()
+) -> DataConfig:
+    """Changes the paths of the data.
+
+    Args:
+        data: Configuration to change.
+        data_dir: Folder of prepared data; None leaves it unchanged.
+        data_path: Path of each source file, in the order of `path_options`; if empty, they are
+            unchanged.
+
+    Raises:
+        ConfigError: The number of paths is not that of the source files.
+    """
+    names = path_options(data.options)
+    if data_path and len(data_path) != len(names):
+        expected = f"{len(names)} ({', '.join(names)})" if names else "none, since it reads no file"
+        raise ConfigError(
+            f"data_path: given {len(data_path)} paths for source {data.source!r}, expected "
+            f"{expected}; separate paths with commas, or leave it out"
+        )
+    paths: dict[str, Any] = dict(zip(names, map(str, data_path), strict=False))
+    folder = data.data_dir if data_dir is None else str(data_dir)
+    options = dataclasses.replace(data.options, **paths)
+    return dataclasses.replace(data, options=options, data_dir=folder)
+
+
+def with_fixed_paths(data: DataConfig) -> DataConfig:
+    """Makes relative paths absolute, so that they do not depend on the working directory.
+
+    Paths that begin with `~` are unchanged, since they are expanded where they are used.
+    """
+    paths = [_fixed(getattr(data.options, name)) for name in path_options(data.options)]
+    return relocate(data, _fixed(data.data_dir), paths)
+
+
+def _fixed(path: str) -> str:
+    return path if not path or path.startswith("~") else str(Path(path).absolute())

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sft_jax.files import Layout, check_fits, layout_error, load_npz, map_npy
+from sft_jax.files import Layout, check_fits, layout_error, load_npz, map_npy, path_remedy
 from sft_jax.types import DataError
 
 COLUMNS = ("label", "id", "group", "split")
@@ -26,8 +26,12 @@ class SourceFiles(NamedTuple):
     entries: dict[str, Path]
 
 
-def source_files(path: str | os.PathLike) -> SourceFiles:
+def source_files(path: str | os.PathLike, setting: str = "") -> SourceFiles:
     """Returns an `.npz` file, or a directory and its `.npy` files by entry (`rgb`, `mask/rgb`).
+
+    Args:
+        path: Path of the file or the directory.
+        setting: Name of the setting that holds the path, for the error; empty if there is none.
 
     Raises:
         DataError: There is neither.
@@ -44,8 +48,9 @@ def source_files(path: str | os.PathLike) -> SourceFiles:
     if root.is_file() and root.suffix == ".npz":
         return SourceFiles(root, {})
     found = "a file of another kind" if root.is_file() else f"nothing at {text!r}"
-    expected, setting = "an .npz file or a directory of .npy files", "data.options.path"
-    raise layout_error(text or setting, "path", found, expected, f"set {setting}")
+    expected = "an .npz file or a directory of .npy files"
+    remedy = path_remedy(setting) if setting else "check the path"
+    raise layout_error(text or setting or "(empty path)", "path", found, expected, remedy)
 
 
 def load_entries(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import glob
 import io
 import json
 import shutil
@@ -37,11 +38,16 @@ def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
 
 
 def _prepare(builder: SourceBuilder, force: bool = False) -> DataInfo:
-    if force and builder.directory.exists():
-        # Renamed first, so that an interrupted removal leaves no incomplete directory to open.
-        removed = builder.directory.with_name(f"removed.{uuid.uuid4().hex}")
-        builder.directory.rename(removed)
-        shutil.rmtree(removed)
+    # The directory is named after the source file, which may have been renamed since.
+    prepared = _find_prepared(builder.directory.parents[1], builder.fingerprint)
+    if prepared is not None and not force:
+        return read_info(prepared)
+    for directory in {prepared or builder.directory, builder.directory}:
+        if force and directory.exists():
+            # Renamed first, so that an interrupted removal leaves no incomplete directory to open.
+            removed = directory.with_name(f"removed.{uuid.uuid4().hex}")
+            directory.rename(removed)
+            shutil.rmtree(removed)
     if not _is_prepared(builder.directory):
         try:
             with _silence_tfds():
@@ -52,25 +58,33 @@ def _prepare(builder: SourceBuilder, force: bool = False) -> DataInfo:
             if not _is_prepared(builder.directory):
                 raise DataError(
                     f"{builder.directory}: could not be written ({error}); see that the disk has "
-                    "room and may be written to, or choose another data.data_dir"
+                    "room and may be written to, or choose another data.data_dir (--data_dir)"
                 ) from error
     return read_info(builder.directory)
 
 
-def open_source(config: DataConfig) -> "Source":
+def open_source(config: DataConfig, fingerprint: str = "") -> "Source":
     """Opens a source, which is prepared first if necessary.
+
+    Args:
+        config: Source, options and directory.
+        fingerprint: Fingerprint of the data, if it is known. Prepared data that have it are opened
+            without reading the source file, which may have moved.
 
     Raises:
         DataError: The source cannot be used.
     """
-    return Source(Path(prepare(config).directory))
+    root = Path(config.data_dir).expanduser() / builder_class(config.source).name
+    prepared = _find_prepared(root, fingerprint) if fingerprint else None
+    return Source(prepared or Path(prepare(config).directory))
 
 
 def open_source_of_run(config: DataConfig, fingerprint: str) -> "Source":
     """Opens the records that a run was trained on, even if an earlier version prepared them.
 
     A newer version may make other records of the same file and options, such as another split.
-    Those of the run are used if they are still in `config.data_dir`.
+    Those of the run are used if they are still in `config.data_dir` and the source file is the
+    same.
 
     Args:
         config: Configuration of the run.
@@ -81,9 +95,9 @@ def open_source_of_run(config: DataConfig, fingerprint: str) -> "Source":
     """
     builder = _builder(config)
     if builder.fingerprint != fingerprint:
-        for directory in sorted(builder.directory.parents[1].glob(f"*-{fingerprint[:12]}/*")):
-            if _is_prepared(directory) and _matches(read_info(directory), builder, fingerprint):
-                return Source(directory)
+        directory = _find_prepared(builder.directory.parents[1], fingerprint)
+        if directory is not None and _matches(read_info(directory), builder, fingerprint):
+            return Source(directory)
     return Source(Path(_prepare(builder).directory))
 
 
@@ -168,6 +182,19 @@ class Source:
 
 def _builder(config: DataConfig) -> SourceBuilder:
     return builder_class(config.source)(config.options, config.data_dir)
+
+
+def _find_prepared(root: Path, fingerprint: str) -> Path | None:
+    """Finds the directory of data with a fingerprint, whatever their source file was called.
+
+    Args:
+        root: Directory of all prepared data of the source.
+        fingerprint: Fingerprint of the data.
+    """
+    directories = sorted(root.glob(f"*-{glob.escape(fingerprint[:12])}/*"))
+    # Not those that are being written or removed, whose names are no versions.
+    versions = [path for path in directories if path.name.replace(".", "").isdecimal()]
+    return next(filter(_is_prepared, versions), None)
 
 
 def _is_prepared(directory: Path) -> bool:

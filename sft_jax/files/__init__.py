@@ -23,6 +23,7 @@ from sft_jax.files.errors import (
     existing_file,
     is_disk_error,
     layout_error,
+    path_remedy,
 )
 from sft_jax.files.json_files import read_json, read_lines, read_text, write_json
 from sft_jax.files.locks import locked
@@ -57,6 +58,7 @@ __all__ = [
     "members_sha256",
     "move_aside",
     "parse_numbers",
+    "path_remedy",
     "read_json",
     "read_lines",
     "read_members",

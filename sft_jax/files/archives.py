@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_jax.files.errors import check_fits, convert_errors, layout_error
+from sft_jax.files.errors import check_fits, convert_errors, layout_error, path_remedy
 from sft_jax.types import DataError
 
 _REMEDY = "get the file again (docs/data.md)"
@@ -62,7 +62,7 @@ def read_members(path: str, setting: str, names: Sequence[str]) -> dict[str, Mem
         setting,
         f"nothing at {str(root.absolute())!r}" if path else "no path",
         f"a folder or an archive with {', '.join(names)}",
-        f"set {setting}, relative to the working directory or absolute (docs/data.md)",
+        path_remedy(setting),
     )
 
 

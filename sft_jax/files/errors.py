@@ -52,8 +52,15 @@ def existing_file(path: str, setting: str, expected: str) -> Path:
         found = "no path"
     else:
         found = f"{'a directory' if file.is_dir() else 'nothing'} at {str(file.absolute())!r}"
-    remedy = f"set {setting}, relative to the working directory or absolute (docs/data.md)"
-    raise layout_error(path or setting, setting, found, expected, remedy)
+    raise layout_error(path or setting, setting, found, expected, path_remedy(setting))
+
+
+def path_remedy(setting: str) -> str:
+    """Returns advice on how to give the path of a source file."""
+    return (
+        f"set {setting} (--data_path on the command line), relative to the working directory or "
+        "absolute (docs/data.md)"
+    )
 
 
 @contextmanager

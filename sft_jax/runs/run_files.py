@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sft_jax.config.data import OPTIONS, path_options
 from sft_jax.config.io import from_dict, to_dict
 from sft_jax.config.run import Config
 from sft_jax.files.json_files import Shape, anything, integer, list_of, map_of, number, record, text
@@ -24,6 +25,8 @@ from sft_jax.types import CheckpointError
 _MAY_CHANGE = (
     *("data.data_dir", "data.num_threads", "data.prefetch", "train.keep"),
     *("train.data_parallel", "train.fsdp_parallel"),
+    # The fingerprint says whether files with other paths have the same contents.
+    *(f"data.options.{name}" for options in OPTIONS.values() for name in path_options(options)),
 )
 _RESTORE = "restore the file, or train into a new workdir"
 _NUMBERS = list_of(number())

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.config.io import to_dict
+from sft_jax.config.io import from_dict, to_dict
 from sft_jax.config.run import Config
 from sft_jax.config.study import COMPLETE, Setting, Study
 from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.locks import locked
+from sft_jax.runs.run_files import differing_settings
 from sft_jax.runs.study_files import (
     CURVE_COLUMNS,
     CURVES,
@@ -121,7 +122,8 @@ class Results:
             raise CheckpointError(
                 f"{self.workdir}: given fold {fold.name!r} from a file of SHA-256 "
                 f"{fold.source_sha256 or '(none)'}, expected {before or '(none)'}, which earlier "
-                "runs were trained on; restore that file, or give a new --workdir"
+                "runs were trained on; give the place of that file with --data_path, or give a new "
+                "--workdir"
             )
 
     def _save_predictions(self, setting: Setting, trained: Trained, position: int):
@@ -163,7 +165,8 @@ class Results:
     def _merge(self, stored: dict[str, Any]):
         """Merges the stored record, whose description of existing runs must not have changed."""
         record = self._record
-        changed = [key for key in ("name", "base", "conditions") if stored[key] != record[key]]
+        changed = [key for key in ("name", "conditions") if stored[key] != record[key]]
+        changed += ["base"] * bool(differing_settings(from_dict(stored["base"]), self._study.base))
         for part in ("settings", "folds"):
             current = {entry["name"]: entry for entry in record[part]}
             for entry in stored[part]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sft_jax.config.data import relocate, with_fixed_paths
 from sft_jax.config.io import to_dict
-from sft_jax.config.run import Config, MixupConfig
+from sft_jax.config.run import Config
 from sft_jax.data.pipeline import Normalizer, collate, eval_batches, infer_modalities, train_batches
 from sft_jax.data.sources import Source, open_source, open_source_of_run
 from sft_jax.files.errors import convert_disk_errors
@@ -26,7 +28,7 @@ from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import MOST_NAMED, Diagnosis, explain_rows, explain_step
 from sft_jax.training.evaluation import Collected, collect
 from sft_jax.training.processes import sync_processes
-from sft_jax.training.sharding import make_mesh
+from sft_jax.training.sharding import for_these_devices, make_mesh
 from sft_jax.training.state import TrainState
 from sft_jax.training.summary import describe
 from sft_jax.training.trainer import Trainer, check_best_metric, count_parameters, resolve
@@ -60,7 +62,7 @@ class Session:
         fingerprint: str | None = None,
         source: Source | None = None,
     ) -> "Session":
-        """Prepares the data if necessary and resolves `config` with it.
+        """Prepares the data if necessary and resolves `config` with it; its paths become absolute.
 
         Args:
             config: Configuration, resolved or not.
@@ -74,15 +76,14 @@ class Session:
             CheckpointError: The data are not those of the run.
         """
         mesh = make_mesh(config.train)
-        if source is None and fingerprint is not None:
-            source = open_source_of_run(config.data, fingerprint)
         source = open_source(config.data) if source is None else source
+        config = dataclasses.replace(config, data=with_fixed_paths(config.data))
         info = source.info
         if fingerprint not in (None, info.fingerprint):
             raise CheckpointError(
                 f"{info.directory}: holds data with fingerprint {info.fingerprint}, expected "
-                f"{fingerprint}, which the run was trained on; restore the file it was trained on, "
-                "or give the data_dir with its prepared data"
+                f"{fingerprint}, which the run was trained on; give the place of the data it was "
+                "trained on (--data_path, --data_dir)"
             )
         task = from_source(config, info)
         check_best_metric(config, task)
@@ -212,8 +213,9 @@ def evaluate(
     workdir: Path,
     split: str = "test",
     checkpoint: str | None = None,
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     ablate: bool = False,
+    data_path: Sequence[str | Path] = (),
 ) -> Evaluation:
     """Scores a run on a split and writes `evaluation_<split>.json`, `predictions_<split>.npz`.
 
@@ -224,6 +226,7 @@ def evaluate(
         data_dir: Folder of the prepared data if it has moved since training.
         ablate: Whether to score the run without each modality as well, for
             `ablation_<split>.json`.
+        data_path: Paths of the source files if they have moved since training.
 
     The devices may differ from those of the training.
 
@@ -232,8 +235,8 @@ def evaluate(
     """
     record = read_data(workdir, "normalizer", "fingerprint")
     normalizer = Normalizer.from_json(record["normalizer"])
-    config = for_these_devices(read_config(workdir), data_dir)
-    session = Session.open(config, normalizer, record["fingerprint"])
+    config = read_config(workdir)
+    session = reopen(config, record["fingerprint"], normalizer, data_dir, data_path)
     trainer, task = session.trainer, session.task
     state = restore(trainer, workdir, checkpoint)
     eval_step = trainer.compile_eval_step()
@@ -298,21 +301,33 @@ def restore(trainer: Trainer, workdir: Path, checkpoint: str | None = None) -> T
         checkpoints.close()
 
 
-def for_these_devices(config: Config, data_dir: str | None) -> Config:
-    """Adapts the mesh and the batch size of a stored configuration to the present devices.
+def reopen(
+    config: Config,
+    fingerprint: str,
+    normalizer: Normalizer | None = None,
+    data_dir: str | Path | None = None,
+    data_path: Sequence[str | Path] = (),
+) -> Session:
+    """Opens a trained run on the present devices, with the data it was trained on.
 
-    Mixup is removed: evaluation does not use it, and its groups need not divide the new batch.
+    Prepared data are found by their fingerprint. Only files given by `data_path` are read.
+
+    Args:
+        config: Configuration stored in the run.
+        fingerprint: Fingerprint of its data.
+        normalizer: Normalizer of the run; None computes it from the training split.
+        data_dir: Folder of the prepared data if it has moved since training.
+        data_path: Paths of the source files if they have moved since training.
+
+    Raises:
+        ConfigError: The source has another number of files than `data_path`.
+        DataError: The data cannot be used.
+        CheckpointError: The data are not those of the run.
     """
-    devices = jax.device_count()
-    train = dataclasses.replace(
-        config.train,
-        data_parallel=-1,
-        fsdp_parallel=1,
-        accumulate=1,
-        batch_size=-(-config.train.batch_size // devices) * devices,
-    )
-    data = config.data if data_dir is None else dataclasses.replace(config.data, data_dir=data_dir)
-    return dataclasses.replace(config, train=train, data=data, mixup=MixupConfig())
+    data = relocate(config.data, data_dir, data_path)
+    find = open_source_of_run if data_path else open_source
+    config = dataclasses.replace(for_these_devices(config), data=data)
+    return Session.open(config, normalizer, fingerprint, find(data, fingerprint))
 
 
 def _train_batches(session: Session) -> Any:

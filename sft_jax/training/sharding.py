@@ -1,5 +1,6 @@
 """The device mesh, and the placement of parameters and batches on it."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sft_jax.config.run import TrainConfig
+from sft_jax.config.run import Config, MixupConfig, TrainConfig
 from sft_jax.types import ConfigError
 
 AXES = ("data", "fsdp")
@@ -52,6 +53,22 @@ def make_mesh(config: TrainConfig, devices: Sequence[jax.Device] | None = None) 
             f"{f'{below} or ' if below else ''}{below + shards}"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def for_these_devices(config: Config) -> Config:
+    """Adapts the mesh and the batch size of a stored configuration to the present devices.
+
+    Mixup is removed: evaluation does not use it, and its groups need not divide the new batch.
+    """
+    devices = jax.device_count()
+    train = dataclasses.replace(
+        config.train,
+        data_parallel=-1,
+        fsdp_parallel=1,
+        accumulate=1,
+        batch_size=-(-config.train.batch_size // devices) * devices,
+    )
+    return dataclasses.replace(config, train=train, mixup=MixupConfig())
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from quick import QUICK
 
 from sft_jax.config.run import Duration, MixupConfig
-from sft_jax.training import session
+from sft_jax.training import sharding
 from sft_jax.training.mixing import MixupPlan, draw_mixup
 from sft_jax.types import ConfigError
 
@@ -70,7 +70,7 @@ def test_a_run_with_mixup_can_be_evaluated_on_any_devices(tiny, monkeypatch, dev
     """Its batch is rounded up to them, and no group of rows need fit that one."""
     stored = tiny.config(mixup=ANY, batch_size=24, accumulate=2)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    config = session.for_these_devices(stored, None)
+    config = sharding.for_these_devices(stored)
     assert config.train.batch_size % devices == 0
     assert 24 <= config.train.batch_size < 24 + devices
     assert (config.mixup.mode, config.model) == ("none", stored.model)

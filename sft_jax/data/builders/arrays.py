@@ -16,6 +16,8 @@ from sft_jax.data.splits import hold_out
 from sft_jax.files import file_sha256
 from sft_jax.types import DataError
 
+_SETTING = "data.options.path"
+
 
 class Arrays(SourceBuilder, skip_registration=True):
     """Samples of `.npz` files or directories of `.npy`; see `sft_jax.config.data.ArraysOptions`."""
@@ -26,7 +28,7 @@ class Arrays(SourceBuilder, skip_registration=True):
 
     def source_sha256(self) -> str:
         """Returns the SHA-256 of the file, or over names and hashes of a directory's files."""
-        source = source_files(self.options.path)
+        source = source_files(self.options.path, _SETTING)
         if source.root.is_file():
             return file_sha256(source.root)
         lines = [f"{file_sha256(file)} {key}" for key, file in sorted(source.entries.items())]
@@ -35,7 +37,7 @@ class Arrays(SourceBuilder, skip_registration=True):
     def options_summary(self) -> str:
         """Returns the name of the file and the sizes of its splits."""
         o = self.options
-        stem = source_files(o.path).root.stem
+        stem = source_files(o.path, _SETTING).root.stem
         return f"{stem}-valid{o.valid_fraction:g}-test{o.test_fraction:g}-split{o.split_seed}"
 
     def contents(self) -> Contents:

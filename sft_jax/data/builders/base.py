@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Num
 
+from sft_jax.config.data import path_options
 from sft_jax.data.records import (
     SPLITS,
     Contents,
@@ -85,12 +86,9 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
 
     def identity(self) -> dict[str, Any]:
         """Returns the options that determine the records: all but paths."""
+        paths = path_options(self.options)
         options = dataclasses.asdict(self.options)
-        return {
-            name: value
-            for name, value in options.items()
-            if name != "path" and not name.endswith("_path")
-        }
+        return {name: value for name, value in options.items() if name not in paths}
 
     @property
     def fingerprint(self) -> str:

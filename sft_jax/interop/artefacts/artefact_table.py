@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sft_jax.interop.artefacts import artefact_files
 from sft_jax.interop.artefacts.stablehlo import Exportable
 from sft_jax.runs.run_files import read_data
 from sft_jax.tasks import Task
-from sft_jax.training.session import Session, for_these_devices
+from sft_jax.training.session import Session, reopen
 
 _ROWS = 3  # samples for the comparison of an artefact with its model
 
@@ -92,7 +92,11 @@ def cost_rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def score(
-    model: Exportable, workdir: Path, split: str, data_dir: str | None = None
+    model: Exportable,
+    workdir: Path,
+    split: str,
+    data_dir: str | Path | None = None,
+    data_path: Sequence[str | Path] = (),
 ) -> list[dict[str, Any]]:
     """Scores a run's model and its artefacts on a split.
 
@@ -101,6 +105,7 @@ def score(
         workdir: Folder of the run; its artefacts are written to `export/` there.
         split: Split to score.
         data_dir: Folder of the prepared data, if it has moved since training.
+        data_path: Paths of the source files, if they have moved since training.
 
     Returns:
         For each of them `artefact`, `samples`, `metric` (the main one), `percent` (whether it is
@@ -111,8 +116,8 @@ def score(
         ConfigError: A float32 artefact differs from the model.
         CheckpointError: The data are not those of the run.
     """
-    config = for_these_devices(model.config, data_dir)
-    session = Session.open(config, fingerprint=read_data(workdir, "fingerprint")["fingerprint"])
+    fingerprint = read_data(workdir, "fingerprint")["fingerprint"]
+    session = reopen(model.config, fingerprint, data_dir=data_dir, data_path=data_path)
     arrays, target = _raw_data(session, split)
     expected = artefact_files.reference(model, arrays)
     rows = [{"artefact": "the model itself", **_score(session.task, expected, target)}]
