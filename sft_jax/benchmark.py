@@ -19,9 +19,11 @@ _COMPARE = flags.DEFINE_list("compare", ["sft"], f"Models to time, of {', '.join
 _AGAINST = flags.DEFINE_enum("against", "", ["", "torch"], "Another library to time.")
 _SWEEP = flags.DEFINE_enum("sweep", "", ["", *scaling.AXES], "Setting to vary.")
 _VALUES = flags.DEFINE_list("values", [], "Values of the setting; a default range if empty.")
-_JSON = flags.DEFINE_string("json", "", "File for the numbers.")
-_PLOT = flags.DEFINE_string("plot", "", "PNG file for the figure.")
-_PROFILE = flags.DEFINE_string("profile", "", "Folder for a trace of a few steps of each model.")
+_JSON = cli.define_output("json", "File for the numbers.")
+_PLOT = cli.define_output("plot", "PNG file for the figure.", suffixes=(".png",))
+_PROFILE = cli.define_output(
+    "profile", "Folder for a trace of a few steps of each model.", folder=True
+)
 _PROCESS_MEMORY = flags.DEFINE_bool("process_memory", False, "Measure each model's process memory.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed rounds.", lower_bound=1)
 _WINDOW = flags.DEFINE_integer("window", 3, "Steps per round.", lower_bound=1)
@@ -50,9 +52,9 @@ def main():
         )
     print(result.text(format_table))
     if _JSON.value:
-        result.save(Path(_JSON.value))
+        result.save(_JSON.value)
     if _PLOT.value:
-        style.save(speed_figures.benchmark_figure(result.numbers), Path(_PLOT.value))
+        style.save(speed_figures.benchmark_figure(result.numbers), _PLOT.value)
 
 
 if __name__ == "__main__":

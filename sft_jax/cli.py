@@ -1,10 +1,11 @@
 """Command-line helpers shared by the commands `python -m sft_jax.<verb>`."""
 
 import dataclasses
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,148 @@ def _print_config():
     print(settings_text(config))
 
 
+def to_path(text: str | Path) -> Path | None:
+    """Makes a path of a command line absolute and expands `~`; returns None if it is empty.
+
+    Raises:
+        ValueError: The home folder that `~` stands for is unknown.
+    """
+    try:
+        return Path(text).expanduser().absolute() if str(text) else None
+    except RuntimeError as error:
+        raise ValueError(f"given {str(text)!r}, expected a known home folder for ~") from error
+
+
+class PathParser(flags.ArgumentParser):
+    """Parses a path with `to_path`."""
+
+    def parse(self, argument: str | Path) -> Path | None:
+        """Returns the path; raises `ValueError` like `to_path`."""
+        return to_path(argument)
+
+    def flag_type(self) -> str:
+        """Returns the name of the type."""
+        return "path"
+
+
+class PathListParser(flags.ListParser):
+    """Parses paths separated by commas with `to_path`."""
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the paths; raises `ValueError` like `to_path`."""
+        return [path for entry in super().parse(argument) if (path := to_path(entry))]
+
+
+class OutputParser(PathParser):
+    """Parses the path of a file or folder to write.
+
+    Attributes:
+        suffixes: Suffixes that a file may have; any if empty.
+        folder: Whether the path may be a folder; it is one unless it has one of `suffixes`.
+    """
+
+    def __init__(self, suffixes: Sequence[str], folder: bool):
+        """Stores the attributes."""
+        self.suffixes, self.folder = tuple(suffixes), folder
+
+    def prepare(self, name: str, path: Path):
+        """Creates the folder that is written to.
+
+        Args:
+            name: Name of the flag, for the error.
+            path: Value of the flag.
+
+        Raises:
+            ConfigError: `path` has another suffix, or cannot be written to.
+        """
+        is_file = path.suffix in self.suffixes if self.suffixes else not self.folder
+        if not is_file and not self.folder:
+            raise ConfigError(
+                f"--{name}: given {path}, expected a file name that ends in "
+                f"{', '.join(self.suffixes)}; change it"
+            )
+        folder = path.parent if is_file else path
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it may not be written to"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            raise ConfigError(
+                f"--{name}: given {path}, but the folder {folder} cannot be used ({reason}), "
+                "expected one that can be made and written to; choose another"
+            )
+        if is_file and (path.is_dir() or (path.exists() and not os.access(path, os.W_OK))):
+            found = "a folder" if path.is_dir() else "a file that may not be written to"
+            raise ConfigError(
+                f"--{name}: given {path}, which is {found}, expected the name of a file to write; "
+                "choose another"
+            )
+
+
+def define_path(
+    name: str, help_text: str, default: str | None = None, required: bool = False
+) -> flags.FlagHolder:
+    """A flag that holds a path to read, as an absolute `Path`; None if not given."""
+    return flags.DEFINE(PathParser(), name, default, help_text, required=required)
+
+
+def define_paths(name: str, help_text: str, required: bool = False) -> flags.FlagHolder:
+    """A flag that holds paths to read, separated by commas, as a list of absolute `Path`s."""
+    default: list[str] | None = None if required else []
+    serializer = flags.CsvListSerializer(",")
+    return flags.DEFINE(
+        PathListParser(), name, default, help_text, serializer=serializer, required=required
+    )
+
+
+def define_output(
+    name: str,
+    help_text: str,
+    *,
+    default: str | None = None,
+    required: bool = False,
+    suffixes: Sequence[str] = (),
+    folder: bool = False,
+) -> flags.FlagHolder:
+    """A flag that holds a path to write, as an absolute `Path`; None if not given.
+
+    If it is given, `run` creates its folder before the command begins, or reports that it cannot.
+
+    Args:
+        name: Name of the flag.
+        help_text: Description of the flag.
+        default: Default path, whose folder is created by `prepare_output` only.
+        required: Whether the flag must be given.
+        suffixes: See `OutputParser`.
+        folder: See `OutputParser`.
+    """
+    parser = OutputParser(suffixes, folder)
+    return flags.DEFINE(parser, name, default, help_text, required=required)
+
+
+def prepare_output(name: str):
+    """Creates the folder of an output flag that has a value; see `OutputParser.prepare`."""
+    flag = flags.FLAGS[name]
+    if isinstance(flag.parser, OutputParser) and flag.value is not None:
+        flag.parser.prepare(name, flag.value)
+
+
+def _prepare_outputs():
+    for name in flags.FLAGS:
+        if not flags.FLAGS[name].using_default_value:
+            prepare_output(name)
+
+
+def write_json(output: flags.FlagHolder, content: Any):
+    """Writes numbers to the file of an output flag if it is given."""
+    if output.value:
+        output.value.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def define_workdir(help_text: str = "Folder of the run.") -> flags.FlagHolder:
     """The required `--workdir` flag."""
-    return flags.DEFINE_string("workdir", None, help_text, required=True)
+    return define_path("workdir", help_text, required=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +261,9 @@ class DataPlace:
 def define_data() -> DataPlace:
     """The flags of `DataPlace`, for a command that reads data."""
     return DataPlace(
-        flags.DEFINE_string("data_dir", None, "Folder of prepared data, if not as configured."),
-        flags.DEFINE_list(
+        define_path("data_dir", "Folder of prepared data, if not as configured."),
+        define_paths(
             "data_path",
-            [],
             "Path of the source file, if not as configured; for a source of two files, both, "
             "separated by a comma.",
         ),
@@ -156,7 +295,7 @@ class Devices:
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", self.cpu_devices.value)
         if self.compilation_cache.value is not None:
-            jax.config.update("jax_compilation_cache_dir", str(path(self.compilation_cache)))
+            jax.config.update("jax_compilation_cache_dir", str(self.compilation_cache.value))
         if self.processes:
             given = {name: holder.value for name, holder in self.processes.items()}
             timeouts = {name: given.pop(f"{name}_timeout") for name in ("heartbeat", "startup")}
@@ -169,11 +308,11 @@ def define_devices(several_processes: bool = False) -> Devices:
     cpu_devices = flags.DEFINE_integer(
         "cpu_devices", None, "Compute on the CPU, as so many devices.", lower_bound=1
     )
-    compilation_cache = flags.DEFINE_string(
+    compilation_cache = define_output(
         "compilation_cache",
-        None,
         "Folder that keeps compiled programs for the next start; JAX_COMPILATION_CACHE_DIR if not "
         "given.",
+        folder=True,
     )
     own = _define_processes() if several_processes else {}
     return Devices(cpu_devices, compilation_cache, own)
@@ -204,11 +343,6 @@ def _define_processes() -> dict[str, flags.FlagHolder]:
             "startup_timeout", 300, "Seconds to wait for all processes.", lower_bound=1
         ),
     }
-
-
-def path(holder: flags.FlagHolder) -> Path:
-    """A flag's value as an absolute path, `~` expanded."""
-    return Path(holder.value).expanduser().absolute()
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -255,6 +389,7 @@ def run(main: Callable[..., None], argument: str = "", devices: Devices | None =
             try:
                 if "print_config" in flags.FLAGS and flags.FLAGS["print_config"].value:
                     return _print_config()
+                _prepare_outputs()
                 if devices is not None:
                     devices.open()
                 main(*words)

@@ -3,9 +3,6 @@
 One table of the models in `--compare`, then the layers of the first of them.
 """
 
-import json
-from pathlib import Path
-
 from absl import flags
 
 from sft_jax import cli
@@ -18,7 +15,7 @@ _CONFIG = cli.define_config()
 _COMPARE = flags.DEFINE_list(
     "compare", list(VARIANTS), f"Models at the configuration's widths, of {', '.join(VARIANTS)}."
 )
-_JSON = flags.DEFINE_string("json", "", "File for the numbers.")
+_JSON = cli.define_output("json", "File for the numbers.")
 
 
 def main():
@@ -30,12 +27,11 @@ def main():
     first = next(iter(layers))
     print(f"{format_table(rows)}\n\nLayers of {first}:\n")
     print(f"{format_table(list(map(layer_row, layers[first])))}\n\n{NOTE}")
-    if _JSON.value:
-        found = {
-            row["model"]: {**row, "layers": [vars(layer) for layer in layers[row["model"]]]}
-            for row in rows
-        }
-        Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+    found = {
+        row["model"]: {**row, "layers": [vars(layer) for layer in layers[row["model"]]]}
+        for row in rows
+    }
+    cli.write_json(_JSON, found)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,22 @@
 Nothing is run and no data are read, so the configuration must name modalities and classes.
 """
 
-from absl import flags
-
 from sft_jax import cli
 from sft_jax.config.io import from_dict
 from sft_jax.reports.figures.model_diagram import model_diagram, save_diagram
 
 _CONFIG = cli.define_config()
-_OUTPUT = flags.DEFINE_string("output", None, "File to write: .svg, .png or .pdf.", required=True)
+_OUTPUT = cli.define_output(
+    "output",
+    "File to write: .svg, .png or .pdf.",
+    required=True,
+    suffixes=(".svg", ".png", ".pdf"),
+)
 
 
 def main():
     """Writes the drawing."""
-    path = cli.path(_OUTPUT)
+    path = _OUTPUT.value
     save_diagram(model_diagram(from_dict(_CONFIG.value)), path)
     print(f"written: {path}")
 

@@ -19,7 +19,7 @@ _DEVICES = cli.define_devices(several_processes=True)
 
 def main():
     """Prints the metrics with their intervals, and the scores of every class."""
-    workdir, split = cli.path(_WORKDIR), _SPLIT.value
+    workdir, split = _WORKDIR.value, _SPLIT.value
     opened, result, _ = api.evaluate(
         workdir, split, _CHECKPOINT.value, ablation=_ABLATION.value, **_DATA.places()
     )

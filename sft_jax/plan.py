@@ -5,8 +5,6 @@ several topologies, one table of all of them is printed. docs/plan.md explains t
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
 from absl import flags
 
@@ -26,7 +24,7 @@ _COMPARE = flags.DEFINE_list("compare", ["sft"], f"Models to plan, of {', '.join
 _BATCH = flags.DEFINE_integer("global_batch", 0, "Samples of a step over all chips.", lower_bound=0)
 _DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "Of the computation.")
 _LARGEST = flags.DEFINE_bool("largest", True, "Search the largest batch that fits, too.")
-_JSON = flags.DEFINE_string("json", "", "File for the numbers.")
+_JSON = cli.define_output("json", "File for the numbers.")
 
 
 def main():
@@ -53,8 +51,7 @@ def main():
     else:
         tables = [plan_tables.overview_rows(plans)]
     print("\n\n".join(map(format_table, filter(None, tables))))
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(plan_tables.to_json(plans), indent=1) + "\n")
+    cli.write_json(_JSON, plan_tables.to_json(plans))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Classifies arrays: `python -m sft_jax.predict --workdir=runs/x --input=x.npz --output=y.npz`."""
 
-from pathlib import Path
-
 from absl import flags
 
 from sft_jax import cli
@@ -9,10 +7,10 @@ from sft_jax.data.array_entries import load_entries
 from sft_jax.training.predictor import load
 
 _WORKDIR = cli.define_workdir()
-_INPUT = flags.DEFINE_string(
-    "input", None, "`.npz` file or directory of `.npy`, one a modality.", required=True
+_INPUT = cli.define_path(
+    "input", "`.npz` file or directory of `.npy`, one a modality.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "`.npz` file to write.", required=True)
+_OUTPUT = cli.define_output("output", "`.npz` file to write.", required=True)
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", None, ["best", "last"], "Best, where there is one.")
 _DEVICES = cli.define_devices()
 
@@ -20,15 +18,14 @@ _DEVICES = cli.define_devices()
 def main():
     """Writes the predictions and prints a summary."""
     entries = load_entries(_INPUT.value)
-    predictor = load(cli.path(_WORKDIR), _CHECKPOINT.value)
-    table = predictor.table(entries, _INPUT.value)
+    predictor = load(_WORKDIR.value, _CHECKPOINT.value)
+    table = predictor.table(entries, str(_INPUT.value))
     for remark in table.remarks:
         print(remark)
     prediction = predictor.predict_table(table)
-    output = Path(_OUTPUT.value)
-    prediction.save(output)
+    prediction.save(_OUTPUT.value)
     print(f"{len(table)} samples: {predictor.task.summary(prediction.answers)}")
-    print(f"written: {output}")
+    print(f"written: {_OUTPUT.value}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from sft_jax.types import ConfigError
 _CONFIG = cli.define_config(required=False)
 _DATA = cli.define_data()
 _FAKE = flags.DEFINE_enum("fake", None, list(FAKES), "Set to write synthetic files of.")
-_DIR = flags.DEFINE_string("fake_dir", "data", "Where synthetic files are written.")
+_DIR = cli.define_output(
+    "fake_dir", "Where synthetic files are written.", default="data", folder=True
+)
 _SIZE = flags.DEFINE_integer("fake_size", 0, "Training samples, 0 for a few.", lower_bound=0)
 _SEED = flags.DEFINE_integer("fake_seed", 0, "Synthetic files are drawn from it.", lower_bound=0)
 
@@ -23,7 +25,8 @@ _SEED = flags.DEFINE_integer("fake_seed", 0, "Synthetic files are drawn from it.
 def main():
     """Writes synthetic files where asked to; prepares the source of `--config` if there is one."""
     if _FAKE.value:
-        paths = write_fake(_FAKE.value, cli.path(_DIR), _SIZE.value, _SEED.value)
+        cli.prepare_output("fake_dir")
+        paths = write_fake(_FAKE.value, _DIR.value, _SIZE.value, _SEED.value)
         print(describe_files(paths))
         if not _CONFIG.value:
             print(next_command(_FAKE.value, paths))

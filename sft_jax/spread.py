@@ -3,8 +3,6 @@
 One row for each setting, that is, for what the names of run folders have in front of the seed.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from sft_jax import cli
@@ -13,9 +11,7 @@ from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.run_files import read_config
 from sft_jax.tasks import from_config
 
-_WORKDIRS = flags.DEFINE_list(
-    "workdirs", None, "Evaluated runs, named <setting>-<seed>.", required=True
-)
+_WORKDIRS = cli.define_paths("workdirs", "Evaluated runs, named <setting>-<seed>.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", "Split that was evaluated.")
 _METRIC = flags.DEFINE_string(
     "metric", None, "Metric to compare; the main metric of the runs' task if not given."
@@ -24,7 +20,7 @@ _METRIC = flags.DEFINE_string(
 
 def main():
     """Prints the table."""
-    workdirs = [Path(name).expanduser() for name in _WORKDIRS.value]
+    workdirs = _WORKDIRS.value
     metric = _METRIC.value or from_config(read_config(workdirs[0])).main_metric
     print(format_table(spread_rows(workdirs, _SPLIT.value, metric)))
 

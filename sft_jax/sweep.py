@@ -35,7 +35,7 @@ def main():
     study = load_study(_CONFIG.value)
     study = dataclasses.replace(study, base=_DATA.relocated(study.base))
     part = study.only(_SETTINGS.value, _FOLDS.value, _seeds())
-    workdir = cli.path(_WORKDIR)
+    workdir = _WORKDIR.value
     results = Results(workdir, study)
     read = FoldReader()
     together = max(1, _RUNS.value // len(part.seeds))

@@ -24,7 +24,7 @@ def main():
     """Trains, and says how it ended."""
     command = f"python -m sft_jax.train {shlex.join(sys.argv[1:])}"
     config = _DATA.relocated(from_dict(_CONFIG.value))
-    outcome = session.train(config, cli.path(_WORKDIR), command)
+    outcome = session.train(config, _WORKDIR.value, command)
     if jax.process_index() == 0:  # one process speaks for all
         print(_end(outcome))
     # Several processes leave together, which one that is ended by a signal would not.

@@ -55,7 +55,7 @@ def flags_of(path: Path) -> list[str]:
             found.append(call.args[0].value)
         elif name.startswith("cli.define_"):
             helper = name.removeprefix("cli.")
-            found += shared[helper]
+            found += shared[helper] or [call.args[0].value]
             if helper in ("define_config", "define_study"):
                 found += shared["_define_print_config"]
             if any(keyword.arg == "several_processes" for keyword in call.keywords):
@@ -67,7 +67,9 @@ def _defined(node: ast.AST) -> list[str]:
     return [
         call.args[0].value
         for call in _calls(node)
-        if ".DEFINE_" in ast.unparse(call.func) and isinstance(call.args[0], ast.Constant)
+        if "define_" in ast.unparse(call.func).lower()
+        and call.args
+        and isinstance(call.args[0], ast.Constant)
     ]
 
 

@@ -63,7 +63,7 @@ def compare_models(
     window: int,
     others: Callable[[Config, Batch], Others] | None = None,
     process_memory: bool = False,
-    profile_folder: str = "",
+    profile_folder: Path | None = None,
 ) -> Benchmark:
     """Times models in turn.
 
@@ -74,7 +74,7 @@ def compare_models(
         others: Function that returns another library's versions of a configured model, to be timed
             beside the first model on a batch.
         process_memory: Whether to also measure each model's peak memory in a separate process.
-        profile_folder: Folder for a trace of a few steps of each model; empty for no trace.
+        profile_folder: Folder for a trace of a few steps of each model; None for no trace.
     """
     candidates = {name: candidate(config) for name, config in configs.items()}
     first = next(iter(configs.values()))
@@ -89,7 +89,7 @@ def compare_models(
             process_bytes[name] = peak_memory_of(model.run_alone)
             numbers[name]["process_peak_bytes"] = process_bytes[name]
     if profile_folder:
-        profile(candidates, Path(profile_folder))
+        profile(candidates, profile_folder)
     mixup = any(config.mixup.mode != "none" for config in configs.values())
     note = (
         f"{_circumstances(first)}, {'mixup as configured' if mixup else 'no mixup'}, nothing "

@@ -17,6 +17,7 @@ from sft_jax.data.array_entries import as_array, find_sequences
 from sft_jax.data.arrays import ArrayTable, check_arrays
 from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record
+from sft_jax.files import write_npz
 from sft_jax.models import registry
 from sft_jax.runs.run_files import read_config, read_data
 from sft_jax.tasks import Task, from_run, required_data
@@ -85,9 +86,8 @@ class Prediction:
         return {"id": self.id, **self.answers, **self.legend, **kept}
 
     def save(self, path: Path):
-        """Writes `entries` as `.npz`."""
-        arrays: dict[str, Any] = self.entries()
-        np.savez_compressed(path, **arrays)
+        """Writes `entries` to `path` in the format of `.npz`, whatever its suffix."""
+        write_npz(Path(path), self.entries())
 
 
 class Predictor:

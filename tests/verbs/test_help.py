@@ -22,8 +22,9 @@ def run(tmp_path_factory):
 def test_help_lists_the_flags_of_the_command(run, name):
     _, text = run(name, "--help")
     source = (ROOT / "sft_jax" / f"{name}.py").read_text()
-    own = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+    own = re.findall(r'(?:flags\.DEFINE_|cli\.define_)\w+\(\s*"(\w+)"', source)
     shared = [flag for flag in ("config", "workdir") if f"cli.define_{flag}(" in source]
+    shared += ["data_dir", "data_path"] if "cli.define_data(" in source else []
     for flag in [*own, *shared]:
         assert re.search(rf"--(\[no\])?{flag}: ", text), flag
     if not own and not shared:

@@ -32,6 +32,8 @@ FORMATS = ("stablehlo", "onnx", "onnx_int8")
 # Largest difference in logits that can be due to float32 rounding.
 TOLERANCE = 1e-4
 _SUFFIXES = {"stablehlo": ".stablehlo", "onnx": ".onnx", "onnx_int8": ".int8.onnx"}
+# Suffixes that make a path that of a single artefact, not of a folder.
+FILE_SUFFIXES = (".stablehlo", ".onnx")
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
@@ -63,7 +65,7 @@ def write(model: Exportable, kinds: Sequence[str], path: Path) -> dict[str, Path
             contents["onnx_int8"] = onnx_format.quantized(contents["onnx"])
     about, paths = describe(model), {}
     for kind in kinds:
-        alone = len(kinds) == 1 and path.suffix in (".stablehlo", ".onnx")
+        alone = len(kinds) == 1 and path.suffix in FILE_SUFFIXES
         paths[kind] = path if alone else path / f"model{_SUFFIXES[kind]}"
         paths[kind].parent.mkdir(parents=True, exist_ok=True)
         paths[kind].write_bytes(contents[kind])
