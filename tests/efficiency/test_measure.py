@@ -80,10 +80,10 @@ def test_a_candidate_trains_and_evaluates_the_configured_model():
     losses = [float(np.divide(*m["loss"])) for m in (entry.train() for _ in range(20))]
     assert losses[-1] < losses[0]
     outputs = entry.infer()
-    assert outputs["logits"].shape == (config().train.batch_size, 3)
+    assert outputs["outputs"].shape == (config().train.batch_size, 3)
     assert entry.batch_size == config().train.batch_size
     # Inference uses what training has reached.
-    assert float(outputs["loss"].mean()) < losses[0]
+    assert float(outputs["sums"]["loss"][0].mean()) < losses[0]
     assert min(entry.compile_seconds.values()) > 0
     assert entry.temporary_bytes["train"] > 0
 

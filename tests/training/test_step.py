@@ -292,11 +292,13 @@ def test_eval_outputs_are_the_models_own(tiny, devices, count):
         again = eval_step(placed, sharding.put_batch(batch, mesh))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(outputs), jax.device_get(again))
     expected = jax.jit(model.apply)({"params": params}, batch["inputs"], batch["mask"])
-    np.testing.assert_allclose(outputs["logits"], expected.logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs["outputs"], expected.logits, rtol=1e-5, atol=1e-6)
     probabilities = jax.nn.softmax(expected.logits)
-    np.testing.assert_allclose(outputs["probabilities"], probabilities, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        outputs["answers"]["probabilities"], probabilities, rtol=1e-5, atol=1e-6
+    )
     loss = -np.log(np.asarray(probabilities)[np.arange(8), batch["target"]])
-    np.testing.assert_allclose(outputs["loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(outputs["sums"]["loss"][0], loss, rtol=1e-4)
     assert outputs["kept"].keys() == {"m0", "m1"}
     for name, kept in outputs["kept"].items():
         np.testing.assert_array_equal(kept["indices"], expected.pooled[name].indices)
