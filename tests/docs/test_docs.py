@@ -151,7 +151,7 @@ def test_every_module_has_a_page():
     assert sum(len(of_room) for of_room in pages.values()) == len(names)
     assert pages["models"]["api/models/pools.md"] == "# models.pools\n\n::: sft_jax.models.pools\n"
     assert "| [pools](pools.md) | Pools (" in pages["models"]["api/models/index.md"]
-    assert "| [types](types.md) | Words shared by" in pages[""]["api/index.md"]
+    assert "| [types](types.md) | Types shared by" in pages[""]["api/index.md"]
 
 
 def test_the_page_of_commands_names_every_verb_with_its_flags():

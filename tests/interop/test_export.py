@@ -130,8 +130,8 @@ def test_int8_predicts_the_same_classes(onnx_paths, model):
 def opened(kind, path):
     """An artefact as a function of a dict of arrays, in this process."""
     if kind == "stablehlo":
-        return artefact_files.artefact_process.open_stablehlo(path)
-    return artefact_files.artefact_process.open_onnx(path, rows=2)
+        return artefact_files.run_artefact.open_stablehlo(path)
+    return artefact_files.run_artefact.open_onnx(path, rows=2)
 
 
 def assert_rows_are_independent(call, arrays):

@@ -277,7 +277,7 @@ def test_plateau_needs_a_validation_split(trained, tmp_path):
 
 
 def test_needs_a_run_folder(tmp_path):
-    with pytest.raises(CheckpointError, match=re.escape("config.json: not found")):
+    with pytest.raises(CheckpointError, match=re.escape("found no config.json")):
         sft_jax.load(tmp_path)
 
 
