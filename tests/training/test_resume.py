@@ -84,7 +84,10 @@ def stopped_run(trainer, tmp_path_factory):
 
 
 def test_ctrl_c_saves_and_ends_by_the_signal(trainer, tmp_path):
+    # A shell's background jobs, and what they start, ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = trainer.start(tmp_path / "run")
+    signal.signal(signal.SIGINT, before)
     wait_for_step(process, tmp_path / "run", 7)
     process.send_signal(signal.SIGINT)
     output, errors = trainer.finish(process, code=-signal.SIGINT)
