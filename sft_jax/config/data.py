@@ -1,4 +1,4 @@
-"""Where samples come from: the settings of every source, as frozen, checked dataclasses."""
+"""Settings of every data source, as frozen, checked dataclasses."""
 
 import dataclasses
 from collections.abc import Sequence

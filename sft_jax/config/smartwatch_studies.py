@@ -1,4 +1,4 @@
-"""What the studies of the smartwatch recordings share (see configs/studies/)."""
+"""Parts shared by the studies of the smartwatch recordings (see configs/studies/)."""
 
 from sft_jax.config.data import DataConfig, SmartwatchOptions
 from sft_jax.config.modality import ModalitySpec

@@ -1,4 +1,4 @@
-"""What a study is: one configuration, varied over settings, folds of the data, and seeds."""
+"""Studies: one configuration, varied over settings, folds of the data, and seeds."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping

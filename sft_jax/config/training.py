@@ -1,4 +1,4 @@
-"""How a run trains, as frozen dataclasses: durations, augmentation, mixup, optimizer, loop."""
+"""Settings of training, as frozen dataclasses: durations, augmentation, mixup, optimizer, loop."""
 
 import dataclasses
 
