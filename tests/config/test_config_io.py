@@ -263,7 +263,7 @@ SHAPE = {"length": 4, "feature_dim": 4}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"trian": {}}, ["trian", "did you mean 'train'?", "modalities, model"]),
+        ({"trian": {}}, ["trian", "did you mean 'train'?", "modalities, task, model"]),
         ({"xyzzy": {}}, ["xyzzy", "remove it"]),
         ({"train": {"batchsize": 3}}, ["train.batchsize", "did you mean 'batch_size'?"]),
         ({"model": {"kernel": 3}}, ["model.kernel", "no such setting", "embed_dim"]),
