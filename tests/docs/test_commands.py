@@ -6,6 +6,7 @@ tests/training/test_configurations.py.
 """
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -55,7 +56,7 @@ TOY = {
         "--config.data.data_dir=prepared",
     ],
 }
-TOY_ATTENTION = ["--batch=1", "--tokens=8", "--fixed_tokens=64", "--fixed_strides=16"]
+TOY_ATTENTION = ["--shape=1,16,2,4", "--strides=4"]
 SYNTHETIC = """
 from sft_jax.config import config_dict, load, override
 
@@ -179,6 +180,13 @@ def at_toy_size(verb, flags, words):
     return [word.replace("/shared/", "shared/") for word in [*words, *toy]]
 
 
+def with_seed(path, seed):
+    """Lets copies of one run differ in their seed, as `spread` asks of its runs."""
+    config = json.loads(path.read_text())
+    config["train"]["seed"] = seed
+    path.write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(("verb", "flags"), list(parameters()))
 def test_every_command_runs(verb, flags, run, trained, folder):
     if (package := reason(NEEDS, verb, flags)) and importlib.util.find_spec(package) is None:
@@ -186,8 +194,9 @@ def test_every_command_runs(verb, flags, run, trained, folder):
     words = at_toy_size(verb, flags, COMMANDS[verb, flags])
     for word in words:
         if (named := re.fullmatch(r"--workdirs?=(.*)", word)) and verb != "train":
-            for name in named[1].split(","):
+            for seed, name in enumerate(named[1].split(",")):
                 shutil.copytree(trained, folder / name, dirs_exist_ok=True)
+                with_seed(folder / name / "config.json", seed)
     code, output = run(verb, *words)
     assert code == 0, f"{verb} {shlex.join(words)}\n{output[-3000:]}"
     assert output

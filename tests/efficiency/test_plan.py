@@ -291,6 +291,6 @@ def test_the_verb_shows_what_a_chip_reduces_at_any_number_of_chips(tmp_path):
     assert (few["batch_size"], many["batch_size"]) == (4, 32)
     for numbers in (few, many):
         assert numbers["communication"] == "reductions only"
-        # The gradient and three sums.
-        assert numbers["collective_bytes_per_chip"] == 4 * num_parameters(tiny()) + 3 * 4
+        # The gradient, and the sum and the count of loss, top-1 and samples.
+        assert numbers["collective_bytes_per_chip"] == 4 * num_parameters(tiny()) + 6 * 4
     assert many["bytes_per_sample"] < few["bytes_per_sample"]

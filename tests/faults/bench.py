@@ -15,7 +15,7 @@ import numpy as np
 
 from sft_jax.config.data import ArraysOptions, DataConfig, SyntheticOptions
 from sft_jax.config.modality import ModalitySpec
-from sft_jax.config.model import ConcatOptions
+from sft_jax.config.model import UnimodalOptions
 from sft_jax.config.run import (
     AugmentConfig,
     Config,
@@ -24,9 +24,10 @@ from sft_jax.config.run import (
     OptimizerConfig,
     TrainConfig,
 )
-from sft_jax.models import registry
 from sft_jax.runs import run_files
+from sft_jax.tasks import from_run
 from sft_jax.training import session, sharding
+from sft_jax.training.trainer import Trainer
 from tests.faults.lives import Ended, Life, settle_devices
 
 STEPS = 80
@@ -46,7 +47,7 @@ def tiny_config(data: DataConfig, steps: int = STEPS) -> Config:
             num_heads=2,
             num_pre_layers=0,
             num_post_layers=0,
-            options=ConcatOptions(window=3),
+            options=UnimodalOptions(window=3),
         ),
         augment=AugmentConfig(jitter=0.5),
         data=data,
@@ -318,7 +319,8 @@ def _digests(workdir: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
 def _state(workdir: Path, kind: str) -> Any:
     config = run_files.read_config(workdir)
     mesh = sharding.make_mesh(config.train, jax.devices()[:1])
-    return jax.device_get(session.restore(config, registry.build(config), mesh, workdir, kind))
+    trainer = Trainer.of(config, from_run(config, run_files.read_data(workdir)), 1, mesh)
+    return jax.device_get(session.restore(trainer, workdir, kind))
 
 
 def _apart(one: Any, other: Any) -> Any:
