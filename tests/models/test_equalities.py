@@ -122,7 +122,7 @@ def differences(got, expected):
 @given(case=cases())
 def test_one_model_by_either_attention_and_in_either_precision(case):
     """Attention in tiles of few rows, the last of which is ragged."""
-    exact, streamed = compiled(case), compiled(case, implementation="streamed")
+    exact, in_tiles = compiled(case), compiled(case, implementation="streamed")
     rounded = compiled(case, dtype="bfloat16") if case.pool in SMOOTH else None
     for seed in SEEDS:
         arrays = draw_arrays(case, seed)
@@ -131,7 +131,7 @@ def test_one_model_by_either_attention_and_in_either_precision(case):
             mock.patch.object(streamed, "plan", return_value=TILING),
             mock.patch.object(jax, "default_backend", return_value="gpu"),  # half the program
         ):
-            assert max(differences(streamed(*arrays), expected)) < 1e-5, "streamed"
+            assert max(differences(in_tiles(*arrays), expected)) < 1e-5, "streamed"
         if rounded is not None:
             # Tens of roundings at random, and the gradient's are multiplied by those of the layers.
             by_logits, by_gradients = differences(rounded(*arrays), expected)
