@@ -8,6 +8,7 @@ import pytest
 from sft_jax.reports import markdown, report_writer
 from sft_jax.reports.sections.run_sections import scored_split
 from sft_jax.runs.run_folder import read_run
+from sft_jax.tasks import from_run
 from sft_jax.tasks.classification_report import classification_report
 from sft_jax.types import DataError
 
@@ -76,7 +77,9 @@ def test_runs_stand_side_by_side(runs, evaluation):
 )
 def test_runs_are_paired_only_on_the_same_samples(runs, changes):
     write_predictions(runs[1], [1, 1, 1, 1], **changes)
-    scored = {folder.name: scored_split(read_run(folder), "test") for folder in runs}
+    read = [read_run(folder) for folder in runs]
+    task = from_run(read[0].config, read[0].data)
+    scored = {run.workdir.name: scored_split(run, "test", task) for run in read}
     table, _, note, _ = classification_report(scored, list("abcd"))[0].blocks
     assert all("difference" not in row for row in table.rows)
     assert "No paired difference for a-1: predictions are missing, or their ids" in note.parts[0]

@@ -53,7 +53,7 @@ def test_a_missing_file_names_the_command_that_makes_it(workdir, name, command):
     ("name", "content", "message"),
     [
         ("config.json", "{", "config.json: found no JSON"),
-        ("data.json", '{"counts": {}}', r"data.json: found \['counts'\], expected also \['class_n"),
+        ("data.json", '{"counts": {}}', r"data.json: found \['counts'\], expected also \['modalit"),
         ("evaluation_test.json", "{}", r"expected also \['split'"),
         ("metrics.jsonl", "", "metrics.jsonl: found no record"),
         ("metrics.jsonl", '{"kind": "train", "step": 1}\n{"kin', "line 2: found no JSON"),

@@ -173,7 +173,7 @@ def test_every_schedule_with_and_without_validation(
     assert said in capsys.readouterr().err
     # Without validation the last parameters are judged.
     assert trained.chosen_step.tolist() == [outcome.best_step or 4]
-    assert (("valid", "complete") in trained.probabilities) == bool(num_valid)
+    assert (("valid", "complete") in trained.answers) == bool(num_valid)
     records = read_metrics(tmp_path / "metrics.jsonl")
     for kind in ("train", "valid") if num_valid else ("train",):
         alone = [record["loss"] for record in records if record["kind"] == kind]
