@@ -61,7 +61,7 @@ BROKEN = {
     ),
     "classes_out": ({"label": np.array([0, 1, 9])}, "label: found .*outside of 0 to 3"),
     "weights_text": ({"param/network.classifier.1.bias": np.full(4, "x")}, "found <U1, expected"),
-    "no_layer": ({"layer99/logits": np.zeros((3, 4))}, "layer99/logits: found for 5 blocks"),
+    "no_layer": ({"layer99/logits": np.zeros((3, 4))}, "layer99/logits: found with 5 blocks"),
     "no_index": ({"lam": np.ones((3, 3)), "layer0/logits": np.zeros((3, 4))}, "index: not found"),
 }
 

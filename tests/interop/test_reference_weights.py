@@ -230,7 +230,9 @@ def test_wrong_modalities_are_found(name):
 
 
 def test_modalities_that_mult_and_unimodal_cannot_have():
-    with pytest.raises(DataError, match=r"given \['rgb', 'spec'\], expected three .* text, audio and video"):
+    with pytest.raises(
+        DataError, match=r"given \['rgb', 'spec'\], expected three .* text, audio and video"
+    ):
         convert("MulT", modalities=["rgb", "spec"])
     with pytest.raises(DataError, match=r"missing \['flow_tokenizer.*unexpected \[.*'text_tok"):
         convert("MulT", modalities=["flow", "spec", "rgb"])

@@ -113,13 +113,13 @@ def test_sums_that_are_none_are_damage(tmp_path, content):
 def test_files_of_too_many_bytes_are_measured_alone(tmp_path):
     (tmp_path / "a").write_text("abc")
     (tmp_path / "b").write_text("de")
-    write_checksums(tmp_path, most_bytes=5)
+    write_checksums(tmp_path, max_hashed_bytes=5)
     summed = json.loads((tmp_path / "checksums.json").read_text())["files"]
     assert {name: sorted(entry) for name, entry in summed.items()} == {
         "a": ["bytes", "sha256"],
         "b": ["bytes", "sha256"],
     }
-    write_checksums(tmp_path, most_bytes=4)
+    write_checksums(tmp_path, max_hashed_bytes=4)
     sizes = json.loads((tmp_path / "checksums.json").read_text())["files"]
     assert sizes == {"a": {"bytes": 3}, "b": {"bytes": 2}}
     flip(tmp_path / "a")
@@ -154,7 +154,7 @@ def test_what_is_no_fault_of_a_checkpoint_does_not_cost_it(saved, abstract, monk
     def refuse(path):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(checksums, "_sha256", refuse)
+    monkeypatch.setattr(checksums, "file_sha256", refuse)
     with pytest.raises(CheckpointError, match=r"last/10: could not be read .*command again"):
         resume(folder.parent, abstract)
     monkeypatch.undo()
@@ -296,7 +296,10 @@ def test_a_damaged_best_is_an_error_where_it_cannot_be_written_again(
     resumed, progress = resume(tmp_path, abstract)
     assert_same(resumed, state(8))
     assert progress == PROGRESS
-    assert "expected the one of step 6; the best of the validations" in capsys.readouterr().err
+    assert (
+        "expected the one of step 6; the best of the remaining validations"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("harm", ["deep", "no text"])
