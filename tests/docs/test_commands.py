@@ -197,6 +197,8 @@ def test_every_command_runs(verb, flags, run, trained, folder):
             for seed, name in enumerate(named[1].split(",")):
                 shutil.copytree(trained, folder / name, dirs_exist_ok=True)
                 with_seed(folder / name / "config.json", seed)
+        elif named:  # another command's run at toy size, with other settings
+            shutil.rmtree(folder / named[1], ignore_errors=True)
     code, output = run(verb, *words)
     assert code == 0, f"{verb} {shlex.join(words)}\n{output[-3000:]}"
     assert output

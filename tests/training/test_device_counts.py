@@ -8,6 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from sft_jax.config.run import AugmentConfig, TrainConfig
+from sft_jax.tasks.classification import Classification
 from sft_jax.training import sharding, state, step
 
 COUNTS = (1, 2, 4, 8)
@@ -67,10 +68,10 @@ def take_step(tiny, count, shape, seed):
     mesh = sharding.make_mesh(train, jax.devices()[:count])
     config = step.StepConfig(
         apply=apply(tiny.output),
+        task=Classification(class_names=tuple(map(str, range(classes))), label_smoothing=0.1),
         optimizer=optax.sgd(RATE),
         schedule=lambda count: RATE,
         augmentation=AugmentConfig(),
-        label_smoothing=0.1,
         accumulate=accumulate,
         seed=3,
     )

@@ -142,7 +142,7 @@ def test_errors_of_one_process_are_raised_as_they_are():
 def test_ctrl_c_in_one_of_several_processes_is_one_line(second, monkeypatch, capsys):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(processes.os, "_exit", sys.exit)
-    with pytest.raises(SystemExit, match="1"), processes.parting():
+    with pytest.raises(SystemExit, match="1"), processes.shutdown_on_exit():
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "process 1 of 2: interrupted\n"
 

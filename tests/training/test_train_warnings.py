@@ -20,7 +20,7 @@ OUTCOME = loop.Outcome(step=0, finished=True, best=None, best_step=0)
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """A run of no steps on a file with a one-hot table, a gap in its labels and a rare class."""
-    monkeypatch.setattr(session, "_train_there", lambda *_: OUTCOME)
+    monkeypatch.setattr(session, "_train_locked", lambda *_: OUTCOME)
     label = np.array([0] * 11 + [5])
     onehot = np.eye(6, dtype=int)[label]
     audio = np.random.default_rng(0).normal(size=(12, 2, 1))

@@ -30,12 +30,23 @@ OUTPUTS = {"output", "json", "plot", "profile", "fake_dir", "compilation_cache"}
 def verb_flags():
     """The flags of every verb: `{verb: {name: flag}}`."""
     found = {}
+    # Other tests may have imported a verb, and no flag is defined twice.
+    others = {
+        flag.name: flag
+        for module, defined in flags.FLAGS.flags_by_module_dict().items()
+        if module.startswith(("sft_jax", "jaxtyping"))
+        for flag in defined
+    }
+    for name in others:
+        delattr(flags.FLAGS, name)
     for verb in VERBS:
         before = set(flags.FLAGS)
         runpy.run_path(str(ROOT / "sft_jax" / f"{verb}.py"), run_name=verb)
         found[verb] = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - before}
         for name in found[verb]:
             delattr(flags.FLAGS, name)
+    for name, flag in others.items():
+        flags.FLAGS[name] = flag
     return found
 
 
