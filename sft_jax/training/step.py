@@ -202,7 +202,7 @@ def shard_gradients(
         sums = jax.lax.scan(add, zeros, micro)[0]
     grads, totals = _sum_over(axes, sums, split or {}) if axes else sums
     count = jnp.where(totals["count"] > 0, totals["count"], 1.0)
-    metrics = {**totals["metrics"], "samples": (totals["samples"], jnp.ones(()))}
+    metrics = {**totals["metrics"], "samples": (totals["samples"], jnp.ones((), jnp.float32))}
     return jax.tree.map(lambda g: g / count, grads), metrics
 
 
@@ -231,7 +231,7 @@ def apply_gradients(
     """One optimizer update; adds the gradient norm and the learning rate to the metrics."""
     updates, opt_state = config.optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: u * state.lr_scale, updates)
-    one = jnp.ones(())
+    one = jnp.ones((), jnp.float32)
     metrics = {
         **metrics,
         "gradient_norm": (optax.tree.norm(grads), one),
