@@ -36,21 +36,17 @@ def attribute_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def describe_settings(config: Config) -> list[Setting]:
-    """The settings of a configuration in the order of its dataclasses."""
-    return _settings("", config)
-
-
-def _settings(prefix: str, part: Any) -> list[Setting]:
+def describe_settings(part: Any, prefix: str = "") -> list[Setting]:
+    """The settings of a configuration, or of a part of it, in the order of its dataclasses."""
     docs, found = attribute_docs(type(part)), []
     for field in dataclasses.fields(part):
         path, value = f"{prefix}{field.name}", getattr(part, field.name)
         if isinstance(part, Config) and field.name == "modalities":
             for spec in value:
-                inner = _settings(f"{path}.{spec.name}.", spec)
+                inner = describe_settings(spec, f"{path}.{spec.name}.")
                 found += [setting for setting in inner if not setting.path.endswith(".name")]
         elif _is_section(value):
-            found += _settings(f"{path}.", value)
+            found += describe_settings(value, f"{path}.")
         else:
             meaning = re.split(r"(?<=\.) ", docs.get(field.name, ""))[0]
             default = to_dict(field.default)
