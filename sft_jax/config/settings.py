@@ -26,7 +26,7 @@ class Setting(NamedTuple):
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-    """The documentation of a class's attributes by name, from its docstring's `Attributes:`."""
+    """Returns the documentation of a class's attributes, from `Attributes:` of its docstring."""
     _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     docs = {}
     for entry in re.split(r"\n(?=    \S)", "\n" + section.split("\n\n")[0]):
@@ -37,7 +37,7 @@ def attribute_docs(cls: type) -> dict[str, str]:
 
 
 def describe_settings(part: Any, prefix: str = "") -> list[Setting]:
-    """The settings of a configuration, or of a part of it, in the order of its dataclasses."""
+    """Returns the settings of a configuration, or of a part of it, in order."""
     docs, found = attribute_docs(type(part)), []
     for field in dataclasses.fields(part):
         path, value = f"{prefix}{field.name}", getattr(part, field.name)
@@ -60,7 +60,7 @@ def _is_section(value: Any) -> bool:
 
 
 def settings_text(config: Config) -> str:
-    """The settings of a configuration for a terminal, each with its meaning on a second line."""
+    """Returns the settings for a terminal, each with its meaning on a second line."""
     lines = []
     for path, value, default, meaning in describe_settings(config):
         note = "the default" if value == default else f"default {default!r}"

@@ -39,12 +39,7 @@ class Member:
 
 
 def read_members(path: str, setting: str, names: Sequence[str]) -> dict[str, Member]:
-    """Reads files by name from a folder, or from any folder of an archive.
-
-    Args:
-        path: Path of a folder or a zip archive (such as a `.whl`); `~` is expanded.
-        setting: Name of the setting that holds the path.
-        names: Names of the files.
+    """Reads files by name from a folder, or from any folder of a zip archive such as a `.whl`.
 
     Raises:
         DataError: There is no such folder or archive, or a file is missing in it.

@@ -32,13 +32,7 @@ class MisfitError(ValueError):
     """Value that does not fit its shape."""
 
     def __init__(self, place: str, found: Any, expected: str):
-        """Builds the message.
-
-        Args:
-            place: Path of the value in the file, such as `runs[2].loss`.
-            found: The value, which is shortened, or a `Description` of it.
-            expected: Description of the shape.
-        """
+        """Builds the message about the value found at a place such as `runs[2].loss`."""
         shown = found if isinstance(found, Description) else reprlib.repr(found)
         super().__init__(f"{f'{place}: ' if place else ''}found {shown}, expected {expected}")
 
@@ -153,12 +147,9 @@ def record(
     optional: Mapping[str, Shape] | None = None,
     others: Shape | None = None,
 ) -> Shape:
-    """Shape of an object with known entries.
+    """Shape of an object with required and optional entries.
 
-    Args:
-        required: Shapes of entries that must be present.
-        optional: Shapes of entries that may be present.
-        others: Shape of all other entries; None for any.
+    All other entries fit `others`; None allows any.
     """
     shapes = {**required, **(optional or {})}
 
@@ -182,15 +173,7 @@ def record(
 def check_value(
     value: Any, shape: Shape, where: str, remedy: str, error: type[Exception] = DataError
 ):
-    """Checks a value against a shape.
-
-    Args:
-        value: Value to check.
-        shape: Shape that it must fit.
-        where: Name of the file for the message.
-        remedy: What the user can do, for the message.
-        error: Exception raised if the value does not fit.
-    """
+    """Raises `error`, which names `where` and `remedy`, unless a value fits a shape."""
     try:
         shape(value, "")
     except MisfitError as misfit:
@@ -202,13 +185,7 @@ def _child(place: str, name: str) -> str:
 
 
 def read_text(path: Path, remedy: str, error: type[Exception] = CheckpointError) -> str:
-    """Reads a file as text in UTF-8.
-
-    Args:
-        path: Path of the file.
-        remedy: What the user can do, for the message.
-        error: Exception raised if the file cannot be read.
-    """
+    """Reads a file as text in UTF-8; raises `error`, which names `remedy`, if that fails."""
     try:
         size = path.stat().st_size
         if size > LARGEST_FILE:
@@ -225,14 +202,9 @@ def parse(
     remedy: str,
     error: type[Exception] = CheckpointError,
 ) -> Any:
-    """Parses JSON and checks the value.
+    """Parses JSON from `place`, a file or a line of it.
 
-    Args:
-        content: Text of the JSON.
-        place: File and line of the text, for the message.
-        shape: Shape that the value must fit.
-        remedy: What the user can do, for the message.
-        error: Exception raised if the text is no JSON or the value does not fit.
+    Raises `error`, which names `remedy`, if the text is no JSON or the value does not fit `shape`.
     """
     try:
         value = json.loads(content)
@@ -254,11 +226,7 @@ def read_json(
 ) -> Any:
     """Reads the value of a JSON file.
 
-    Args:
-        path: Path of the file.
-        shape: Shape that the value must fit.
-        remedy: What the user can do, for the message.
-        error: Exception raised if the file cannot be read or the value does not fit.
+    Raises `error`, which names `remedy`, if the file is damaged or the value does not fit `shape`.
     """
     return parse(read_text(path, remedy, error), str(path), shape, remedy, error)
 
@@ -279,12 +247,8 @@ def read_lines(
 ) -> Iterator[Any]:
     """Yields the values of a JSON lines file, each read when it is needed.
 
-    Args:
-        path: Path of the file.
-        shape: Shape that each value must fit.
-        remedy: What the user can do, for the message.
-        error: Exception raised if a line cannot be read or its value does not fit.
-        ended: Whether to skip a last line without a newline, as in a file being written.
+    Raises `error`, which names `remedy`, if a line is damaged or its value does not fit `shape`.
+    With `ended`, a last line without a newline is skipped, as in a file being written.
     """
     try:
         with path.open("rb") as file:

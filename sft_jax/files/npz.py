@@ -84,11 +84,8 @@ def read_npz(
 ) -> dict[str, np.ndarray]:
     """Reads all arrays of an `.npz` file, by name.
 
-    Args:
-        path: Path of the file.
-        remedy: What the user can do if the file cannot be read, for the message.
-        error: Exception raised if the file is damaged, holds Python objects, or does not fit in
-            memory.
+    Raises `error`, which names `remedy`, if the file is damaged, holds Python objects, or does not
+    fit in memory.
     """
     try:
         return load_npz(path)
