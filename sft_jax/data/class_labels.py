@@ -165,13 +165,7 @@ def _join(values: Sequence) -> str:
 
 
 def modality_remarks(name: str, values: np.ndarray, label: np.ndarray | None) -> tuple[str, ...]:
-    """Returns warnings about one modality.
-
-    Args:
-        name: Name of the modality.
-        values: `[n, t, f]` features or `[n, t]` ids.
-        label: `[n]` classes, or None.
-    """
+    """Returns warnings about `[n, t, f]` features or `[n, t]` ids, given `[n]` classes."""
     remarks: tuple[str, ...] = ()
     remedy = f"if it should not be learned from, leave it out with {_OPTION}"
     if is_one_number(values):
@@ -184,12 +178,8 @@ def modality_remarks(name: str, values: np.ndarray, label: np.ndarray | None) ->
 def determines_label(values: np.ndarray, label: np.ndarray) -> bool:
     """Returns whether one column, or all columns of two values together, determine the class.
 
-    A column is a feature at one time step. Columns whose values rarely repeat are skipped, since
-    values that are all different determine any label.
-
-    Args:
-        values: `[n, ...]` numbers.
-        label: `[n]` classes.
+    A column of `values [n, ...]` is a feature at one time step. Columns whose values rarely repeat
+    are skipped, since values that are all different determine any label.
     """
     size = len(label)
     if size < _MIN_SAMPLES or np.ptp(label) == 0:

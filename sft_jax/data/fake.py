@@ -49,7 +49,7 @@ class Fake:
 def write_fake(
     kind: str, directory: Path, size: int = 0, seed: int = 0, shapes: Shapes | None = None
 ) -> list[Path]:
-    """Writes the files of an imitated data set.
+    """Writes the files of an imitated data set to a directory, and returns their paths.
 
     Args:
         kind: Key of `FAKES`.
@@ -57,9 +57,6 @@ def write_fake(
         size: Number of training samples, 0 for the default; other splits are in proportion.
         seed: Seed of everything that is drawn.
         shapes: Time steps and features of modalities that differ from the real ones.
-
-    Returns:
-        Paths of the files.
 
     Raises:
         ConfigError: There are fewer training samples than classes, or a file exists.
