@@ -79,7 +79,7 @@ def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         ConfigError: An entry is unknown, of the wrong type, or cannot be used.
     """
     if isinstance(given, ml_collections.ConfigDict):
-        given = _plain(given)
+        given = given.to_dict()
     given = dict(given)
     modalities = given.get("modalities", {})
     if not isinstance(modalities, Mapping):
@@ -300,9 +300,3 @@ def _ordered(value: Any) -> Any:
     for key, entry in value.items():
         result[key] = _ordered(entry)
     return result
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, ml_collections.ConfigDict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return value

@@ -104,6 +104,14 @@ def as_array(values: Any, key: str, where: str) -> np.ndarray:
     return array
 
 
+def decode_names(values: np.ndarray) -> list[str]:
+    """Converts text, bytes or whole numbers to text; raises `UnicodeError` for other than UTF-8."""
+    names = [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    for name in names:
+        name.encode()  # fails for unpaired surrogates, which cannot be stored
+    return names
+
+
 def _convert_objects(array: np.ndarray) -> np.ndarray:
     """Converts an array of objects to numbers or text; returns it unchanged if they are mixed.
 

@@ -12,6 +12,7 @@ from sft_jax.data.array_entries import (
     CHUNK,
     as_array,
     choose_modalities,
+    decode_names,
     left_out_remarks,
     load_entries,
 )
@@ -264,13 +265,7 @@ def _read_text(
     if len(values) != size:
         raise _samples_error(where, key, len(values), size)
     with convert_errors(where, f"UTF-8 text in {key}"):
-        return list(map(_to_text, values.tolist()))
-
-
-def _to_text(value: str | bytes | int) -> str:
-    name = value.decode() if isinstance(value, bytes) else str(value)
-    name.encode()  # fails for unpaired surrogates, which cannot be stored
-    return name
+        return decode_names(values)
 
 
 def _check_unique(ids: list[str], where: str) -> None:

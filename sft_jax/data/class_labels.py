@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.data.array_entries import is_one_number
+from sft_jax.data.array_entries import decode_names, is_one_number
 from sft_jax.files import convert_errors, describe_value, layout_error
 
 # With fewer samples, many classes or a value that fits one class alone can be chance.
@@ -47,7 +47,7 @@ def read_classes(label: np.ndarray, names: Sequence[str] = (), where: str = "arr
     _check_shape(label, where)
     if label.dtype.kind in "US":
         with convert_errors(where, "UTF-8 text in label"):
-            texts = _decode(label)
+            texts = np.asarray(decode_names(label), dtype=str)
         values, index = np.unique(texts, return_inverse=True)
         return _text_classes(values.tolist(), index, names, where)
     values, index = np.unique(_to_integers(label, where), return_inverse=True)
@@ -64,13 +64,6 @@ def _check_shape(label: np.ndarray, where: str) -> None:
         remedy = "save label.argmax(axis=1) if each row marks one class"
     expected = "whole numbers or text of shape [n]"
     raise layout_error(where, "label", describe_value(label), expected, remedy)
-
-
-def _decode(label: np.ndarray) -> np.ndarray:
-    texts = [v.decode() if isinstance(v, bytes) else v for v in label.tolist()]
-    for text in texts:
-        text.encode()  # fails for unpaired surrogates, which cannot be stored
-    return np.asarray(texts, dtype=str)
 
 
 def _to_integers(label: np.ndarray, where: str) -> np.ndarray:

@@ -195,40 +195,31 @@ def read_text(path: Path, remedy: str, error: type[Exception] = CheckpointError)
         raise error(f"{path}: found no text ({cause}), expected UTF-8; {remedy}") from cause
 
 
-def parse(
-    content: str,
-    place: str,
-    shape: Shape,
-    remedy: str,
-    error: type[Exception] = CheckpointError,
-) -> Any:
+def parse(content: str, place: str, shape: Shape, remedy: str) -> Any:
     """Parses JSON from `place`, a file or a line of it.
 
-    Raises `error`, which names `remedy`, if the text is no JSON or the value does not fit `shape`.
+    Raises:
+        CheckpointError: The text is no JSON, or the value does not fit the shape.
     """
     try:
         value = json.loads(content)
-        shape(value, "")
-    except MisfitError as misfit:
-        raise error(f"{place}: {misfit}; {remedy}") from None
     # Nesting too deep for the parser raises a RecursionError.
     except (ValueError, RecursionError) as cause:
         expected = "a value" if shape is anything else "an object"
-        raise error(f"{place}: found no JSON ({cause}), expected {expected}; {remedy}") from cause
+        raise CheckpointError(
+            f"{place}: found no JSON ({cause}), expected {expected}; {remedy}"
+        ) from cause
+    check_value(value, shape, place, remedy, CheckpointError)
     return value
 
 
-def read_json(
-    path: Path,
-    shape: Shape,
-    remedy: str = "write it again",
-    error: type[Exception] = CheckpointError,
-) -> Any:
+def read_json(path: Path, shape: Shape, remedy: str = "write it again") -> Any:
     """Reads the value of a JSON file.
 
-    Raises `error`, which names `remedy`, if the file is damaged or the value does not fit `shape`.
+    Raises:
+        CheckpointError: The file is damaged, or the value does not fit the shape.
     """
-    return parse(read_text(path, remedy, error), str(path), shape, remedy, error)
+    return parse(read_text(path, remedy), str(path), shape, remedy)
 
 
 def write_json(path: Path, content: Any):
@@ -238,18 +229,15 @@ def write_json(path: Path, content: Any):
     os.replace(partial, path)
 
 
-def read_lines(
-    path: Path,
-    shape: Shape,
-    remedy: str,
-    error: type[Exception] = CheckpointError,
-    ended: bool = False,
-) -> Iterator[Any]:
+def read_lines(path: Path, shape: Shape, remedy: str, ended: bool = False) -> Iterator[Any]:
     """Yields the values of a JSON lines file, each read when it is needed.
 
-    Raises `error`, which names `remedy`, if a line is damaged or its value does not fit `shape`.
     With `ended`, a last line without a newline is skipped, as in a file being written.
+
+    Raises:
+        CheckpointError: A line is damaged, or its value does not fit the shape.
     """
+    place = str(path)
     try:
         with path.open("rb") as file:
             lines = iter(lambda: file.readline(LONGEST_LINE), b"")
@@ -258,16 +246,12 @@ def read_lines(
                 if not line.endswith(b"\n"):
                     if len(line) == LONGEST_LINE:
                         found = f"found at least {LONGEST_LINE} bytes, expected fewer"
-                        raise error(f"{place}: {found}; {remedy}")
+                        raise CheckpointError(f"{place}: {found}; {remedy}")
                     if ended:
                         return
-                yield parse(_decoded(line, place, remedy, error), place, shape, remedy, error)
-    except OSError as cause:
-        raise error(f"{path}: found no text ({cause}), expected UTF-8; {remedy}") from cause
-
-
-def _decoded(line: bytes, place: str, remedy: str, error: type[Exception]) -> str:
-    try:
-        return line.decode().rstrip("\r\n")
-    except UnicodeDecodeError as cause:
-        raise error(f"{place}: found no text ({cause}), expected UTF-8; {remedy}") from cause
+                yield parse(line.decode().rstrip("\r\n"), place, shape, remedy)
+                place = str(path)
+    except (UnicodeDecodeError, OSError) as cause:
+        raise CheckpointError(
+            f"{place}: found no text ({cause}), expected UTF-8; {remedy}"
+        ) from cause
