@@ -270,6 +270,7 @@ def _check_share(name: str, value: float):
         )
 
 
+NORMALIZATIONS = ("channel", "rms", "none")
 OPTIONS = {
     "smartwatch_exercises": SmartwatchOptions,
     "multiple_features": MultipleFeaturesOptions,
@@ -314,7 +315,7 @@ class DataConfig:
 
     def __post_init__(self):
         check_choice("data.source", self.source, tuple(OPTIONS))
-        check_choice("data.normalization", self.normalization, ("channel", "rms", "none"))
+        check_choice("data.normalization", self.normalization, NORMALIZATIONS)
         check_at_least("data", self, 0, "num_threads")
         check_at_least("data", self, 1, "prefetch")
         if not isinstance(self.options, OPTIONS[self.source]):

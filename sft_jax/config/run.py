@@ -55,12 +55,8 @@ class Config:
 
     def _check_sensors(self):
         augment = self.augment
-        turned = {
-            "rotate": augment.rotate,
-            "mirror_polar": augment.mirror_polar,
-            "mirror_axial": augment.mirror_axial,
-        }
-        for setting, given in turned.items():
+        for setting in ("rotate", "mirror_polar", "mirror_axial"):
+            given = getattr(augment, setting)
             if given and self.data.normalization == "channel":
                 raise ConfigError(
                     f"augment.{setting}: given with data.normalization 'channel', expected 'rms' "

@@ -1,6 +1,7 @@
 """Studies: one configuration, varied over settings, folds of the data, and seeds."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class Setting:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.name or not set(self.name) <= _NAME_CHARACTERS:
+        if not re.fullmatch(r"[A-Za-z0-9 ._+-]+", self.name):
             raise ConfigError(
                 f"study: given the name {self.name!r}, expected letters, digits, spaces and ._+-"
             )
@@ -159,6 +160,3 @@ def _chosen(entries: tuple[Setting, ...], names: Iterable[str], where: str) -> t
         if name not in by_name:
             raise ConfigError(f"{where} {name!r}: given, expected one of {', '.join(by_name)}")
     return tuple(by_name[name] for name in names) or entries
-
-
-_NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ._+-")

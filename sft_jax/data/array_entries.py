@@ -190,13 +190,6 @@ def find_sequences(entries: Mapping[str, np.ndarray]) -> set[str]:
     return {key for key in candidates if not _reason_not_sequence(entries, key)}
 
 
-def left_out_remarks(left_out: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns a sentence for every entry that is not taken as a modality."""
-    return tuple(
-        f"entry {name} is left out, not a modality: {reason}" for name, reason in left_out.items()
-    )
-
-
 def _check_masks(entries: Mapping[str, np.ndarray], candidates: Sequence[str], where: str) -> None:
     allowed = {f"{kind}/{name}" for kind in ("mask", "length") for name in candidates}
     for key in entries:

@@ -13,7 +13,6 @@ from sft_jax.data.array_entries import (
     as_array,
     choose_modalities,
     decode_names,
-    left_out_remarks,
     load_entries,
 )
 from sft_jax.data.class_labels import modality_remarks, read_classes
@@ -135,7 +134,9 @@ def check_arrays(
     _check_some_modality(mask, where)
     ids = _read_text(arrays, "id", size, where) or [str(row) for row in range(size)]
     _check_unique(ids, where)
-    remarks = left_out_remarks(left_out)
+    remarks = tuple(
+        f"entry {name} is left out, not a modality: {reason}" for name, reason in left_out.items()
+    )
     label = None
     names_of_classes: tuple[str, ...] = ()
     if require_label:

@@ -73,18 +73,16 @@ def parse_numbers(path: str, key: str, fields: Sequence[str]) -> list[float]:
     Raises:
         DataError: A field is not a number, or not finite.
     """
-    values = list(map(_parse_number, fields))
-    for field, value in zip(fields, values, strict=True):
+    values = []
+    for field in fields:
+        try:
+            value = float(field)
+        except ValueError:
+            value = math.nan
         if not math.isfinite(value):
             raise layout_error(path, key, repr(field.strip()), "finite numbers", _REMEDY)
+        values.append(value)
     return values
-
-
-def _parse_number(field: str) -> float:
-    try:
-        return float(field)
-    except ValueError:
-        return math.nan
 
 
 def _read_from_folder(folder: Path, name: str) -> Member:
