@@ -17,10 +17,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "io": "config_dict from_dict load override to_dict",
         "modality": "ModalitySpec",
         "model": ("ModelConfig NoOptions UnimodalOptions LateOptions ConcatOptions MbtOptions"),
-        "run": "Config",
+        "run": "Config TaskConfig",
         "settings": "describe_settings settings_text",
         "study": "Condition Setting Study load_study",
-        "task": "TaskConfig",
         "training": "AugmentConfig Duration MixupConfig OptimizerConfig TrainConfig",
     },
 )

@@ -6,26 +6,13 @@ from sft_jax.types import ConfigError
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]):
-    """Raises `ConfigError` unless `value` is one of `choices`.
-
-    Args:
-        name: Name of the setting in the message.
-        value: Value to check.
-        choices: Values that are allowed.
-    """
+    """Raises `ConfigError` unless the value of a setting is one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{name}: given {value!r}, expected one of {', '.join(choices)}")
 
 
 def check_at_least(prefix: str, config: object, minimum: int | float, *names: str):
-    """Raises `ConfigError` unless every named setting is finite and at least `minimum`.
-
-    Args:
-        prefix: Path of `config` in the message, such as `model`.
-        config: Dataclass that holds the settings.
-        minimum: Smallest allowed value.
-        *names: Attributes of `config` to check.
-    """
+    """Raises `ConfigError` unless all named settings are finite and at least `minimum`."""
     for name in names:
         value = getattr(config, name)
         if not minimum <= value < math.inf:
@@ -35,13 +22,7 @@ def check_at_least(prefix: str, config: object, minimum: int | float, *names: st
 
 
 def check_fraction(prefix: str, config: object, *names: str):
-    """Raises `ConfigError` unless every named setting is between 0 and 1.
-
-    Args:
-        prefix: Path of `config` in the message, such as `train`.
-        config: Dataclass that holds the settings.
-        *names: Attributes of `config` to check.
-    """
+    """Raises `ConfigError` unless all named settings are between 0 and 1."""
     for name in names:
         value = getattr(config, name)
         if not 0 <= value <= 1:

@@ -270,6 +270,7 @@ def _check_share(name: str, value: float):
         )
 
 
+NORMALIZATIONS = ("channel", "rms", "none")
 OPTIONS = {
     "smartwatch_exercises": SmartwatchOptions,
     "multiple_features": MultipleFeaturesOptions,
@@ -314,7 +315,7 @@ class DataConfig:
 
     def __post_init__(self):
         check_choice("data.source", self.source, tuple(OPTIONS))
-        check_choice("data.normalization", self.normalization, ("channel", "rms", "none"))
+        check_choice("data.normalization", self.normalization, NORMALIZATIONS)
         check_at_least("data", self, 0, "num_threads")
         check_at_least("data", self, 1, "prefetch")
         if not isinstance(self.options, OPTIONS[self.source]):
@@ -325,11 +326,7 @@ class DataConfig:
 
 
 def path_options(options: Any) -> tuple[str, ...]:
-    """Names of the options that are paths of source files.
-
-    Args:
-        options: Options of a source, or their class.
-    """
+    """Returns the names of the options (or of their class) that are paths of source files."""
     names = [field.name for field in dataclasses.fields(options)]
     return tuple(name for name in names if name == "path" or name.endswith("_path"))
 
@@ -341,9 +338,8 @@ def relocate(
 
     Args:
         data: Configuration to change.
-        data_dir: Folder of prepared data; None leaves it unchanged.
-        data_path: Path of each source file, in the order of `path_options`; if empty, they are
-            unchanged.
+        data_dir: Folder of prepared data; None keeps it.
+        data_path: Path of each source file, in the order of `path_options`; empty keeps them.
 
     Raises:
         ConfigError: The number of paths is not that of the source files.

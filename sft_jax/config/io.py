@@ -42,19 +42,19 @@ _MODEL_OPTIONS = {
 
 
 def config_dict(config: Config) -> ml_collections.ConfigDict:
-    """A locked `ConfigDict` of `config` for `--config` and its overrides on the command line."""
+    """Returns a locked `ConfigDict` for `--config` and its overrides on the command line."""
     return _ordered(_settable(config)).lock()
 
 
 def _settable(config: Config) -> dict[str, Any]:
-    """`to_dict(config)` with the options of every model, so that each can be overridden."""
+    """Returns `to_dict(config)` with the options of every model, so that each can be overridden."""
     tree = to_dict(config)
     tree["model"]["options"] = {**_MODEL_OPTIONS, **tree["model"]["options"]}
     return tree
 
 
 def to_dict(config: Any) -> Any:
-    """Plain dicts, lists and scalars of a configuration, as stored in a run folder (JSON)."""
+    """Returns plain dicts, lists and scalars of a configuration, as a run folder stores it."""
     if isinstance(config, Duration):
         value = config.value
         # Whole numbers without a point; `repr` otherwise, which loses no digit.
@@ -71,16 +71,15 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
-    """Builds and checks a `Config` from what `to_dict` or `config_dict` made of one.
+    """Builds and checks a `Config` from the result of `to_dict` or `config_dict`.
 
-    Args:
-        given: nested mapping; entries left out keep their defaults.
+    Entries that are left out keep their defaults.
 
     Raises:
-        ConfigError: an unknown entry, one of the wrong type, or one that cannot be used.
+        ConfigError: An entry is unknown, of the wrong type, or cannot be used.
     """
     if isinstance(given, ml_collections.ConfigDict):
-        given = _plain(given)
+        given = given.to_dict()
     given = dict(given)
     modalities = given.get("modalities", {})
     if not isinstance(modalities, Mapping):
@@ -103,7 +102,7 @@ def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
 
 
 def _without_unused(given: Mapping[str, Any], options: type) -> dict[str, Any]:
-    """`given` without other models' options that have their default value."""
+    """Removes other models' options that have their default value."""
     used = {field.name for field in dataclasses.fields(options)}
     return {
         name: value
@@ -113,10 +112,10 @@ def _without_unused(given: Mapping[str, Any], options: type) -> dict[str, Any]:
 
 
 def find(path: str | Path) -> Path:
-    """The file that a path names, which may be `configs/x.py` of the package in any folder.
+    """Returns the file at a path, which may be `configs/x.py` of the package in any folder.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: There is no such file.
     """
     path = Path(path).expanduser()
     if path.is_file():
@@ -134,10 +133,10 @@ def find(path: str | Path) -> Path:
 
 
 def run_file(path: str | Path, function: str) -> Any:
-    """What a function returns that a file of `configs/` defines.
+    """Returns the result of a function that a file of `configs/` defines.
 
     Raises:
-        ConfigError: there is no such file, or no such function in it.
+        ConfigError: There is no such file, or no such function in it.
     """
     found = runpy.run_path(str(find(path)))
     if function not in found:
@@ -149,24 +148,24 @@ def run_file(path: str | Path, function: str) -> Any:
 
 
 def load(path: str | Path) -> Config:
-    """The `Config` that a file of `configs/` describes.
+    """Returns the `Config` that a file of `configs/` describes.
 
     Raises:
-        ConfigError: there is no such file, or it has no `get_config`.
+        ConfigError: There is no such file, or it has no `get_config`.
     """
     return from_dict(run_file(path, "get_config"))
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with other values, as `--config.<path>=<value>` sets them on a command line.
+    """Returns a configuration with other values, as `--config.<path>=<value>` sets them.
 
     Args:
-        config: to change.
-        changes: values by dotted path, such as `{"train.duration": "12 epochs"}`. `*` stands for
+        config: Configuration to change.
+        changes: Values by dotted path, such as `{"train.duration": "12 epochs"}`. `*` stands for
             all entries of a level: `modalities.*.pool`.
 
     Raises:
-        ConfigError: a path that leads to no setting, or a value that cannot be used.
+        ConfigError: A path leads to no setting, or a value cannot be used.
     """
     tree = _settable(config)
     for path, value in changes.items():
@@ -190,15 +189,7 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, path: str):
 
 
 def check_setting(tree: Mapping[str, Any], path: str):
-    """Checks that a path as in `--config.<path>=<value>` leads to a setting.
-
-    Args:
-        tree: a configuration as `to_dict` or `config_dict` make it.
-        path: dotted.
-
-    Raises:
-        ConfigError: it does not.
-    """
+    """Raises `ConfigError` unless a dotted path leads to a setting of `tree`."""
     *above, last = path.split(".")
     for name in above:
         _check_level(tree, name, True, path)
@@ -256,7 +247,7 @@ def _build(cls: type, given: Mapping[str, Any], where: str) -> Any:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`, or a `ConfigError` that names the setting."""
+    """Converts a value to a type; raises `ConfigError`, which names the setting."""
     if typing.get_origin(kind) in _OPTIONAL:
         members = typing.get_args(kind)
         if (value is None and type(None) in members) or type(value) in members:
@@ -309,9 +300,3 @@ def _ordered(value: Any) -> Any:
     for key, entry in value.items():
         result[key] = _ordered(entry)
     return result
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, ml_collections.ConfigDict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return value

@@ -18,13 +18,7 @@ _DEFAULT_OPTIONS = NoOptions()
 def vggsound(
     *, num_classes: int, model: str = "sft", model_options: ModelOptions = _DEFAULT_OPTIONS
 ) -> Config:
-    """VGGSound-10 or -100: RGB, spectrogram and optical flow.
-
-    Args:
-        num_classes: 10 or 100; the latter's files begin with `vgg100`.
-        model: `sft` or the baseline it is compared with.
-        model_options: Options of that model.
-    """
+    """VGGSound-10 or -100: RGB, spectrogram and optical flow; `sft` or a baseline."""
     prefix = "vgg" if num_classes == 10 else f"vgg{num_classes}"
     options = VggsoundHdf5Options(
         train_path=f"data/{prefix}_train.h5py", test_path=f"data/{prefix}_test.h5py"

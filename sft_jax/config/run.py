@@ -5,10 +5,20 @@ import dataclasses
 from sft_jax.config.data import DataConfig
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.model import ModelConfig
-from sft_jax.config.task import TaskConfig
 from sft_jax.config.training import AugmentConfig, MixupConfig, OptimizerConfig, TrainConfig
 from sft_jax.config.training import Duration as Duration
 from sft_jax.types import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is predicted.
+
+    Attributes:
+        name: Name of an entry of `tasks.TASKS`.
+    """
+
+    name: str = "classification"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,12 +55,8 @@ class Config:
 
     def _check_sensors(self):
         augment = self.augment
-        turned = {
-            "rotate": augment.rotate,
-            "mirror_polar": augment.mirror_polar,
-            "mirror_axial": augment.mirror_axial,
-        }
-        for setting, given in turned.items():
+        for setting in ("rotate", "mirror_polar", "mirror_axial"):
+            given = getattr(augment, setting)
             if given and self.data.normalization == "channel":
                 raise ConfigError(
                     f"augment.{setting}: given with data.normalization 'channel', expected 'rms' "

@@ -26,7 +26,7 @@ class Setting(NamedTuple):
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-    """The documentation of a class's attributes by name, from its docstring's `Attributes:`."""
+    """Returns the documentation of a class's attributes, from `Attributes:` of its docstring."""
     _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     docs = {}
     for entry in re.split(r"\n(?=    \S)", "\n" + section.split("\n\n")[0]):
@@ -36,21 +36,17 @@ def attribute_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def describe_settings(config: Config) -> list[Setting]:
-    """The settings of a configuration in the order of its dataclasses."""
-    return _settings("", config)
-
-
-def _settings(prefix: str, part: Any) -> list[Setting]:
+def describe_settings(part: Any, prefix: str = "") -> list[Setting]:
+    """Returns the settings of a configuration, or of a part of it, in order."""
     docs, found = attribute_docs(type(part)), []
     for field in dataclasses.fields(part):
         path, value = f"{prefix}{field.name}", getattr(part, field.name)
         if isinstance(part, Config) and field.name == "modalities":
             for spec in value:
-                inner = _settings(f"{path}.{spec.name}.", spec)
+                inner = describe_settings(spec, f"{path}.{spec.name}.")
                 found += [setting for setting in inner if not setting.path.endswith(".name")]
         elif _is_section(value):
-            found += _settings(f"{path}.", value)
+            found += describe_settings(value, f"{path}.")
         else:
             meaning = re.split(r"(?<=\.) ", docs.get(field.name, ""))[0]
             default = to_dict(field.default)
@@ -64,7 +60,7 @@ def _is_section(value: Any) -> bool:
 
 
 def settings_text(config: Config) -> str:
-    """The settings of a configuration for a terminal, each with its meaning on a second line."""
+    """Returns the settings for a terminal, each with its meaning on a second line."""
     lines = []
     for path, value, default, meaning in describe_settings(config):
         note = "the default" if value == default else f"default {default!r}"

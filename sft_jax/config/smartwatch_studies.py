@@ -56,11 +56,8 @@ def smartwatch(steps: int = 600, valid_subjects: int = 0) -> Config:
     """SFT on windows of accelerometer and gyroscope, without a fold yet.
 
     Widths, augmentation and optimizer were chosen by accuracy on validation subjects, with six
-    subjects left to train on (`data.options.valid_subjects=2`).
-
-    Args:
-        steps: of training.
-        valid_subjects: of each fold. The last parameters are judged all the same.
+    subjects left to train on (`data.options.valid_subjects=2`). The last parameters are judged even
+    if there are validation subjects.
     """
     return Config(
         # A token is a fifth of a second; three of the 25 are kept.
@@ -121,13 +118,8 @@ def study(
 ) -> Study:
     """A study of `smartwatch()` over five folds and five seeds.
 
-    Args:
-        name: of its files.
-        title: one line.
-        settings: what is varied.
-        conditions: of the test split.
-        held_out: `subjects` or `time`.
-        valid_subjects: of each fold, to choose a setting by.
+    A fold holds out `subjects` or `time`. Validation subjects of a fold are there to choose a
+    setting by.
     """
     base = smartwatch(valid_subjects=valid_subjects)
     held = {"data.options.held_out": held_out}

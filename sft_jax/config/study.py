@@ -1,6 +1,7 @@
 """Studies: one configuration, varied over settings, folds of the data, and seeds."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ class Setting:
     """A named change of a configuration.
 
     Attributes:
-        name: letters, digits, spaces, `._+-`; it names files, too.
-        overrides: value by dotted path, as in `--config.<path>=<value>`. A path to modalities may
+        name: Letters, digits, spaces and `._+-`, since files are named after it.
+        overrides: Value by dotted path, as in `--config.<path>=<value>`. A path to modalities may
             say `*` for all of them: `modalities.*.pool`.
     """
 
@@ -24,7 +25,7 @@ class Setting:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.name or not set(self.name) <= _NAME_CHARACTERS:
+        if not re.fullmatch(r"[A-Za-z0-9 ._+-]+", self.name):
             raise ConfigError(
                 f"study: given the name {self.name!r}, expected letters, digits, spaces and ._+-"
             )
@@ -32,12 +33,12 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What is taken away from the test split.
+    """Degradation of the test split.
 
     Attributes:
-        name: of the condition.
-        missing: modalities that are absent from every sample.
-        gap: share of the time steps of each modality that is masked in one stretch, somewhere.
+        name: Name of the condition.
+        missing: Modalities that are absent from every sample.
+        gap: Share of the time steps of each modality that is masked in one stretch, somewhere.
     """
 
     name: str
@@ -57,14 +58,15 @@ class Study:
     """A grid of runs: every setting, on every fold, with every seed.
 
     Attributes:
-        name: of its files.
-        title: one line.
-        protocol: what is held out and how models are chosen, in a sentence, for every table.
-        base: what is varied. Durations are in steps, so that folds of other sizes train alike.
-        settings: the first one is what the others are compared with.
-        folds: changes of `data`.
-        seeds: values of `train.seed`.
-        conditions: of the test split, beside the complete one.
+        name: Name of its files.
+        title: Title in one line.
+        protocol: What is held out and how models are chosen, in a sentence, for every table.
+        base: Configuration that is varied. Durations are in steps, so that folds of other sizes
+            train alike.
+        settings: Settings; the others are compared with the first one.
+        folds: Changes of `data`.
+        seeds: Values of `train.seed`.
+        conditions: Conditions of the test split beside the complete one.
     """
 
     name: str
@@ -92,10 +94,10 @@ class Study:
             )
 
     def config(self, setting: Setting, fold: Setting, seed: int) -> Config:
-        """The configuration of one run.
+        """Returns the configuration of one run.
 
         Raises:
-            ConfigError: an override that fits nothing, or a duration in epochs.
+            ConfigError: An override fits nothing, or a duration is in epochs.
         """
         overrides = {**setting.overrides, **fold.overrides, "train.seed": seed}
         config = override(self.base, overrides)
@@ -108,10 +110,10 @@ class Study:
         folds: Iterable[str] = (),
         seeds: Iterable[int] = (),
     ) -> "Study":
-        """A part of the study; what is left empty stays whole.
+        """Returns a part of the study; what is left empty is not reduced.
 
         Raises:
-            ConfigError: a name that the study has not.
+            ConfigError: The study has no entry of a name.
         """
         seeds = tuple(seeds)
         if unknown := set(seeds) - set(self.seeds):
@@ -127,10 +129,10 @@ class Study:
 
 
 def load_study(path: str | Path) -> Study:
-    """The study that a file of `configs/studies/` describes.
+    """Returns the study that a file of `configs/studies/` describes.
 
     Raises:
-        ConfigError: there is no such file, or it has no `get_study`.
+        ConfigError: There is no such file, or it has no `get_study`.
     """
     return run_file(path, "get_study")
 
@@ -158,6 +160,3 @@ def _chosen(entries: tuple[Setting, ...], names: Iterable[str], where: str) -> t
         if name not in by_name:
             raise ConfigError(f"{where} {name!r}: given, expected one of {', '.join(by_name)}")
     return tuple(by_name[name] for name in names) or entries
-
-
-_NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ._+-")

@@ -6,39 +6,20 @@ arrays are checked by `read_arrays` and `check_arrays`. Names are imported when 
 since TFDS, Grain and HDF5 take seconds to load.
 """
 
-import importlib
-from typing import Any
+from sft_jax.lazy import lazy_exports
 
-_MODULES = {
-    "array_entries": ("as_array", "find_sequences", "load_entries"),
-    "arrays": ("ArrayTable", "check_arrays", "read_arrays"),
-    "fake": ("FAKES", "describe_files", "next_command", "write_fake"),
-    "pipeline": (
-        "Normalizer",
-        "batch_order",
-        "collate",
-        "empty_batch",
-        "eval_batches",
-        "infer_modalities",
-        "train_batches",
-    ),
-    "records": (
-        "SPLITS",
-        "DataInfo",
-        "ModalityInfo",
-        "ModalityStatistics",
-        "Record",
-        "Records",
-        "describe",
-        "to_arrays",
-    ),
-    "sources": ("Source", "open_source", "open_source_of_run", "prepare"),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "array_entries": "as_array find_sequences load_entries",
+        "arrays": "ArrayTable check_arrays read_arrays",
+        "fake": "FAKES describe_files next_command write_fake",
+        "pipeline": (
+            "Normalizer batch_order collate empty_batch eval_batches infer_modalities train_batches"
+        ),
+        "records": (
+            "SPLITS DataInfo ModalityInfo ModalityStatistics Record Records describe to_arrays"
+        ),
+        "sources": "Source open_source open_source_of_run prepare",
+    },
+)

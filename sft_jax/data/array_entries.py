@@ -29,12 +29,8 @@ class SourceFiles(NamedTuple):
 def source_files(path: str | os.PathLike, setting: str = "") -> SourceFiles:
     """Returns an `.npz` file, or a directory and its `.npy` files by entry (`rgb`, `mask/rgb`).
 
-    Args:
-        path: Path of the file or the directory.
-        setting: Name of the setting that holds the path, for the error; empty if there is none.
-
     Raises:
-        DataError: There is neither.
+        DataError: There is neither. The message names `setting`, if a setting holds the path.
     """
     text = os.fspath(path)
     root = Path(text).expanduser()
@@ -84,13 +80,9 @@ def as_array(values: Any, key: str, where: str) -> np.ndarray:
     Lists, JAX arrays and pandas columns are converted. Python objects become numbers or text if all
     of them are.
 
-    Args:
-        values: Anything that NumPy can convert to an array.
-        key: Name of the entry, for error messages.
-        where: Name of the file, for error messages.
-
     Raises:
-        DataError: NumPy cannot convert the values to such an array.
+        DataError: NumPy cannot convert the values to such an array. The message names the entry
+            `key` and the file `where`.
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "biufUS":
         return values
@@ -110,6 +102,14 @@ def as_array(values: Any, key: str, where: str) -> np.ndarray:
         found = f"{type(values).__name__} of {array.dtype}"
         raise layout_error(where, key, found, expected, remedy)
     return array
+
+
+def decode_names(values: np.ndarray) -> list[str]:
+    """Converts text, bytes or whole numbers to text; raises `UnicodeError` for other than UTF-8."""
+    names = [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    for name in names:
+        name.encode()  # fails for unpaired surrogates, which cannot be stored
+    return names
 
 
 def _convert_objects(array: np.ndarray) -> np.ndarray:
@@ -152,10 +152,7 @@ def choose_modalities(
 ) -> tuple[list[str], dict[str, str]]:
     """Chooses the modalities among the entries of a file.
 
-    Args:
-        entries: Arrays by name.
-        requested: Entries to take, in this order; if empty, all that look like sequences.
-        where: Name of the file, for error messages.
+    Those that are requested are taken in their order; if none is, all that look like sequences.
 
     Returns:
         Names of the modalities, and the reason for every other entry.
@@ -191,13 +188,6 @@ def find_sequences(entries: Mapping[str, np.ndarray]) -> set[str]:
     """Returns the names of the entries that look like modalities."""
     candidates = (key for key in entries if key not in COLUMNS and "/" not in key)
     return {key for key in candidates if not _reason_not_sequence(entries, key)}
-
-
-def left_out_remarks(left_out: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns a sentence for every entry that is not taken as a modality."""
-    return tuple(
-        f"entry {name} is left out, not a modality: {reason}" for name, reason in left_out.items()
-    )
 
 
 def _check_masks(entries: Mapping[str, np.ndarray], candidates: Sequence[str], where: str) -> None:

@@ -12,7 +12,7 @@ from sft_jax.data.array_entries import (
     CHUNK,
     as_array,
     choose_modalities,
-    left_out_remarks,
+    decode_names,
     load_entries,
 )
 from sft_jax.data.class_labels import modality_remarks, read_classes
@@ -134,7 +134,9 @@ def check_arrays(
     _check_some_modality(mask, where)
     ids = _read_text(arrays, "id", size, where) or [str(row) for row in range(size)]
     _check_unique(ids, where)
-    remarks = left_out_remarks(left_out)
+    remarks = tuple(
+        f"entry {name} is left out, not a modality: {reason}" for name, reason in left_out.items()
+    )
     label = None
     names_of_classes: tuple[str, ...] = ()
     if require_label:
@@ -264,13 +266,7 @@ def _read_text(
     if len(values) != size:
         raise _samples_error(where, key, len(values), size)
     with convert_errors(where, f"UTF-8 text in {key}"):
-        return list(map(_to_text, values.tolist()))
-
-
-def _to_text(value: str | bytes | int) -> str:
-    name = value.decode() if isinstance(value, bytes) else str(value)
-    name.encode()  # fails for unpaired surrogates, which cannot be stored
-    return name
+        return decode_names(values)
 
 
 def _check_unique(ids: list[str], where: str) -> None:

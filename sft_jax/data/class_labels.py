@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sft_jax.data.array_entries import is_one_number
+from sft_jax.data.array_entries import decode_names, is_one_number
 from sft_jax.files import convert_errors, describe_value, layout_error
 
 # With fewer samples, many classes or a value that fits one class alone can be chance.
@@ -47,7 +47,7 @@ def read_classes(label: np.ndarray, names: Sequence[str] = (), where: str = "arr
     _check_shape(label, where)
     if label.dtype.kind in "US":
         with convert_errors(where, "UTF-8 text in label"):
-            texts = _decode(label)
+            texts = np.asarray(decode_names(label), dtype=str)
         values, index = np.unique(texts, return_inverse=True)
         return _text_classes(values.tolist(), index, names, where)
     values, index = np.unique(_to_integers(label, where), return_inverse=True)
@@ -64,13 +64,6 @@ def _check_shape(label: np.ndarray, where: str) -> None:
         remedy = "save label.argmax(axis=1) if each row marks one class"
     expected = "whole numbers or text of shape [n]"
     raise layout_error(where, "label", describe_value(label), expected, remedy)
-
-
-def _decode(label: np.ndarray) -> np.ndarray:
-    texts = [v.decode() if isinstance(v, bytes) else v for v in label.tolist()]
-    for text in texts:
-        text.encode()  # fails for unpaired surrogates, which cannot be stored
-    return np.asarray(texts, dtype=str)
 
 
 def _to_integers(label: np.ndarray, where: str) -> np.ndarray:
@@ -165,13 +158,7 @@ def _join(values: Sequence) -> str:
 
 
 def modality_remarks(name: str, values: np.ndarray, label: np.ndarray | None) -> tuple[str, ...]:
-    """Returns warnings about one modality.
-
-    Args:
-        name: Name of the modality.
-        values: `[n, t, f]` features or `[n, t]` ids.
-        label: `[n]` classes, or None.
-    """
+    """Returns warnings about `[n, t, f]` features or `[n, t]` ids, given `[n]` classes."""
     remarks: tuple[str, ...] = ()
     remedy = f"if it should not be learned from, leave it out with {_OPTION}"
     if is_one_number(values):
@@ -184,12 +171,8 @@ def modality_remarks(name: str, values: np.ndarray, label: np.ndarray | None) ->
 def determines_label(values: np.ndarray, label: np.ndarray) -> bool:
     """Returns whether one column, or all columns of two values together, determine the class.
 
-    A column is a feature at one time step. Columns whose values rarely repeat are skipped, since
-    values that are all different determine any label.
-
-    Args:
-        values: `[n, ...]` numbers.
-        label: `[n]` classes.
+    A column of `values [n, ...]` is a feature at one time step. Columns whose values rarely repeat
+    are skipped, since values that are all different determine any label.
     """
     size = len(label)
     if size < _MIN_SAMPLES or np.ptp(label) == 0:

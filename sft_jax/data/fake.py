@@ -21,6 +21,7 @@ from sft_jax.data.records import SPLITS
 from sft_jax.types import ConfigError
 
 Shapes = Mapping[str, tuple[int, int]]
+Directions = Mapping[str, np.ndarray]
 _EMOTIONS = 4
 
 
@@ -49,7 +50,7 @@ class Fake:
 def write_fake(
     kind: str, directory: Path, size: int = 0, seed: int = 0, shapes: Shapes | None = None
 ) -> list[Path]:
-    """Writes the files of an imitated data set.
+    """Writes the files of an imitated data set to a directory, and returns their paths.
 
     Args:
         kind: Key of `FAKES`.
@@ -57,9 +58,6 @@ def write_fake(
         size: Number of training samples, 0 for the default; other splits are in proportion.
         seed: Seed of everything that is drawn.
         shapes: Time steps and features of modalities that differ from the real ones.
-
-    Returns:
-        Paths of the files.
 
     Raises:
         ConfigError: There are fewer training samples than classes, or a file exists.
@@ -124,58 +122,46 @@ def _vggsound(
 
 
 def _mult_sentiment(
-    paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
-) -> None:
-    directions = {m: rng.normal(size=f) for m, (_, f) in shapes.items()}
-    splits = {}
-    for split, count in _sizes(size).items():
-        value = rng.integers(-9, 10, count) / 3
-        entries = _left_padded(rng, shapes, directions, value[:, None] / 3)
-        entries["labels"] = value.astype(np.float32).reshape(count, 1, 1)
-        # Video, start and end, as in CMU-MOSI.
-        names = [(f"{split}{i // 4:05d}", f"{i % 4}.5", f"{i % 4 + 1}.25") for i in range(count)]
-        splits[split] = {**entries, "id": np.array(names, dtype="S")}
-    _dump(paths[0], splits)
+    split: str, count: int, shapes: Shapes, directions: Directions, rng: np.random.Generator
+) -> dict[str, Any]:
+    value = rng.integers(-9, 10, count) / 3
+    entries = _left_padded(rng, shapes, directions, value[:, None] / 3)
+    entries["labels"] = value.astype(np.float32).reshape(count, 1, 1)
+    # Video, start and end, as in CMU-MOSI.
+    names = [(f"{split}{i // 4:05d}", f"{i % 4}.5", f"{i % 4 + 1}.25") for i in range(count)]
+    return {**entries, "id": np.array(names, dtype="S")}
 
 
 def _mult_emotion(
-    paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
-) -> None:
-    directions = {m: rng.normal(size=(_EMOTIONS, f)) for m, (_, f) in shapes.items()}
-    splits = {}
-    for split, count in _sizes(size).items():
-        present = rng.integers(0, 2, (count, _EMOTIONS))
-        entries = _left_padded(rng, shapes, directions, present)
-        splits[split] = {**entries, "labels": np.eye(2, dtype=np.int64)[present]}
-    _dump(paths[0], splits)
+    split: str, count: int, shapes: Shapes, directions: Directions, rng: np.random.Generator
+) -> dict[str, Any]:
+    present = rng.integers(0, 2, (count, _EMOTIONS))
+    entries = _left_padded(rng, shapes, directions, present)
+    return {**entries, "labels": np.eye(2, dtype=np.int64)[present]}
 
 
 def _mmsa(
-    paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
-) -> None:
-    directions = {m: rng.normal(size=f) for m, (_, f) in shapes.items()}
-    splits = {}
-    for split, count in _sizes(size).items():
-        value = rng.integers(-9, 10, count) / 3
-        entries: dict[str, Any] = {}
-        for m, (steps, width) in shapes.items():
-            length = rng.integers(max(1, steps // 4), steps + 1, count)
-            entries[m] = np.zeros((count, steps, width), np.float32)
-            for row, real in enumerate(length):
-                offset = directions[m] * value[row] / 3
-                entries[m][row, :real] = _noise(rng, (int(real), width), offset)
-            if m != "text":
-                entries[f"{m}_lengths"] = length.tolist()
-            else:
-                attended = np.arange(steps) < length[:, None]
-                ids = np.where(attended, 100, 0)
-                entries["text_bert"] = np.stack([ids, attended, 0 * ids], axis=1).astype(np.float32)
-        entries["raw_text"] = [f"sentence {i}" for i in range(count)]
-        entries["id"] = [f"{split}{i // 4:05d}$_${i % 4}" for i in range(count)]
-        entries["regression_labels"] = value.astype(np.float32)
-        entries["classification_labels"] = np.sign(value) + 1
-        splits[split] = entries
-    _dump(paths[0], splits)
+    split: str, count: int, shapes: Shapes, directions: Directions, rng: np.random.Generator
+) -> dict[str, Any]:
+    value = rng.integers(-9, 10, count) / 3
+    entries: dict[str, Any] = {}
+    for m, (steps, width) in shapes.items():
+        length = rng.integers(max(1, steps // 4), steps + 1, count)
+        entries[m] = np.zeros((count, steps, width), np.float32)
+        for row, real in enumerate(length):
+            offset = directions[m][0] * value[row] / 3
+            entries[m][row, :real] = _noise(rng, (int(real), width), offset)
+        if m != "text":
+            entries[f"{m}_lengths"] = length.tolist()
+        else:
+            attended = np.arange(steps) < length[:, None]
+            ids = np.where(attended, 100, 0)
+            entries["text_bert"] = np.stack([ids, attended, 0 * ids], axis=1).astype(np.float32)
+    entries["raw_text"] = [f"sentence {i}" for i in range(count)]
+    entries["id"] = [f"{split}{i // 4:05d}$_${i % 4}" for i in range(count)]
+    entries["regression_labels"] = value.astype(np.float32)
+    entries["classification_labels"] = np.sign(value) + 1
+    return entries
 
 
 def _audio_visual(
@@ -204,12 +190,8 @@ def _audio_visual(
         values.flush()
 
 
-def _sizes(size: int) -> dict[str, int]:
-    return dict(zip(SPLITS, (size, -(-size // 4), -(-size // 4)), strict=True))
-
-
 def _left_padded(
-    rng: np.random.Generator, shapes: Shapes, directions: dict[str, Any], weights: np.ndarray
+    rng: np.random.Generator, shapes: Shapes, directions: Directions, weights: np.ndarray
 ) -> dict[str, Any]:
     """Draws features `[n, t, f]` around `weights [n, e] @ directions [e, f]`, padded in front."""
     entries: dict[str, Any] = {}
@@ -217,7 +199,7 @@ def _left_padded(
         values = np.zeros((len(weights), steps, width), np.float32)
         for row, weight in enumerate(weights):
             real = int(rng.integers(max(1, steps // 4), steps + 1))
-            offset = weight @ np.atleast_2d(directions[m])
+            offset = weight @ directions[m]
             values[row, steps - real :] = _noise(rng, (real, width), offset)
             # Log energy of silence, as in the real files.
             if m == "audio" and row % 4 == 0:
@@ -232,12 +214,27 @@ def _noise(
     return rng.standard_normal(shape, np.float32) + offset.astype(np.float32)
 
 
-def _dump(path: Path, splits: dict[str, Any]) -> None:
-    with open(path, "wb") as file:
-        pickle.dump(splits, file, protocol=4)
+def _pickled(
+    config: str,
+    name: str,
+    draw_split: Callable[..., dict[str, Any]],
+    num_directions: int = 1,
+    **shapes: tuple[int, int],
+) -> Fake:
+    """Returns a pickle whose features point along some directions `[e, f]` of each modality."""
 
+    def write(
+        paths: list[Path], fake: Fake, size: int, shapes: Shapes, rng: np.random.Generator
+    ) -> None:
+        directions = {m: rng.normal(size=(num_directions, f)) for m, (_, f) in shapes.items()}
+        sizes = dict(zip(SPLITS, (size, -(-size // 4), -(-size // 4)), strict=True))
+        splits = {
+            split: draw_split(split, count, shapes, directions, rng)
+            for split, count in sizes.items()
+        }
+        with open(paths[0], "wb") as file:
+            pickle.dump(splits, file, protocol=4)
 
-def _pickled(config: str, name: str, write: Callable[..., None], **shapes: tuple[int, int]) -> Fake:
     return Fake(
         config=config, files={"path": name}, shapes=shapes, size=64, num_classes=1, write=write
     )
@@ -278,7 +275,7 @@ FAKES = {
         text=(50, 300),
     ),
     "iemocap": _pickled(
-        *("iemocap", "iemocap_data_noalign.pkl", _mult_emotion),
+        *("iemocap", "iemocap_data_noalign.pkl", _mult_emotion, _EMOTIONS),
         vision=(500, 35),
         audio=(400, 74),
         text=(20, 300),

@@ -11,11 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Int, Num
 
 from sft_jax.config.checks import check_choice
+from sft_jax.config.data import NORMALIZATIONS
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.data.records import DataInfo, ModalityInfo, ModalityStatistics, Record, Records
 from sft_jax.types import Batch, ConfigError, DataError
-
-NORMALIZATIONS = ("channel", "rms", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from sft_jax.data.builders.base import record_features
-from sft_jax.data.records import MAX_TOKENS, SPLITS, DataInfo, ModalityInfo, Record
+from sft_jax.data.records import MAX_TOKENS, SPLITS, DataInfo, LazyRecords, ModalityInfo, Record
 from sft_jax.files import check_fits, layout_error
 
 _METADATA = "metadata.json"
@@ -48,41 +48,37 @@ def read_info(directory: Path) -> DataInfo:
     return info
 
 
-class Shards(Sequence):
-    """Records of a split, each read and decoded when it is accessed."""
+def open_shards(info: DataInfo, split: str) -> LazyRecords:
+    """Opens the files of a split, whose records are read and decoded when they are accessed.
 
-    def __init__(self, info: DataInfo, split: str):
-        """Opens the files of a split.
+    Raises:
+        DataError: A file is missing, or the number of records differs from the metadata; later, a
+            record is damaged.
+    """
+    features = record_features(info.modalities)
+    files = _files(Path(info.directory), split)
+    with _convert_errors(info, split):
+        stored = grain.sources.ArrayRecordDataSource(files)
+        size = len(stored)
+    expected = info.num_records[split]
+    if size != expected:
+        raise layout_error(info.directory, split, f"{size} records", expected, _REMEDY)
 
-        Raises:
-            DataError: A file is missing, or the number of records differs from the metadata.
-        """
-        self._info, self._split = info, split
-        self._features = record_features(info.modalities)
-        files = _files(Path(info.directory), split)
-        with self._convert_errors(split):
-            self._stored = grain.sources.ArrayRecordDataSource(files)
-            size = len(self._stored)
-        if size != len(self):
-            raise layout_error(info.directory, split, f"{size} records", len(self), _REMEDY)
+    def read(index: int) -> Record:
+        with _convert_errors(info, f"record {index} of {split}"):
+            return _decode(features.deserialize_example_np(stored[index]), info)
 
-    def __len__(self) -> int:
-        return self._info.num_records[self._split]
+    return LazyRecords(size, read)
 
-    def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices needed
-        """Returns the record at `index`; raises `DataError` if it is damaged."""
-        with self._convert_errors(f"record {index} of {self._split}"):
-            stored = self._features.deserialize_example_np(self._stored[index])
-            return _decode(stored, self._info)
 
-    @contextlib.contextmanager
-    def _convert_errors(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        # Damage raises errors of ArrayRecord, of protocol buffers, and of shapes.
-        except Exception as error:
-            found, path = f"{type(error).__name__} ({error})", self._info.directory
-            raise layout_error(path, key, found, "what was prepared", _REMEDY) from error
+@contextlib.contextmanager
+def _convert_errors(info: DataInfo, key: str) -> Iterator[None]:
+    try:
+        yield
+    # Damage raises errors of ArrayRecord, of protocol buffers, and of shapes.
+    except Exception as error:
+        found = f"{type(error).__name__} ({error})"
+        raise layout_error(info.directory, key, found, "what was prepared", _REMEDY) from error
 
 
 def _files(directory: Path, split: str) -> list[str]:

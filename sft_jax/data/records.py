@@ -1,6 +1,7 @@
 """Records of a source, and the description of a prepared source."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -58,6 +59,18 @@ class LazyRecords(Sequence):
 
     def __iter__(self) -> Iterator[Record]:
         return map(self._make, range(self._size))
+
+
+def select(rows: Sequence[int] | np.ndarray, read: Callable[[int], Record]) -> LazyRecords:
+    """Returns the records of some rows of a file, in this order, read by `read(row)`."""
+    return LazyRecords(len(rows), lambda index: read(int(rows[index])))
+
+
+def independent_record(
+    name: str, label: int, inputs: dict[str, np.ndarray], mask: dict[str, np.ndarray]
+) -> Record:
+    """Returns a record that is a group of its own, and whose class stands for no number."""
+    return Record(inputs=inputs, mask=mask, label=label, value=math.nan, id=name, group=name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,7 +211,7 @@ class Contents:
     """Content of a source before it is written; see `DataInfo` for the other fields.
 
     Attributes:
-        splits: Records of each split that is not empty.
+        splits: Records of each split; validation and test may be empty or missing.
         repairs: Repairs, or a function that returns them after all records have been written.
     """
 
@@ -226,10 +239,7 @@ def fixed_length(
 
 
 def to_arrays(records: Records) -> dict[str, np.ndarray]:
-    """Converts records to the entries of an `.npz` file, as `data.arrays.read_arrays` reads them.
-
-    Args:
-        records: Records `[n]`, at least one.
+    """Converts at least one record to the entries of an `.npz` file for `read_arrays`.
 
     Returns:
         `<m> [n, t, f]` (or `[n, t]`) and `mask/<m> [n, t]` for every modality, and `label [n]`,

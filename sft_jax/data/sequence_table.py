@@ -83,15 +83,11 @@ def modality_info(name: str, values: Rows) -> ModalityInfo:
 def scan(
     values: Rows, mask: Bool[np.ndarray, "n t"] | None = None
 ) -> tuple[Bool[np.ndarray, "n t"], dict[str, int]]:
-    """Reads all features once, in chunks.
-
-    Args:
-        values: `[n, t, f]` features.
-        mask: Real time steps; None if unknown.
+    """Reads all features `[n, t, f]` once, in chunks.
 
     Returns:
-        The mask, and the number of non-finite values in real steps by kind. An unknown mask is true
-        at steps with a feature other than 0, after non-finite values were set to 0.
+        The mask, and the number of non-finite values in real steps by kind. If no mask is given,
+        steps with a feature other than 0 are real, after non-finite values were set to 0.
     """
     result = np.zeros(values.shape[:2], bool) if mask is None else mask
     counts: Counter[str] = Counter()
@@ -115,12 +111,11 @@ def clean(
 ) -> tuple[Float32[np.ndarray, "*n t f"], dict[str, int]]:
     """Converts features to float32, with 0 for every value that is not finite.
 
-    Args:
-        values: Numbers of any type; a float64 beyond the range of float32 counts as infinite.
-        mask: Time steps whose values are counted; None for all.
+    A float64 beyond the range of float32 counts as infinite.
 
     Returns:
-        A copy, and the number of `-inf`, `inf` and `NaN`; kinds that do not occur are left out.
+        A copy, and the number of `-inf`, `inf` and `NaN` in real steps; kinds that do not occur are
+        left out.
     """
     with np.errstate(over="ignore"):
         cleaned = values.astype(np.float32)

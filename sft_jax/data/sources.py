@@ -14,8 +14,8 @@ from absl import logging
 
 from sft_jax.config.data import DataConfig
 from sft_jax.data.builders import SourceBuilder, base, builder_class
-from sft_jax.data.prepared import Shards, read_info
-from sft_jax.data.records import SPLITS, DataInfo, LazyRecords, Records
+from sft_jax.data.prepared import open_shards, read_info
+from sft_jax.data.records import SPLITS, DataInfo, Records
 from sft_jax.files import find_damage
 from sft_jax.types import DataError
 
@@ -25,11 +25,7 @@ MAX_CACHED_BYTES = 512 << 20
 
 
 def prepare(config: DataConfig, *, force: bool = False) -> DataInfo:
-    """Writes the records of a source to `config.data_dir`, unless they exist.
-
-    Args:
-        config: Source, options and directory.
-        force: Whether to replace existing records.
+    """Writes the records of a source to `config.data_dir`, unless they exist or `force` is set.
 
     Raises:
         DataError: The source cannot be used.
@@ -66,10 +62,8 @@ def _prepare(builder: SourceBuilder, force: bool = False) -> DataInfo:
 def open_source(config: DataConfig, fingerprint: str = "") -> "Source":
     """Opens a source, which is prepared first if necessary.
 
-    Args:
-        config: Source, options and directory.
-        fingerprint: Fingerprint of the data, if it is known. Prepared data that have it are opened
-            without reading the source file, which may have moved.
+    Prepared data with a known fingerprint are opened without reading the source file, which may
+    have moved.
 
     Raises:
         DataError: The source cannot be used.
@@ -83,12 +77,8 @@ def open_source_of_run(config: DataConfig, fingerprint: str) -> "Source":
     """Opens the records that a run was trained on, even if an earlier version prepared them.
 
     A newer version may make other records of the same file and options, such as another split.
-    Those of the run are used if they are still in `config.data_dir` and the source file is the
-    same.
-
-    Args:
-        config: Configuration of the run.
-        fingerprint: Fingerprint of the data that the run was trained on.
+    Those with the fingerprint of the run are used if they are still in `config.data_dir` and the
+    source file is the same.
 
     Raises:
         DataError: The source cannot be used.
@@ -173,9 +163,8 @@ class Source:
         return columns
 
     def _read_split(self, name: str) -> Records:
-        shards = Shards(self.info, name)
-        records = LazyRecords(len(shards), shards.__getitem__)
-        if len(shards) * self.info.record_bytes < MAX_CACHED_BYTES:
+        records = open_shards(self.info, name)
+        if len(records) * self.info.record_bytes < MAX_CACHED_BYTES:
             return tuple(records)
         return records
 
@@ -185,12 +174,7 @@ def _builder(config: DataConfig) -> SourceBuilder:
 
 
 def _find_prepared(root: Path, fingerprint: str) -> Path | None:
-    """Finds the directory of data with a fingerprint, whatever their source file was called.
-
-    Args:
-        root: Directory of all prepared data of the source.
-        fingerprint: Fingerprint of the data.
-    """
+    """Finds the data of a fingerprint below a folder, whatever their source file was called."""
     directories = sorted(root.glob(f"*-{glob.escape(fingerprint[:12])}/*"))
     # Not those that are being written or removed, whose names are no versions.
     versions = [path for path in directories if path.name.replace(".", "").isdecimal()]

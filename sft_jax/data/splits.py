@@ -54,12 +54,6 @@ def hold_out(
     If every sample is its own group, this is `stratified`. Otherwise a fraction of the groups is
     drawn, at least one if it is above zero. Each draw takes the group that brings the class counts
     closest to their share, and if possible none that leaves a class without samples.
-
-    Args:
-        label: Class of each sample, from 0.
-        group: Group of each sample.
-        fraction: Fraction to hold out.
-        seed: Seed of the draw.
     """
     names, index = np.unique(np.asarray(group), return_inverse=True)
     if len(names) == len(label):
@@ -96,9 +90,7 @@ def train_test_rows(
 ) -> dict[str, tuple[str, Int[np.ndarray, " _"]]]:
     """Returns the file (`train` or `test`) and the rows of every split.
 
-    Args:
-        held_out: Rows of the training file that are used for validation.
-        num_test: Number of rows of the test file.
+    Rows of the training file that are held out are for validation.
     """
     return {
         "train": ("train", np.flatnonzero(~held_out)),

@@ -6,6 +6,8 @@ memory is allocated, and nothing in a file is executed. Damage is reported as `D
 before a folder is read, and locks keep two processes from writing to one folder.
 """
 
+# ruff: noqa: F401  # the imports are what other rooms may use
+
 from sft_jax.files.archives import Member, members_sha256, parse_numbers, read_members
 from sft_jax.files.checksums import (
     add_checksum,
@@ -32,41 +34,3 @@ from sft_jax.files.npz import Layout, load_npz, map_npy, read_npz, write_npz
 from sft_jax.files.pickles import load_npy_object
 from sft_jax.files.rows import Rows, as_rows, describe_value, to_text
 from sft_jax.files.torch_files import read_torch
-
-__all__ = [
-    "Layout",
-    "Member",
-    "Rows",
-    "add_checksum",
-    "as_rows",
-    "check_fits",
-    "convert_disk_errors",
-    "convert_errors",
-    "describe_value",
-    "existing_file",
-    "file_sha256",
-    "find_damage",
-    "has_checksums",
-    "is_damage",
-    "is_disk_error",
-    "layout_error",
-    "load_npy_object",
-    "load_npz",
-    "locked",
-    "map_npy",
-    "map_pickle",
-    "members_sha256",
-    "move_aside",
-    "parse_numbers",
-    "path_remedy",
-    "read_json",
-    "read_lines",
-    "read_members",
-    "read_npz",
-    "read_text",
-    "read_torch",
-    "to_text",
-    "write_checksums",
-    "write_json",
-    "write_npz",
-]

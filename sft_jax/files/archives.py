@@ -39,12 +39,7 @@ class Member:
 
 
 def read_members(path: str, setting: str, names: Sequence[str]) -> dict[str, Member]:
-    """Reads files by name from a folder, or from any folder of an archive.
-
-    Args:
-        path: Path of a folder or a zip archive (such as a `.whl`); `~` is expanded.
-        setting: Name of the setting that holds the path.
-        names: Names of the files.
+    """Reads files by name from a folder, or from any folder of a zip archive such as a `.whl`.
 
     Raises:
         DataError: There is no such folder or archive, or a file is missing in it.
@@ -78,18 +73,16 @@ def parse_numbers(path: str, key: str, fields: Sequence[str]) -> list[float]:
     Raises:
         DataError: A field is not a number, or not finite.
     """
-    values = list(map(_parse_number, fields))
-    for field, value in zip(fields, values, strict=True):
+    values = []
+    for field in fields:
+        try:
+            value = float(field)
+        except ValueError:
+            value = math.nan
         if not math.isfinite(value):
             raise layout_error(path, key, repr(field.strip()), "finite numbers", _REMEDY)
+        values.append(value)
     return values
-
-
-def _parse_number(field: str) -> float:
-    try:
-        return float(field)
-    except ValueError:
-        return math.nan
 
 
 def _read_from_folder(folder: Path, name: str) -> Member:

@@ -20,11 +20,8 @@ _DAMAGE_ERRNOS = (errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR)
 def write_checksums(folder: Path, pattern: str = "*", max_hashed_bytes: int | None = None):
     """Writes sizes and checksums of the files below a folder into it, atomically.
 
-    Args:
-        folder: Folder with the files.
-        pattern: Glob pattern that the names of the files match.
-        max_hashed_bytes: Total size up to which files are hashed; above it only sizes are written.
-            None for no limit.
+    Covers files that match `pattern`. If they have more than `max_hashed_bytes` together, only
+    their sizes are written.
     """
     paths = {
         name: path for name, path in sorted(_list_files(folder).items()) if path.match(pattern)
@@ -50,11 +47,8 @@ def add_checksum(folder: Path, name: str):
 def find_damage(folder: Path, max_hashed_bytes: int | None = None) -> str | None:
     """Describes the first damaged file of a folder, by name; None if there is none.
 
-    Files without a stored checksum are checked for their size alone.
-
-    Args:
-        folder: Folder with the files. Nothing outside it is read, whatever its checksums name.
-        max_hashed_bytes: Total size up to which files are hashed; None for no limit.
+    Files without a stored checksum, and files of more than `max_hashed_bytes` together, are checked
+    for their size alone. Nothing outside the folder is read, whatever its checksums name.
 
     Raises:
         OSError: A file could not be read for a reason other than damage, such as too many open

@@ -34,16 +34,10 @@ def layout_error(
 
 
 def existing_file(path: str, setting: str, expected: str) -> Path:
-    """Checks that a configured file exists.
-
-    Args:
-        path: Path from the configuration, absolute or relative to the working directory; `~` is
-            expanded.
-        setting: Name of the setting.
-        expected: Description of the file, for the message.
+    """Returns the path of a configured file, with `~` expanded.
 
     Raises:
-        DataError: There is no such file.
+        DataError: There is no such file. The message says that `expected` was expected.
     """
     file = Path(path).expanduser()
     if path and file.is_file():
@@ -67,12 +61,7 @@ def path_remedy(setting: str) -> str:
 def convert_errors(path: str | os.PathLike, expected: str) -> Iterator[None]:
     """Converts whatever a damaged file makes its reader raise into one `DataError`.
 
-    Args:
-        path: Path of the file, for the message.
-        expected: Description of what the file should hold.
-
-    Raises:
-        DataError: The body of the `with` statement raised any exception.
+    The message says that `expected` was expected in the file.
     """
     try:
         yield
@@ -89,14 +78,8 @@ def convert_errors(path: str | os.PathLike, expected: str) -> Iterator[None]:
 def check_fits(num_bytes: int, path: str | os.PathLike, key: str, remedy: str) -> None:
     """Checks that data fits in memory, before any of it is allocated.
 
-    Args:
-        num_bytes: Memory that reading takes.
-        path: Path of the file, for the message.
-        key: Name of the part of the file that is read.
-        remedy: What the user can do.
-
     Raises:
-        DataError: The data takes more memory than the process can have.
+        DataError: Reading the part `key` of the file takes more memory than the process can have.
     """
     limit = memory_limit()
     if num_bytes > limit:
@@ -146,9 +129,7 @@ def convert_disk_errors(
 ) -> Iterator[None]:
     """Converts errors of a full, read-only or failing disk into one that says what to do.
 
-    Args:
-        workdir: Folder that is written to.
-        outcome: End of the message: what repeating the command does.
+    The message ends with `outcome`: what repeating the command does.
 
     Raises:
         CheckpointError: The disk is full, cannot be written to, or fails.

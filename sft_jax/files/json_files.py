@@ -32,13 +32,7 @@ class MisfitError(ValueError):
     """Value that does not fit its shape."""
 
     def __init__(self, place: str, found: Any, expected: str):
-        """Builds the message.
-
-        Args:
-            place: Path of the value in the file, such as `runs[2].loss`.
-            found: The value, which is shortened, or a `Description` of it.
-            expected: Description of the shape.
-        """
+        """Builds the message about the value found at a place such as `runs[2].loss`."""
         shown = found if isinstance(found, Description) else reprlib.repr(found)
         super().__init__(f"{f'{place}: ' if place else ''}found {shown}, expected {expected}")
 
@@ -153,12 +147,9 @@ def record(
     optional: Mapping[str, Shape] | None = None,
     others: Shape | None = None,
 ) -> Shape:
-    """Shape of an object with known entries.
+    """Shape of an object with required and optional entries.
 
-    Args:
-        required: Shapes of entries that must be present.
-        optional: Shapes of entries that may be present.
-        others: Shape of all other entries; None for any.
+    All other entries fit `others`; None allows any.
     """
     shapes = {**required, **(optional or {})}
 
@@ -182,15 +173,7 @@ def record(
 def check_value(
     value: Any, shape: Shape, where: str, remedy: str, error: type[Exception] = DataError
 ):
-    """Checks a value against a shape.
-
-    Args:
-        value: Value to check.
-        shape: Shape that it must fit.
-        where: Name of the file for the message.
-        remedy: What the user can do, for the message.
-        error: Exception raised if the value does not fit.
-    """
+    """Raises `error`, which names `where` and `remedy`, unless a value fits a shape."""
     try:
         shape(value, "")
     except MisfitError as misfit:
@@ -202,13 +185,7 @@ def _child(place: str, name: str) -> str:
 
 
 def read_text(path: Path, remedy: str, error: type[Exception] = CheckpointError) -> str:
-    """Reads a file as text in UTF-8.
-
-    Args:
-        path: Path of the file.
-        remedy: What the user can do, for the message.
-        error: Exception raised if the file cannot be read.
-    """
+    """Reads a file as text in UTF-8; raises `error`, which names `remedy`, if that fails."""
     try:
         size = path.stat().st_size
         if size > LARGEST_FILE:
@@ -218,49 +195,31 @@ def read_text(path: Path, remedy: str, error: type[Exception] = CheckpointError)
         raise error(f"{path}: found no text ({cause}), expected UTF-8; {remedy}") from cause
 
 
-def parse(
-    content: str,
-    place: str,
-    shape: Shape,
-    remedy: str,
-    error: type[Exception] = CheckpointError,
-) -> Any:
-    """Parses JSON and checks the value.
+def parse(content: str, place: str, shape: Shape, remedy: str) -> Any:
+    """Parses JSON from `place`, a file or a line of it.
 
-    Args:
-        content: Text of the JSON.
-        place: File and line of the text, for the message.
-        shape: Shape that the value must fit.
-        remedy: What the user can do, for the message.
-        error: Exception raised if the text is no JSON or the value does not fit.
+    Raises:
+        CheckpointError: The text is no JSON, or the value does not fit the shape.
     """
     try:
         value = json.loads(content)
-        shape(value, "")
-    except MisfitError as misfit:
-        raise error(f"{place}: {misfit}; {remedy}") from None
     # Nesting too deep for the parser raises a RecursionError.
     except (ValueError, RecursionError) as cause:
         expected = "a value" if shape is anything else "an object"
-        raise error(f"{place}: found no JSON ({cause}), expected {expected}; {remedy}") from cause
+        raise CheckpointError(
+            f"{place}: found no JSON ({cause}), expected {expected}; {remedy}"
+        ) from cause
+    check_value(value, shape, place, remedy, CheckpointError)
     return value
 
 
-def read_json(
-    path: Path,
-    shape: Shape,
-    remedy: str = "write it again",
-    error: type[Exception] = CheckpointError,
-) -> Any:
+def read_json(path: Path, shape: Shape, remedy: str = "write it again") -> Any:
     """Reads the value of a JSON file.
 
-    Args:
-        path: Path of the file.
-        shape: Shape that the value must fit.
-        remedy: What the user can do, for the message.
-        error: Exception raised if the file cannot be read or the value does not fit.
+    Raises:
+        CheckpointError: The file is damaged, or the value does not fit the shape.
     """
-    return parse(read_text(path, remedy, error), str(path), shape, remedy, error)
+    return parse(read_text(path, remedy), str(path), shape, remedy)
 
 
 def write_json(path: Path, content: Any):
@@ -270,22 +229,15 @@ def write_json(path: Path, content: Any):
     os.replace(partial, path)
 
 
-def read_lines(
-    path: Path,
-    shape: Shape,
-    remedy: str,
-    error: type[Exception] = CheckpointError,
-    ended: bool = False,
-) -> Iterator[Any]:
+def read_lines(path: Path, shape: Shape, remedy: str, ended: bool = False) -> Iterator[Any]:
     """Yields the values of a JSON lines file, each read when it is needed.
 
-    Args:
-        path: Path of the file.
-        shape: Shape that each value must fit.
-        remedy: What the user can do, for the message.
-        error: Exception raised if a line cannot be read or its value does not fit.
-        ended: Whether to skip a last line without a newline, as in a file being written.
+    With `ended`, a last line without a newline is skipped, as in a file being written.
+
+    Raises:
+        CheckpointError: A line is damaged, or its value does not fit the shape.
     """
+    place = str(path)
     try:
         with path.open("rb") as file:
             lines = iter(lambda: file.readline(LONGEST_LINE), b"")
@@ -294,16 +246,12 @@ def read_lines(
                 if not line.endswith(b"\n"):
                     if len(line) == LONGEST_LINE:
                         found = f"found at least {LONGEST_LINE} bytes, expected fewer"
-                        raise error(f"{place}: {found}; {remedy}")
+                        raise CheckpointError(f"{place}: {found}; {remedy}")
                     if ended:
                         return
-                yield parse(_decoded(line, place, remedy, error), place, shape, remedy, error)
-    except OSError as cause:
-        raise error(f"{path}: found no text ({cause}), expected UTF-8; {remedy}") from cause
-
-
-def _decoded(line: bytes, place: str, remedy: str, error: type[Exception]) -> str:
-    try:
-        return line.decode().rstrip("\r\n")
-    except UnicodeDecodeError as cause:
-        raise error(f"{place}: found no text ({cause}), expected UTF-8; {remedy}") from cause
+                yield parse(line.decode().rstrip("\r\n"), place, shape, remedy)
+                place = str(path)
+    except (UnicodeDecodeError, OSError) as cause:
+        raise CheckpointError(
+            f"{place}: found no text ({cause}), expected UTF-8; {remedy}"
+        ) from cause

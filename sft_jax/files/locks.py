@@ -21,17 +21,14 @@ _UNSUPPORTED_ERRNOS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Locks a folder, which is created if needed, against other trainings.
+    """Locks the folder of a run or a study, which is created if needed, against other trainings.
 
     The lock is the kernel's and is released when the process ends, however it ends; the file
     stays. Of several JAX processes, the first holds the lock for all.
 
-    Args:
-        folder: Folder of a run or a study.
-        wait: Whether to wait for another process to release the lock instead of raising.
-
     Raises:
-        CheckpointError: Another process holds the lock, or the folder cannot be written to.
+        CheckpointError: Another process holds the lock (unless `wait`), or the folder cannot be
+            written to.
     """
     if jax.process_index() != 0:
         yield

@@ -67,10 +67,10 @@ class _FilePayload:
         return raw if self.encoding is None else raw.decode(self.encoding, "surrogatepass")
 
     def array(self, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> FileArray:
-        array = FileArray(self.path, self.offset, dtype, checked_shape(shape, dtype), order)
-        if self.encoding == "utf-8" or array.num_bytes != self.size:
-            raise _size_error(self.size, dtype, array.shape)
-        return array
+        shape = checked_shape(shape, dtype)
+        if self.encoding == "utf-8" or math.prod(shape) * dtype.itemsize != self.size:
+            raise _size_error(self.size, dtype, shape)
+        return FileArray(self.path, self.offset, dtype, shape, order)
 
 
 @dataclasses.dataclass(frozen=True)

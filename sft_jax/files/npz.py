@@ -79,23 +79,18 @@ def check_code_points(array: np.ndarray):
             raise ValueError(f"{codes.max()} in place of a character")
 
 
-def read_npz(
-    path: Path, remedy: str = _REMEDY, error: type[Exception] = DataError
-) -> dict[str, np.ndarray]:
+def read_npz(path: Path, remedy: str = _REMEDY) -> dict[str, np.ndarray]:
     """Reads all arrays of an `.npz` file, by name.
 
-    Args:
-        path: Path of the file.
-        remedy: What the user can do if the file cannot be read, for the message.
-        error: Exception raised if the file is damaged, holds Python objects, or does not fit in
-            memory.
+    Raises:
+        DataError: The file is damaged, holds Python objects, or does not fit in memory.
     """
     try:
         return load_npz(path)
     # The readers of zip, deflate and headers raise exceptions of many types for damage.
     except Exception as cause:
         reason = f"{type(cause).__name__}: {str(cause)[:300]}"
-        raise error(
+        raise DataError(
             f"{path}: found no readable .npz ({reason}), expected arrays of numbers or text by "
             f"name; {remedy}"
         ) from cause

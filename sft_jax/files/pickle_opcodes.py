@@ -42,6 +42,8 @@ _MAX_MEMO_GAP = 1000
 _MAX_EXTRA_TUPLE_PARTS = 1 << 16
 # Hashing a tuple hashes its parts recursively on the C stack.
 _MAX_TUPLE_DEPTH = 1000
+# Number of parts and depth of an object that is no tuple.
+_NO_TUPLE = (1, 0)
 
 
 def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
@@ -89,9 +91,10 @@ def opcodes(data: bytes | mmap.mmap) -> Iterator[tuple[str, int, int, int]]:
             )
             if memo_index > count + _MAX_MEMO_GAP:
                 raise pickle.UnpicklingError(f"{opcode.name} far out at byte {position}")
-        if stack.execute(opcode.name, memo_index) > count + _MAX_EXTRA_TUPLE_PARTS:
+        parts, depth = stack.execute(opcode.name, memo_index)
+        if parts > count + _MAX_EXTRA_TUPLE_PARTS:
             raise pickle.UnpicklingError(f"a tuple of very many parts at byte {position}")
-        if stack.depth > _MAX_TUPLE_DEPTH:
+        if depth > _MAX_TUPLE_DEPTH:
             raise pickle.UnpicklingError(f"a tuple of very many levels at byte {position}")
         yield opcode.name, position, body, stop
         if opcode.name == "STOP":
@@ -108,46 +111,36 @@ class _TupleStack:
     """
 
     def __init__(self):
-        self._parts: list[int] = []
-        self._depths: list[int] = []
+        self._stack: list[tuple[int, int]] = []
         self._marks: list[int] = []
         self._memo: dict[int, tuple[int, int]] = {}
 
-    @property
-    def depth(self) -> int:
-        """Nesting depth of tuples in the top object."""
-        return self._depths[-1] if self._depths else 0
-
-    def execute(self, name: str, memo_index: int) -> int:
-        """Applies the effect of an opcode, and returns the number of parts of the new top."""
-        parts, depths = self._parts, self._depths
+    def execute(self, name: str, memo_index: int) -> tuple[int, int]:
+        """Applies the effect of an opcode; returns the number of parts and the depth of the top."""
+        stack = self._stack
+        top = stack[-1] if stack else _NO_TUPLE
         if name in _CONSTANTS:
-            parts.append(1)
-            depths.append(0)
-            return 1
-        if name == "MARK":
-            self._marks.append(len(parts))
-            return 0
-        if name in _PUTS or name == "MEMOIZE":
-            top = parts[-1] if parts else 1
-            self._memo[len(self._memo) if name == "MEMOIZE" else memo_index] = top, self.depth
-            return top
-        if name == "DUP":
-            depths.append(self.depth)
-            parts.append(parts[-1] if parts else 1)
-            return parts[-1]
-        popped, pushes = _EFFECTS[name]
-        if pickletools.markobject in popped:
-            first = self._marks.pop() if self._marks else 0
-            # Objects below the mark are popped, too, such as the list that is appended to.
-            start = max(first - popped.index(pickletools.markobject), 0)
+            stack.append(_NO_TUPLE)
+        elif name == "MARK":
+            self._marks.append(len(stack))
+        elif name in _PUTS or name == "MEMOIZE":
+            self._memo[len(self._memo) if name == "MEMOIZE" else memo_index] = top
+        elif name == "DUP":
+            stack.append(top)
         else:
-            first = start = max(len(parts) - len(popped), 0)
-        result = self._memo.get(memo_index, (1, 0)) if name in _GETS else (1, 0)
-        if name in _TUPLES:
-            result = 1 + sum(parts[first:]), 1 + max(depths[first:], default=0)
-        del parts[start:], depths[start:]
-        if pushes:
-            parts.append(result[0])
-            depths.append(result[1])
-        return parts[-1] if parts else 0
+            popped, pushes = _EFFECTS[name]
+            if pickletools.markobject in popped:
+                first = self._marks.pop() if self._marks else 0
+                # Objects below the mark are popped, too, such as the list that is appended to.
+                start = max(first - popped.index(pickletools.markobject), 0)
+            else:
+                first = start = max(len(stack) - len(popped), 0)
+            result = self._memo.get(memo_index, _NO_TUPLE) if name in _GETS else _NO_TUPLE
+            if name in _TUPLES:
+                entries = stack[first:]
+                depth = max((depth for _, depth in entries), default=0)
+                result = 1 + sum(parts for parts, _ in entries), 1 + depth
+            del stack[start:]
+            if pushes:
+                stack.append(result)
+        return stack[-1] if stack else _NO_TUPLE

@@ -266,12 +266,7 @@ class SafeUnpickler(pickle.Unpickler):
     remedy = "load it where it was made and save it again as plain arrays"
 
     def __init__(self, file: io.BufferedIOBase, name: str):
-        """Opens a pickle; strings of Python 2 are decoded as Latin-1.
-
-        Args:
-            file: File that holds the pickle and nothing else.
-            name: Name of the file for messages.
-        """
+        """Opens a pickle and nothing else; strings of Python 2 are decoded as Latin-1."""
         super().__init__(file, encoding="latin1")
         self._name = name
         self._length = file.seek(0, io.SEEK_END)
@@ -326,10 +321,7 @@ def _resolve(value: Any, seen: dict[int, Any]) -> Any:
 def count_entries(value: Any, sizes: dict[int, int]) -> int:
     """Counts an object and the entries of all containers in it, repeated ones repeatedly.
 
-    Args:
-        value: Object of any type.
-        sizes: Counts of containers by id, filled along the way; a container that holds itself
-            counts once.
+    A container that holds itself counts once. Counts are stored in `sizes`, by id.
     """
     if isinstance(value, dict):
         entries: Any = value.values()
@@ -351,10 +343,6 @@ def count_entries(value: Any, sizes: dict[int, int]) -> int:
 
 def load_pickle(file: io.BufferedIOBase, name: str) -> Any:
     """Unpickles NumPy data and plain containers from an open binary file.
-
-    Args:
-        file: File positioned at the start of the pickle.
-        name: Name of the file for messages.
 
     Raises:
         DataError: The file is no complete pickle, or the pickle names anything else.

@@ -1,7 +1,6 @@
 """Arrays that are read a few rows at a time, in memory or from a file."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -45,11 +44,6 @@ class FileArray:
     dtype: np.dtype
     shape: tuple[int, ...]
     order: Literal["C", "F"]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all values in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]

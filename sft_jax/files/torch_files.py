@@ -131,7 +131,7 @@ class _TorchUnpickler(SafeUnpickler):
         self._names: dict[tuple[str, str], Any] = {
             **{("torch", name): _StorageType(np.dtype(dtype)) for name, dtype in _DTYPES.items()},
             **{("torch", name): _Constant(f"torch.{name}") for name in _TYPES},
-            ("torch", "Size"): AllowedCall(_size),
+            ("torch", "Size"): AllowedCall(_checked_integers),
             ("torch", "device"): AllowedCall(_device),
             ("torch._utils", "_rebuild_tensor_v2"): AllowedCall(self._tensor),
             ("torch._utils", "_rebuild_parameter"): AllowedCall(_parameter),
@@ -199,7 +199,7 @@ class _TorchUnpickler(SafeUnpickler):
 
 
 def _checked_integers(values: Any) -> tuple[int, ...]:
-    """Checks sizes or strides: a few non-negative integers of at most 63 bits."""
+    """Replaces `torch.Size`, and checks strides: a few non-negative integers of at most 63 bits."""
     if not isinstance(values, tuple) or len(values) > _MAX_AXES:
         raise pickle.UnpicklingError(f"a tensor may not be of {describe_argument(values)[:200]}")
     if not all(isinstance(n, int) and 0 <= n < 2**63 for n in values):
@@ -212,11 +212,6 @@ def _parameter(tensor: Any, *_: Any) -> _Tensor:
     if not isinstance(tensor, _Tensor):
         raise pickle.UnpicklingError(f"a parameter may not be made of {describe_argument(tensor)}")
     return tensor
-
-
-def _size(sizes: Any) -> tuple[int, ...]:
-    """Replaces `torch.Size`."""
-    return _checked_integers(sizes)
 
 
 def _device(*parts: Any) -> str:

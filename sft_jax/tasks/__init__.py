@@ -7,8 +7,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sft_jax.config.run import Config
-from sft_jax.config.task import TaskConfig
+from sft_jax.config.run import Config, TaskConfig
 from sft_jax.tasks.base import Metric, Task
 from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.classification_report import METRICS, metric_rows

@@ -18,6 +18,7 @@ from sft_jax.files.json_files import (
     parse,
     read_json,
     read_lines,
+    read_text,
     record,
     text,
     write_json,
@@ -101,7 +102,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"a.json: found no text .*expected UTF-8"):
         read_json(tmp_path / "a.json", SHAPE)
     with pytest.raises(DataError, match=r"b.json: found no text .*No such file"):
-        read_json(tmp_path / "b.json", SHAPE, error=DataError)
+        read_text(tmp_path / "b.json", "again", DataError)
     with pytest.raises(CheckpointError, match="Is a directory"):
         read_json(tmp_path, SHAPE)
     (tmp_path / "c.json").write_text('{"step": 12}')
@@ -144,10 +145,10 @@ def test_lines_are_read_one_by_one_whatever_the_file_holds(tmp_path, monkeypatch
 def test_a_line_that_is_none_is_named(tmp_path, monkeypatch, line, words, ended):
     monkeypatch.setattr(json_files, "LONGEST_LINE", 20)
     (tmp_path / "x").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
-    with pytest.raises(DataError, match=rf"x, line 2: {words}.*; again"):
-        lines_of(tmp_path / "x", error=DataError, ended=ended)
-    with pytest.raises(DataError, match="Is a directory"):
-        lines_of(tmp_path, error=DataError, ended=ended)
+    with pytest.raises(CheckpointError, match=rf"x, line 2: {words}.*; again"):
+        lines_of(tmp_path / "x", ended=ended)
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        lines_of(tmp_path, ended=ended)
 
 
 def test_stored_names_lead_to_no_other_folder():

@@ -8,7 +8,7 @@ import pytest
 
 from sft_jax.files import npz
 from sft_jax.files.npz import read_npz
-from sft_jax.types import CheckpointError, DataError
+from sft_jax.types import DataError
 
 
 def test_arrays_come_back(tmp_path):
@@ -80,8 +80,8 @@ def test_a_directory_that_claims_more_than_can_be_packed(tmp_path):
 def test_damage_is_named_with_the_remedy(tmp_path, cut):
     np.savez(tmp_path / "x.npz", a=np.arange(50))
     (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match=r"x.npz: found no readable .npz .*; remove it"):
-        read_npz(tmp_path / "x.npz", "remove it", CheckpointError)
+    with pytest.raises(DataError, match=r"x.npz: found no readable .npz .*; remove it"):
+        read_npz(tmp_path / "x.npz", "remove it")
 
 
 def test_names_are_names_alone(tmp_path):

@@ -12,10 +12,6 @@ __all__ = ["SourceBuilder", "builder_class"]
 
 
 def builder_class(source: str) -> type[SourceBuilder]:
-    """Returns the builder of a source.
-
-    Args:
-        source: Name of the source, a key of `sft_jax.config.data.OPTIONS`.
-    """
+    """Returns the builder of a source, a key of `sft_jax.config.data.OPTIONS`."""
     module = importlib.import_module(f"{__name__}.{source}")
     return getattr(module, "".join(word.capitalize() for word in source.split("_")))

@@ -1,6 +1,5 @@
 """Source of a user's own arrays."""
 
-import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from sft_jax.config.data import ArraysOptions
 from sft_jax.data.array_entries import source_files
 from sft_jax.data.arrays import ArrayTable, read_arrays
 from sft_jax.data.builders.base import SourceBuilder
-from sft_jax.data.records import SPLITS, Contents, LazyRecords, Record
+from sft_jax.data.records import SPLITS, Contents, select
 from sft_jax.data.splits import hold_out
 from sft_jax.files import file_sha256
 from sft_jax.types import DataError
@@ -52,20 +51,13 @@ class Arrays(SourceBuilder, skip_registration=True):
         return Contents(
             modalities=table.modalities,
             class_names=table.class_names,
-            splits={
-                name: LazyRecords(len(part), functools.partial(_read_row, table, part))
-                for name, part in rows.items()
-            },
+            splits={name: select(part, table.__getitem__) for name, part in rows.items()},
             repairs=table.repairs,
             remarks=table.remarks + remarks,
             split_units={
                 name: tuple(sorted(set(group[part].tolist()))) for name, part in rows.items()
             },
         )
-
-
-def _read_row(table: ArrayTable, rows: list[int], index: int) -> Record:
-    return table[rows[index]]
 
 
 def assign_splits(table: ArrayTable, options: ArraysOptions) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -4,11 +4,18 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 
 from sft_jax.config.data import JapaneseVowelsOptions
 from sft_jax.data.builders.base import SourceBuilder
-from sft_jax.data.records import Contents, LazyRecords, ModalityInfo, Record, fixed_length
+from sft_jax.data.records import (
+    Contents,
+    ModalityInfo,
+    Record,
+    fixed_length,
+    independent_record,
+    select,
+)
 from sft_jax.data.splits import stratified, train_test_rows
 from sft_jax.files import Member, layout_error, members_sha256, parse_numbers, read_members
 
@@ -77,11 +84,8 @@ class JapaneseVowels(SourceBuilder, skip_registration=True):
             ),
             class_names=tuple(f"speaker{name}" for name in speakers["train"]),
             splits={
-                name: LazyRecords(
-                    len(part), functools.partial(_read_record, file, utterances[file], part)
-                )
+                name: select(part, functools.partial(_read_record, file, utterances[file]))
                 for name, (file, part) in rows.items()
-                if len(part)
             },
         )
 
@@ -139,18 +143,8 @@ def _parse_frames(path: str, key: str, columns: list[str]) -> Float32[np.ndarray
     return np.array(series, np.float32).T
 
 
-def _read_record(
-    file: str, utterances: list[Utterance], rows: Int[np.ndarray, " n"], index: int
-) -> Record:
-    row = int(rows[index])
+def _read_record(file: str, utterances: list[Utterance], row: int) -> Record:
     frames, label = utterances[row]
     padded, mask = fixed_length(frames, np.ones(len(frames), bool), MAX_FRAMES)
-    sample_name = f"{file}{row:06d}"
-    return Record(
-        inputs={name: padded[:, columns] for name, columns in MODALITIES.items()},
-        mask=dict.fromkeys(MODALITIES, mask),
-        label=label,
-        value=float("nan"),
-        id=sample_name,
-        group=sample_name,
-    )
+    inputs = {name: padded[:, columns] for name, columns in MODALITIES.items()}
+    return independent_record(f"{file}{row:06d}", label, inputs, dict.fromkeys(MODALITIES, mask))

@@ -7,7 +7,7 @@ from jaxtyping import Float32, Int
 
 from sft_jax.config.data import MultipleFeaturesOptions
 from sft_jax.data.builders.base import SourceBuilder
-from sft_jax.data.records import Contents, LazyRecords, ModalityInfo, Record
+from sft_jax.data.records import Contents, ModalityInfo, Record, independent_record, select
 from sft_jax.data.splits import stratified, stratified_folds
 from sft_jax.files import Member, layout_error, members_sha256, parse_numbers, read_members
 
@@ -59,9 +59,8 @@ class MultipleFeatures(SourceBuilder, skip_registration=True):
             ),
             class_names=tuple(map(str, range(NUM_CLASSES))),
             splits={
-                name: LazyRecords(len(part), functools.partial(_read_record, views, label, part))
+                name: select(part, functools.partial(_read_record, views, label))
                 for name, part in rows.items()
-                if len(part)
             },
         )
 
@@ -151,16 +150,7 @@ def _split_rows(
     return {"train": rest[~held_out], "valid": rest[held_out], "test": np.flatnonzero(is_test)}
 
 
-def _read_record(
-    views: dict[str, np.ndarray], label: np.ndarray, rows: np.ndarray, index: int
-) -> Record:
-    row = int(rows[index])
-    name = f"digit{row:04d}"
-    return Record(
-        inputs={view: values[row] for view, values in views.items()},
-        mask={view: np.ones(values.shape[1], bool) for view, values in views.items()},
-        label=int(label[row]),
-        value=float("nan"),
-        id=name,
-        group=name,
-    )
+def _read_record(views: dict[str, np.ndarray], label: np.ndarray, row: int) -> Record:
+    inputs = {view: values[row] for view, values in views.items()}
+    mask = {view: np.ones(len(steps), bool) for view, steps in inputs.items()}
+    return independent_record(f"digit{row:04d}", int(label[row]), inputs, mask)

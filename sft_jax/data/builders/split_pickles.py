@@ -187,14 +187,11 @@ def read_names(path: Path, key: str, value: Any, size: int) -> list[tuple[str, .
 def scan_features(
     inputs: Mapping[str, Rows], masks: Mapping[str, Bool[np.ndarray, "n _"] | None]
 ) -> tuple[dict[str, Bool[np.ndarray, "n _"]], dict[str, int]]:
-    """Scans all modalities of a split; see `sequence_table.scan`.
-
-    Args:
-        inputs: `{m: [n, t, f]}` features.
-        masks: Known masks; modalities without one are masked where features are 0.
+    """Scans all modalities of a split, with their masks where these are known.
 
     Returns:
-        The masks, and the number of values that are set to 0, by description.
+        The masks, and the number of values that are set to 0, by description. See
+        `sequence_table.scan`.
     """
     mask: dict[str, np.ndarray] = {}
     repairs: dict[str, int] = {}
@@ -227,7 +224,7 @@ def assemble(
     class_names: Sequence[str],
     class_values: Sequence[float],
 ) -> Contents:
-    """Combines all splits that have records, with unique names and the sum of repairs.
+    """Combines all splits, with unique names and the sum of repairs.
 
     Raises:
         DataError: No sample of the training split has a real time step.
@@ -248,9 +245,7 @@ def assemble(
         class_names=tuple(class_names),
         class_values=tuple(class_values),
         splits={
-            split: dataclasses.replace(table, id=ids[split])
-            for split, table in tables.items()
-            if len(table)
+            split: dataclasses.replace(table, id=ids[split]) for split, table in tables.items()
         },
         repairs={what: count for what, count in repairs.items() if count},
     )

@@ -8,7 +8,15 @@ from jaxtyping import Float32
 
 from sft_jax.config.data import SyntheticOptions
 from sft_jax.data.builders.base import SourceBuilder
-from sft_jax.data.records import SPLITS, Contents, LazyRecords, ModalityInfo, Record, fixed_length
+from sft_jax.data.records import (
+    SPLITS,
+    Contents,
+    LazyRecords,
+    ModalityInfo,
+    Record,
+    fixed_length,
+    independent_record,
+)
 
 # First entry of the motifs' seeds, so that they share no random stream with the samples.
 _MOTIF_STREAM = 3
@@ -64,8 +72,7 @@ def sample(options: SyntheticOptions, split: int, index: int) -> Record:
         values[start : start + len(motif)] += motif
         real = np.full(steps, present[i])
         inputs[f"m{i}"], mask[f"m{i}"] = fixed_length(values, real, length)
-    name = f"{SPLITS[split]}{index:06d}"
-    return Record(inputs=inputs, mask=mask, label=label, value=math.nan, id=name, group=name)
+    return independent_record(f"{SPLITS[split]}{index:06d}", label, inputs, mask)
 
 
 def motif_index(options: SyntheticOptions, modality: int, label: int) -> int:

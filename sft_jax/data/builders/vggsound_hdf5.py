@@ -11,7 +11,7 @@ import numpy as np
 
 from sft_jax.config.data import VggsoundHdf5Options
 from sft_jax.data.builders.base import SourceBuilder
-from sft_jax.data.records import Contents, LazyRecords, Record
+from sft_jax.data.records import Contents, Record, independent_record, select
 from sft_jax.data.sequence_table import clean, modality_info
 from sft_jax.data.splits import stratified, train_test_rows
 from sft_jax.files import (
@@ -86,19 +86,16 @@ class VggsoundHdf5(SourceBuilder, skip_registration=True):
         rows = train_test_rows(held_out, len(label["test"]))
         # Stored by record, so that a record read twice is counted once.
         repaired: dict[tuple[str, int, str], dict[str, int]] = {}
-        sources = {"train": (train_path, train), "test": (test_path, test)}
+        sources = {
+            "train": (train_path, train, label["train"]),
+            "test": (test_path, test, label["test"]),
+        }
         return Contents(
             modalities=tuple(modality_info(name, values) for name, values in train.items()),
             class_names=tuple(class_names),
             splits={
-                split: LazyRecords(
-                    len(part),
-                    functools.partial(
-                        _read_record, file, *sources[file], label[file], part, repaired
-                    ),
-                )
+                split: select(part, functools.partial(_read_record, file, *sources[file], repaired))
                 for split, (file, part) in rows.items()
-                if len(part)
             },
             repairs=functools.partial(_count_repairs, repaired),
         )
@@ -216,11 +213,9 @@ def _read_record(
     path: Path,
     datasets: dict[str, h5py.Dataset],
     label: np.ndarray,
-    rows: np.ndarray,
     repaired: dict[tuple[str, int, str], dict[str, int]],
-    index: int,
+    row: int,
 ) -> Record:
-    row = int(rows[index])
     inputs = {}
     for name, values in datasets.items():
         with convert_errors(path, f"row {row} of {name}"):
@@ -228,15 +223,8 @@ def _read_record(
         inputs[name], counts = clean(raw)
         if counts:
             repaired[file, row, name] = counts
-    sample_name = f"{file}{row:06d}"
-    return Record(
-        inputs=inputs,
-        mask={name: np.ones(len(values), bool) for name, values in inputs.items()},
-        label=int(label[row]),
-        value=float("nan"),
-        id=sample_name,
-        group=sample_name,
-    )
+    mask = {name: np.ones(len(steps), bool) for name, steps in inputs.items()}
+    return independent_record(f"{file}{row:06d}", int(label[row]), inputs, mask)
 
 
 def _count_repairs(repaired: dict[tuple[str, int, str], dict[str, int]]) -> dict[str, int]:
