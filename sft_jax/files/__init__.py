@@ -6,8 +6,6 @@ memory is allocated, and nothing in a file is executed. Damage is reported as `D
 before a folder is read, and locks keep two processes from writing to one folder.
 """
 
-# ruff: noqa: F401  # the imports are what other rooms may use
-
 from sft_jax.files.archives import Member, members_sha256, parse_numbers, read_members
 from sft_jax.files.checksums import (
     add_checksum,
