@@ -109,26 +109,6 @@ def macro_f1(confusion: Int[Array, "c c"]) -> float:
     return float(scores["f1"][occurs].mean())
 
 
-def majority_baseline(
-    train_counts: Int[Array, " c"],
-    label: Int[Array, " n"],
-    weight: Real[Array, " n"] | None = None,
-) -> tuple[int, float]:
-    """Accuracy of always predicting the most frequent class of the training split.
-
-    Args:
-        train_counts: Samples of each class in the training split; ties go to the lowest class.
-        label: True class of each sample.
-        weight: How often each row counts, 0 on padding; once if not given.
-
-    Returns:
-        The class, and its accuracy.
-    """
-    times = counted(weight, len(label))
-    majority = int(np.argmax(np.asarray(train_counts)))
-    return majority, float(times @ (np.asarray(label) == majority) / times.sum())
-
-
 def vote(
     probabilities: Float[Array, "n c"],
     label: Int[Array, " n"],

@@ -10,7 +10,8 @@ from typing import Any
 from sft_jax.config.run import Config, TaskConfig
 from sft_jax.tasks.base import Metric, Task
 from sft_jax.tasks.classification import Classification
-from sft_jax.tasks.classification_report import METRICS, metric_rows
+from sft_jax.tasks.classification_metrics import METRICS
+from sft_jax.tasks.classification_report import metric_rows
 from sft_jax.types import CheckpointError, ConfigError
 
 __all__ = [

@@ -23,24 +23,15 @@ from sft_jax.metrics.classification import (
 )
 from sft_jax.metrics.inputs import distributions
 from sft_jax.tasks.base import ReportSection, Scored
-from sft_jax.tasks.classification_report import MAIN_METRIC, METRICS, classification_report
+from sft_jax.tasks.classification_metrics import (
+    LOGGED,
+    MAIN_METRIC,
+    METRICS,
+    cross_entropy,
+    step_sums,
+)
+from sft_jax.tasks.classification_report import classification_report
 from sft_jax.tasks.classification_scores import evaluate
-
-
-def cross_entropy(
-    logits: Float[Array, "b c"], label: Int[Array, " b"], label_smoothing: float = 0.0
-) -> Float[Array, " b"]:
-    """Softmax cross-entropy of each sample in nats, in float32.
-
-    Args:
-        logits: Unnormalised scores.
-        label: Class of each sample.
-        label_smoothing: Probability that is spread evenly over all classes.
-    """
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    target = jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.float32)
-    target = (1.0 - label_smoothing) * target + label_smoothing / logits.shape[-1]
-    return -jnp.sum(target * log_probabilities, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +53,7 @@ class Classification:
 
     metrics = METRICS
     main_metric = MAIN_METRIC
-    logged = ("loss", "top1")
+    logged = LOGGED
     target_name = "label"
     stored_answers = ("probabilities",)
     required_data = ("class_names",)
@@ -129,10 +120,7 @@ class Classification:
         self, outputs: Float[Array, "b c"], target: Int[Array, " b"]
     ) -> dict[str, tuple[Float[Array, " b"], Float[Array, " b"]]]:
         """Cross-entropy without label smoothing, and whether the predicted class is correct."""
-        losses = cross_entropy(outputs, target)
-        one = jnp.ones_like(losses)
-        correct = (self.answer(outputs)["predicted"] == target).astype(losses.dtype)
-        return {"loss": (losses, one), "top1": (correct, one)}
+        return step_sums(outputs, target)
 
     def answer(self, outputs: Any) -> dict[str, Any]:
         """Class probabilities `[b, c]`, and the most probable class `[b]`."""

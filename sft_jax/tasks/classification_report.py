@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.metrics import sentiment
 from sft_jax.metrics.bootstrap import estimates
 from sft_jax.metrics.calibration import (
     NUM_BINS,
@@ -20,7 +19,6 @@ from sft_jax.tasks.base import (
     Heatmap,
     Intervals,
     Lines,
-    Metric,
     ReportBlock,
     ReportSection,
     Scored,
@@ -28,28 +26,8 @@ from sft_jax.tasks.base import (
     TextBlock,
     metric_named,
 )
+from sft_jax.tasks.classification_metrics import MAIN_METRIC, METRICS
 
-MAIN_METRIC = "top1"
-METRICS: Mapping[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(name="top1", title="Top-1 accuracy"),
-        Metric(name="top3", title="Top-3 accuracy"),
-        Metric(name="top5", title="Top-5 accuracy"),
-        Metric(name="loss", title="Cross-entropy (nats)", format="number", higher_is_better=False),
-        Metric(name="macro_f1", title="Macro F1"),
-        Metric(name="mAP", title="Mean average precision"),
-        Metric(name="mAUC", title="Mean area under the ROC curve"),
-        Metric(name="d_prime", title="d'", format="number"),
-        Metric(name="mae", title="Mean absolute error", format="number", higher_is_better=False),
-        Metric(name="corr", title="Pearson correlation", format="number"),
-        *(
-            Metric(name=name, title=name)
-            for name in (*sentiment.REGRESSION, *sentiment.CLASSIFICATION)
-            if name not in ("mae", "corr")
-        ),
-    )
-}
 _TOP1 = METRICS[MAIN_METRIC]
 # Curves that can be told apart in one figure.
 _MOST_CURVES = 12

@@ -12,10 +12,7 @@ from jaxtyping import Float, Int, Real, Shaped
 from sft_jax.metrics.bootstrap import bootstrap_interval, estimate
 from sft_jax.metrics.classification import (
     confusion_matrix,
-    macro_f1,
-    majority_baseline,
     per_class,
-    sample_cross_entropy,
     top_k_hits,
     vote,
 )
@@ -23,6 +20,7 @@ from sft_jax.metrics.inputs import distributions, finite
 from sft_jax.metrics.ranking import NAMES as RANKING
 from sft_jax.metrics.ranking import ranking_estimates, ranking_metrics
 from sft_jax.metrics.sentiment import sentiment_block
+from sft_jax.tasks.classification_metrics import statistics
 from sft_jax.types import Array, DataError
 
 
@@ -44,7 +42,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Every metric of a split: the content of `evaluation_<split>.json`.
 
-    `top3` needs 4 classes, `top5` 10. Undefined values are None. The 95 % intervals resample groups
+    Undefined values are None. The 95 % intervals resample groups
     if there are any; with fewer than two, the ends are None.
 
     Args:
@@ -77,7 +75,10 @@ def evaluate(
         "split": split,
         "step": step,
         "num_samples": len(label),
-        "metrics": _sample_level(probabilities, label, **draws)
+        "metrics": {
+            name: _estimate(statistic, len(label), **draws)
+            for name, statistic in statistics(probabilities, label).items()
+        }
         | ranking_estimates(ranking, label, **draws),
         "ranked_by": "probabilities" if scores is None else "logits",
         "resampled": "sample" if group is None else "group",
@@ -86,25 +87,6 @@ def evaluate(
         "group": _group_level(probabilities, label, **draws),
         "sentiment": sentiment_block(probabilities, value, class_values, train_counts, **draws),
     }
-
-
-def _sample_level(
-    probabilities: np.ndarray,
-    label: np.ndarray,
-    groups: np.ndarray | None,
-    bootstrap: dict[str, int],
-) -> dict[str, dict[str, float | None]]:
-    n, num_classes = probabilities.shape
-    predicted = probabilities.argmax(axis=1)
-
-    def f1(times: np.ndarray) -> float:
-        return macro_f1(confusion_matrix(label, predicted, num_classes, times))
-
-    statistics: dict[str, Any] = {
-        f"top{k}": top_k_hits(probabilities, label, k) for k in _ks(num_classes)
-    }
-    statistics |= {"loss": sample_cross_entropy(probabilities, label), "macro_f1": f1}
-    return {name: _estimate(what, n, groups, bootstrap) for name, what in statistics.items()}
 
 
 def _class_level(
@@ -131,16 +113,16 @@ def _majority(class_names: Sequence[str], train_counts: Array, label: np.ndarray
     There is no loss, since a ranking has no probabilities.
     """
     counts = np.broadcast_to(np.asarray(train_counts, np.float64), (len(label), len(class_names)))
-    majority, top1 = majority_baseline(train_counts, label)
-    constant = confusion_matrix(label, np.full(len(label), majority), len(class_names))
+    once = np.ones(len(label), np.int64)
+    scores = {
+        name: float(statistic(once) if callable(statistic) else statistic.mean())
+        for name, statistic in statistics(counts, label).items()
+        if name != "loss"
+    }
     ranking = ranking_metrics(counts, label)
     return {
-        "class": class_names[majority],
-        "top1": top1,
-        **{
-            f"top{k}": float(top_k_hits(counts, label, k).mean()) for k in _ks(len(class_names))[1:]
-        },
-        "macro_f1": macro_f1(constant),
+        "class": class_names[int(np.argmax(train_counts))],
+        **scores,
         **{name: ranking[name] for name in RANKING},
     }
 
@@ -175,10 +157,6 @@ def _estimate(
     if (n if groups is None else len(np.unique(groups))) >= 2:
         low, high = bootstrap_interval(statistic, n, groups=groups, **bootstrap)
     return estimate(float(value), low, high)
-
-
-def _ks(num_classes: int) -> list[int]:
-    return [k for k, least in ((1, 1), (3, 4), (5, 10)) if num_classes >= least]
 
 
 def _check_names(split: str, names: Sequence[str], train_counts: Array, num_classes: int):

@@ -32,7 +32,7 @@ from sft_jax.runs.run_folder import read_run
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.results import Results
 from sft_jax.tasks.classification import Classification
-from sft_jax.tasks.classification_report import METRICS
+from sft_jax.tasks.classification_metrics import METRICS
 from sft_jax.training import checkpoint, optimizer
 from sft_jax.training.predictor import Predictor
 from sft_jax.training.state import Progress, TrainState

@@ -141,15 +141,6 @@ def test_padding_changes_nothing_and_order_does_not_matter(split, data):
         assert measure(padded[order], label[order], weight[order]) == pytest.approx(expected)
 
 
-def test_majority_baseline_by_hand():
-    label = np.array([1, 1, 0, 2, 1])
-    assert metrics.majority_baseline(np.array([3, 7, 7]), label) == (1, 0.6)
-    majority, top1 = metrics.majority_baseline(
-        np.array([9, 7, 7]), label, np.array([1, 1, 1, 0, 0])
-    )
-    assert (majority, top1) == (0, pytest.approx(1 / 3))
-
-
 def test_vote_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.5, 0.5], [0.0, 0.0]])
     group = np.array(["b", "a", "b", "b", "a"])

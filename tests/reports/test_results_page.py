@@ -12,7 +12,7 @@ from sft_jax.reports.sections.study_tables import StudyTables
 from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.tasks import from_study
-from sft_jax.tasks.classification_report import METRICS
+from sft_jax.tasks.classification_metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sft_jax.reports.figures import run_figures, style
-from sft_jax.tasks.classification_report import METRICS
+from sft_jax.tasks.classification_metrics import METRICS
 from sft_jax.types import DataError
 
 SHOWN = [METRICS["loss"], METRICS["top1"]]

@@ -9,7 +9,7 @@ import pytest
 from sft_jax.reports import markdown, report_writer
 from sft_jax.reports.sections.study_tables import StudyTables
 from sft_jax.runs.study_folder import read_study_folder, summarise
-from sft_jax.tasks.classification_report import METRICS
+from sft_jax.tasks.classification_metrics import METRICS
 from sft_jax.types import CheckpointError, DataError
 
 # Scores of `sft`, [folds, seeds]; `dense` is 0.02 less but for one run, where it is 0.01 more.

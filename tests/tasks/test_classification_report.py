@@ -5,7 +5,7 @@ import pytest
 
 from sft_jax.tasks.base import FigureBlock, Heatmap, Lines, Scored, TableBlock
 from sft_jax.tasks.classification import Classification
-from sft_jax.tasks.classification_report import METRICS
+from sft_jax.tasks.classification_metrics import METRICS
 
 TASK = Classification(class_names=("a", "b"))
 # Right with confidence 0.8 and 0.6, wrong with 0.8.

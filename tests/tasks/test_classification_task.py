@@ -9,7 +9,7 @@ from sft_jax import tasks
 from sft_jax.config.run import Config
 from sft_jax.models.mixup import Mixup
 from sft_jax.tasks.classification import Classification
-from sft_jax.tasks.classification_report import METRICS
+from sft_jax.tasks.classification_metrics import METRICS
 from sft_jax.training.step import loss_and_sums, mixed_loss, shard_gradients
 
 TASK = Classification(class_names=("a", "b", "c"), train_counts=(1, 3, 2), label_smoothing=0.3)

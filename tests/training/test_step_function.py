@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from sft_jax.config.run import AugmentConfig, OptimizerConfig, TrainConfig
-from sft_jax.tasks.classification import cross_entropy
+from sft_jax.tasks.classification_metrics import cross_entropy
 from sft_jax.training import randomness, sharding, state, step
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate
