@@ -112,14 +112,15 @@ def _majority(class_names: Sequence[str], train_counts: Array, label: np.ndarray
 
     There is no loss, since a ranking has no probabilities.
     """
-    counts = np.broadcast_to(np.asarray(train_counts, np.float64), (len(label), len(class_names)))
+    frequency = np.asarray(train_counts, np.float64) / np.sum(train_counts)
+    constant = np.broadcast_to(frequency, (len(label), len(class_names)))
     once = np.ones(len(label), np.int64)
     scores = {
         name: float(statistic(once) if callable(statistic) else statistic.mean())
-        for name, statistic in statistics(counts, label).items()
+        for name, statistic in statistics(constant, label).items()
         if name != "loss"
     }
-    ranking = ranking_metrics(counts, label)
+    ranking = ranking_metrics(constant, label)
     return {
         "class": class_names[int(np.argmax(train_counts))],
         **scores,
