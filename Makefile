@@ -12,7 +12,9 @@ SETS := oldest-3.11 newest-3.13
 TESTS ?= $(shell sed '/^\#/d' .ci/selection.txt)
 # Extras that some tests need, and these tests.
 EXTRAS := export,docs,torch
-EXTRA_TESTS := tests/interop tests/docs/test_docs_site.py tests/files/test_torch_files.py
+EXTRA_TESTS := $(addprefix tests/interop/,test_torch_sft.py test_against.py test_export.py \
+	test_reference_weights.py) tests/docs/test_docs_site.py tests/files/test_torch_files.py \
+	tests/docs/test_commands.py::test_every_command_of_an_extra_runs
 # Tools with dependencies of their own, in a separate environment.
 TOOLS := build/tools
 

@@ -18,7 +18,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 # The modules that take longest, about in that order.
 SLOW = (
     "test_models",
-    "test_several_processes",
+    "test_commands",
     "test_step",
     "test_remat",
     "test_cost",
@@ -29,7 +29,10 @@ SLOW = (
     "test_tpu_attention",
     "test_predictor",
     "test_benchmark",
-    "test_readme",
+    "test_study_files",
+    "test_several_processes",
+    "test_notebooks",
+    "test_doc_code",
 )
 
 # Fixtures of several rooms' tests.

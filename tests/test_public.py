@@ -75,7 +75,7 @@ def test_the_list_of_commands_has_all_of_them(capsys):
     assert all(len(line.split(maxsplit=1)[1]) < 80 for line in lines[2:])
 
 
-def test_functions_take_text_and_expand_the_home_folder(tmp_path, monkeypatch):
+def test_functions_take_text_and_expand_the_home_folder(tmp_path, monkeypatch, one_device):
     from sft_jax import api  # not the package's names, which a test of a command may have hidden
 
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -140,8 +140,8 @@ def kernel_fixed(mask, stride=32, expressivity=8):
     ("t", "stride", "expressivity", "masked"),
     [
         (150, 32, 8, True),
-        (150, 32, 8, False),
-        (140, 4, 3, True),
+        pytest.param(150, 32, 8, False, marks=pytest.mark.slow),
+        pytest.param(140, 4, 3, True, marks=pytest.mark.slow),
         (300, 256, 8, True),
         (40, 8, 8, True),
         (1, 32, 8, False),

@@ -33,6 +33,10 @@ SLOW = {
     ("benchmark", "sweep"): "compiles a model for every length",
     ("benchmark", "configs"): "measures as --compare does",
     ("plan", "global_batch"): "compiles as the other plans do",
+    ("plan", "json"): "compiles as the other plans do",
+    ("train", "compilation_cache"): "trains as without, which is run; see test_several_processes",
+    ("train", "config.train.best_after"): "trains as with other settings",
+    ("train", "config.model.embed_dim"): "trains as with other settings",
 }
 NETWORK = ["embed_dim=8", "num_heads=2", "num_pre_layers=1", "num_post_layers=1"]
 SMALL = [f"--config.model.{setting}" for setting in NETWORK]
@@ -93,9 +97,10 @@ def reason(table, verb, flags):
     return next((why for (of, flag), why in table.items() if of == verb and flag in flags), None)
 
 
-def parameters():
+def parameters(of_an_extra):
     for verb, flags in COMMANDS:
-        if not reason(NOT_RUN, verb, flags):
+        needs = reason(NEEDS, verb, flags) is not None
+        if needs is of_an_extra and not reason(NOT_RUN, verb, flags):
             marks = [pytest.mark.slow] if reason(SLOW, verb, flags) else []
             yield pytest.param(verb, flags, marks=marks, id=f"{verb}-{'-'.join(sorted(flags))}")
 
@@ -187,10 +192,19 @@ def with_seed(path, seed):
     path.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize(("verb", "flags"), list(parameters()))
+@pytest.mark.parametrize(("verb", "flags"), list(parameters(of_an_extra=False)))
 def test_every_command_runs(verb, flags, run, trained, folder):
-    if (package := reason(NEEDS, verb, flags)) and importlib.util.find_spec(package) is None:
+    check_command(verb, flags, run, trained, folder)
+
+
+@pytest.mark.parametrize(("verb", "flags"), list(parameters(of_an_extra=True)))
+def test_every_command_of_an_extra_runs(verb, flags, run, trained, folder):
+    if importlib.util.find_spec(package := reason(NEEDS, verb, flags)) is None:
         pytest.skip(f"needs {package} of an extra")
+    check_command(verb, flags, run, trained, folder)
+
+
+def check_command(verb, flags, run, trained, folder):
     words = at_toy_size(verb, flags, COMMANDS[verb, flags])
     for word in words:
         if (named := re.fullmatch(r"--workdirs?=(.*)", word)) and verb != "train":

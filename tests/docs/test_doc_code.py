@@ -39,7 +39,7 @@ def test_python_runs(page, tmp_path, monkeypatch):
         exec(compile(text, page.name, "exec"), names)
 
 
-def test_the_example_of_the_readme_runs_at_toy_size(tmp_path, monkeypatch):
+def test_the_example_of_the_readme_runs_at_toy_size(tmp_path, monkeypatch, one_device):
     (text,) = python_of(README)
     assert len([line for line in text.splitlines() if line.strip()]) <= 12
     load_config = api.load_config

@@ -3,6 +3,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from slow import corners
 
 from sft_jax.config.io import load
 from sft_jax.config.modality import ModalitySpec
@@ -94,7 +95,7 @@ def wide(name="sft", pool="max", attention="dense", depth=1, **options):
     return Config(modalities=specs, model=model)
 
 
-@pytest.mark.parametrize("train", [False, True], ids=["forward", "train"])
+@pytest.mark.parametrize("train", corners([False, True], True))
 @pytest.mark.parametrize(
     "config",
     [

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from command_worker import started
 from slow import corners
 from small_files import digits, utterances
 
@@ -52,6 +53,12 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
+@pytest.fixture(scope="module")
+def run(data_dir, quick_flags):
+    with started(data_dir, XLA_FLAGS=quick_flags) as run:
+        yield run
+
+
 def small_study(folder, name, data_dir):
     """A file with the study `name`, on little data with a small model and two steps."""
     changes = SMALL | {"data.data_dir": str(data_dir)}
@@ -66,15 +73,16 @@ def small_study(folder, name, data_dir):
 
 @pytest.mark.parametrize("settings", corners(["quickest", "all"], "quickest"))
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.py")))
-def test_a_study_runs_and_is_reported(name, settings, data_dir, trainer, tmp_path):
+def test_a_study_runs_and_is_reported(name, settings, data_dir, run, tmp_path):
     config = small_study(tmp_path, name, data_dir)
     fold = "given" if name == "vowels" else "fold0"
-    command = ["sft_jax.sweep", f"--config={config}", f"--workdir={tmp_path / 'study'}"]
+    command = ["sweep", f"--config={config}", f"--workdir={tmp_path / 'study'}"]
     command += [f"--folds={fold}", "--seeds=0"]
     described = [setting.name for setting in load_study(config).settings]
     expected = [QUICKEST[name]] if settings == "quickest" else described
     command.append(f"--settings={','.join(expected)}")
-    output, _ = trainer.finish(trainer.run_module(command))
+    code, output = run(*command)
+    assert code == 0, output[-3000:]
     assert "top1 per sample:" in output
     assert all(setting in output for setting in expected)
     record = json.loads((tmp_path / "study" / "study.json").read_text())

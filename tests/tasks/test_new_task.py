@@ -158,7 +158,7 @@ def test_an_unknown_task_is_told_with_those_there_are(config):
         tasks.from_config(config)
 
 
-def test_it_goes_through_all_commands(monkeypatch, tmp_path):
+def test_it_goes_through_all_commands(monkeypatch, tmp_path, one_device):
     """Trains, evaluates, predicts and sweeps on class numbers as values."""
     monkeypatch.setitem(tasks.TASKS, "lines", Lines)
     config = Config(

@@ -5,7 +5,6 @@ import math
 import runpy
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from slow import corners
@@ -13,7 +12,7 @@ from small_files import digits, utterances
 
 from sft_jax.config.io import from_dict
 from sft_jax.data.fake import FAKES, write_fake
-from sft_jax.training import session, sharding
+from sft_jax.training import session
 
 CONFIGS = {path.stem: path for path in Path(__file__).parents[2].joinpath("configs").glob("*.py")}
 STEPS = 20
@@ -63,14 +62,8 @@ def own_arrays(folder):
 OWN = {"arrays": own_arrays, "multiple_features": digits, "japanese_vowels": utterances}
 
 
-@pytest.mark.parametrize(
-    "name", corners(sorted(CONFIGS), "smartwatch", "vggsound10", "mosei", "av_base")
-)
-def test_a_configuration_trains(name, files, tmp_path, monkeypatch):
-    # One device, for which compiling takes a third of what it takes for eight.
-    monkeypatch.setattr(
-        session, "make_mesh", lambda train: sharding.make_mesh(train, jax.devices()[:1])
-    )
+@pytest.mark.parametrize("name", corners(sorted(CONFIGS), "vggsound10", "mosei"))
+def test_a_configuration_trains(name, files, tmp_path, one_device):
     given = runpy.run_path(str(CONFIGS[name]))["get_config"]()
     kind = imitated(name)
     given.data.data_dir = str(tmp_path / "data")

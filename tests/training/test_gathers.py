@@ -7,6 +7,7 @@ from collections import Counter
 import jax
 import pytest
 from jax.extend import core
+from slow import corners
 
 from sft_jax.models import registry
 from sft_jax.tasks import from_config
@@ -30,7 +31,7 @@ def all_gathers(jaxpr):
     return found
 
 
-@pytest.mark.parametrize("name", ["sft", "mbt"])
+@pytest.mark.parametrize("name", corners(["sft", "mbt"], "sft"))
 @pytest.mark.parametrize("when", ["before", "none", "block"])
 def test_blocks_gather_their_own_layer_and_again_where_they_are_recomputed(tiny, name, when):
     config = tiny.config(fsdp_parallel=4, preset="modern")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from doc_pages import load_pages
+from run_fixtures import training_on_one_device
 
 from sft_jax.config import Config, Duration, ModelConfig, TrainConfig
 from sft_jax.config.data import (
@@ -65,7 +66,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_arrays("mine.npz")
-        session.train(make_config(), folder / "run")
+        with training_on_one_device():
+            session.train(make_config(), folder / "run")
     return folder
 
 

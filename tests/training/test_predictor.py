@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from run_fixtures import training_on_one_device
 
 import sft_jax
 from sft_jax.config.data import ArraysOptions, DataConfig
@@ -59,7 +60,8 @@ def trained(tmp_path_factory):
         optimizer=OptimizerConfig(learning_rate=1e-2),
         train=TrainConfig(duration=Duration(9.0, "epochs"), batch_size=16),
     )
-    session.train(config, folder / "run")
+    with training_on_one_device():
+        session.train(config, folder / "run")
     return folder / "run"
 
 
@@ -300,6 +302,7 @@ def test_package_has_no_other_lazy_names():
         _ = sft_jax.lode
 
 
+@pytest.mark.slow
 def test_verbs_predict_and_evaluate_and_report_from_the_command_line(trained, tmp_path):
     arrays, _ = make_arrays(5, seed=9)
     np.savez(tmp_path / "x.npz", **arrays)

@@ -138,6 +138,7 @@ def disturbed(pod, tmp_path_factory):
     return workdir, lost, saved, compiled, stopped, stopped_at
 
 
+@pytest.mark.slow
 def test_the_others_end_when_one_is_killed(disturbed):
     _, (error,), saved, *_ = disturbed
     assert "process 0 of 2: Traceback" in error
@@ -145,6 +146,7 @@ def test_the_others_end_when_one_is_killed(disturbed):
     assert max(saved) in range(3, TOTAL, 3)  # wherever the signal reached it
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_a_boundary(disturbed):
     *_, stopped, stopped_at = disturbed
     (first, _), (second, _) = stopped
@@ -155,12 +157,14 @@ def test_a_signal_to_one_process_stops_all_at_a_boundary(disturbed):
     assert own_lines(second) == []
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_processes_end_as_undisturbed_ones(disturbed, undisturbed, read_run):
     got, expected = read_run(disturbed[0]), read_run(undisturbed[0])
     jax.tree.map(np.testing.assert_array_equal, got.last, expected.last)
     jax.tree.map(np.testing.assert_array_equal, got.best, expected.best)
 
 
+@pytest.mark.slow
 def test_a_second_start_reads_compiled_programs(disturbed, pod):
     _, _, _, before, stopped, _ = disturbed
     (name,) = (name for name in before if name.startswith("jit_step-"))

@@ -1,4 +1,3 @@
-import concurrent.futures
 import dataclasses
 import functools
 import re
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import corners
 
 from sft_jax.config.run import Duration, MixupConfig
 from sft_jax.models import registry
@@ -139,11 +139,8 @@ def first_state(tiny):
 
 @pytest.fixture(scope="module")
 def layouts(tiny):
-    """All layouts by name; the slow ones are compiled on two threads from the first use on."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        futures = {name: pool.submit(Layout(tiny, name).compile) for name in LAYOUTS}
-        fast = functools.cache(lambda name: Layout(tiny, name).compile())
-        yield lambda name: futures[name].result() if name in futures else fast(name)
+    """Layouts by name, each compiled at its first use."""
+    return functools.cache(lambda name: Layout(tiny, name).compile())
 
 
 def assert_close(got, expected):
@@ -158,7 +155,12 @@ def assert_close(got, expected):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in (*FAST_LAYOUTS, *LAYOUTS) if n not in ("xla-1", "mixup-1", "jit-1")]
+    "name",
+    corners(
+        [n for n in (*FAST_LAYOUTS, *LAYOUTS) if n not in ("xla-1", "mixup-1", "jit-1")],
+        *("jit-8", "jit-1-accumulate-4", "jit-1x4-accumulate-2", "pmap-2-accumulate-4"),
+        *("xla-2x2-accumulate-2", "streamed-2x2", "mixup-2-accumulate-4"),
+    ),
 )
 def test_every_layout_takes_the_same_steps(layouts, name):
     history, last = layouts(name).outcome
@@ -216,7 +218,10 @@ def num_elements(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", ["xla-4", "streamed-4", "mixup-8"])
+@pytest.mark.parametrize(
+    "name",
+    corners(["mixup-2-accumulate-4", "xla-4", "streamed-4", "mixup-8"], "mixup-2-accumulate-4"),
+)
 def test_gradients_and_metrics_are_all_that_crosses_devices(layouts, name):
     found = collectives(layouts(name).step.as_text())
     assert {operation for operation, _ in found} == {"all-reduce"}
@@ -248,7 +253,9 @@ def test_fsdp_adds_parameter_gathers_alone(layouts, name):
     assert sum(sizes["all-reduce"]) == reduced + 2 * len(split)
 
 
-@pytest.mark.parametrize("name", ["xla-4", "xla-2x2-accumulate-2", "streamed-4"])
+@pytest.mark.parametrize(
+    "name", corners(["xla-4", "xla-2x2-accumulate-2", "streamed-4"], "xla-2x2-accumulate-2")
+)
 def test_every_leaf_of_the_state_is_donated(layouts, name):
     layout = layouts(name)
     current, batch = layout.state(), layout.put(layout.tiny.batch())
