@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sft_jax import cli
 from sft_jax.interop.vectors.recorded import TOLERANCE, compare_folder
+from sft_jax.interop.vectors.task_vectors import TOLERANCE as TASK_TOLERANCE
 from sft_jax.types import DataError
 
 
@@ -23,7 +24,8 @@ def main(folder: str):
             print(f"{verdict}  {file:<24} {difference.quantity:<38} {off:>8}", flush=True)
             compared += 1
             failed += not difference.agrees
-    print(f"{compared} quantities compared, {failed} failed; tolerance {TOLERANCE:.0e}")
+    tolerance = f"tolerance {TOLERANCE:.0e} ({TASK_TOLERANCE:.0e} for losses and scores of tasks)"
+    print(f"{compared} quantities compared, {failed} failed; {tolerance}")
     if failed:
         sys.exit(1)
 

@@ -67,8 +67,8 @@ def confusion_matrix(
     predicted: Int[Array, " n"],
     num_classes: int,
     weight: Real[Array, " n"] | None = None,
-) -> Int[np.ndarray, "c c"]:
-    """Counts of samples by true class (rows) and predicted class (columns).
+) -> Real[np.ndarray, "c c"]:
+    """Counts (or summed weights) of samples by true class (rows) and predicted class (columns).
 
     Raises:
         DataError: A class that counts is not in 0 to `num_classes - 1`.
@@ -80,10 +80,10 @@ def confusion_matrix(
         check_classes(what, classes, num_classes)
     cells = label.astype(np.int64) * num_classes + predicted.astype(np.int64)
     counts = np.bincount(cells, weights=times[is_counted], minlength=num_classes**2)
-    return counts.astype(np.int64).reshape(num_classes, num_classes)
+    return counts.astype(times.dtype).reshape(num_classes, num_classes)
 
 
-def per_class(confusion: Int[Array, "c c"]) -> dict[str, np.ndarray]:
+def per_class(confusion: Real[Array, "c c"]) -> dict[str, np.ndarray]:
     """Precision, recall, F1 (fractions) and support (samples) of each class, `[c]` each.
 
     A class that is never predicted has precision 0; one that never occurs has recall 0 and support
@@ -100,7 +100,7 @@ def per_class(confusion: Int[Array, "c c"]) -> dict[str, np.ndarray]:
     }
 
 
-def macro_f1(confusion: Int[Array, "c c"]) -> float:
+def macro_f1(confusion: Real[Array, "c c"]) -> float:
     """Mean F1 over the classes that occur among the labels."""
     scores = per_class(confusion)
     occurs = scores["support"] > 0

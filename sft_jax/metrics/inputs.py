@@ -6,19 +6,23 @@ from sft_jax.types import Array, DataError
 
 
 def counted(weight: Array | None, n: int) -> np.ndarray:
-    """How often each of `n` rows counts, int64 `[n]`; once if `weight` is None.
+    """How much each of `n` rows counts `[n]`; once if `weight` is None.
+
+    Returns:
+        int64 if all weights are whole numbers, else float64.
 
     Raises:
-        DataError: The weights are not `n` whole numbers, or no row counts.
+        DataError: The weights are not `n` finite numbers of at least 0, or no row counts.
     """
     weight = np.ones(n) if weight is None else np.asarray(weight, np.float64)
-    times = np.where(np.isfinite(weight), weight, -1.0).round().astype(np.int64)
-    if len(times) != n or not (times == weight).all() or (times < 0).any() or not times.any():
+    if len(weight) != n or not (np.isfinite(weight) & (weight >= 0)).all() or not weight.any():
         raise DataError(
-            f"weight: found {weight}, expected {n} whole numbers, 0 on padding rows and 1 on real "
-            "ones, with at least one real row; check how the batches were padded and joined"
+            f"weight: found {weight}, expected {n} finite numbers of at least 0, 0 on padding rows "
+            "alone, with at least one real row; check the weights of the data, and how the batches "
+            "were padded and joined"
         )
-    return times
+    times = weight.astype(np.int64)
+    return times if (times == weight).all() else weight
 
 
 def distributions(

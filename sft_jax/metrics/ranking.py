@@ -1,13 +1,15 @@
-"""Ranking metrics: average precision, ROC-AUC and d', one class against the rest, macro-averaged.
+"""Ranking metrics: average precision, ROC-AUC and d', of each class, macro-averaged.
+
+A sample may be positive for one class (classification) or for any number (multi-label).
 
 Scores are sorted once, so that a bootstrap draw costs two passes over them instead of a sort.
-Letters: `n` rows, `c` classes, `p` classes that occur among the labels.
+Letters: `n` rows, `c` classes, `p` classes with a positive sample, `s` positives of all classes.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from scipy.special import ndtri
 
 from sft_jax.metrics.bootstrap import estimate, estimates
@@ -19,26 +21,29 @@ NAMES = ("mAP", "mAUC", "d_prime")
 
 
 class Ranked(NamedTuple):
-    """Samples sorted by descending score for each class that occurs; see `presort`.
+    """Samples sorted by descending score for each class that has positives; see `presort`.
 
-    A sample is positive for its own class only. The positives of all classes form one list `[n]`,
-    by class and rank, with their positions in cumulative counts.
+    The positives of all classes form one list `[s]`, by class and rank, with their positions in
+    cumulative counts.
 
     Attributes:
-        classes: Classes that occur `[p]`.
+        classes: Classes with positives `[p]`.
         order: Samples by descending score `[p, n]`.
-        positive: Samples by class and rank `[n]`.
-        row: Position in `classes` of the class of each positive `[n]`.
+        known: Whether the sample is known to be positive or negative, in that order `[p, n]`; None
+            if all are.
+        positive: Samples by class and rank `[s]`.
+        row: Position in `classes` of the class of each positive `[s]`.
         begin: First positive of each class `[p]`.
         above: Position in a flat `[p, n + 1]` cumulative count of the samples that score strictly
-            higher `[n]`.
-        upto: The same for samples that score as high or higher `[n]`.
-        through: Position in an `[n + 1]` cumulative count of the positives that score as high or
-            higher in this class, or belong to an earlier class `[n]`.
+            higher `[s]`.
+        upto: The same for samples that score as high or higher `[s]`.
+        through: Position in an `[s + 1]` cumulative count of the positives that score as high or
+            higher in this class, or belong to an earlier class `[s]`.
     """
 
     classes: np.ndarray
     order: np.ndarray
+    known: np.ndarray | None
     positive: np.ndarray
     row: np.ndarray
     begin: np.ndarray
@@ -47,9 +52,19 @@ class Ranked(NamedTuple):
     through: np.ndarray
 
 
-def presort(scores: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"]) -> Ranked:
-    """Sorts scores for repeated use by `per_class`; every row must count and be finite."""
-    n, classes = len(label), np.unique(label)
+def presort(
+    scores: Float[np.ndarray, "n c"],
+    positive: Bool[np.ndarray, "n c"],
+    known: Bool[np.ndarray, "n c"] | None = None,
+) -> Ranked:
+    """Sorts scores for repeated use by `per_class`; every row must be finite.
+
+    Args:
+        scores: Score of each class, higher if more likely.
+        positive: Classes that each sample belongs to.
+        known: Entries that count; all if not given. Positives must be known.
+    """
+    n, classes = len(scores), np.flatnonzero(positive.any(axis=0))
     class_scores = scores[:, classes].T
     order = np.argsort(-class_scores, axis=1, kind="stable")
     ranked = np.take_along_axis(class_scores, order, axis=1)
@@ -59,13 +74,14 @@ def presort(scores: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"]) -> R
     position = np.arange(n + 1)
     start = np.maximum.accumulate(np.where(new[:, :-1], position[:-1], 0), axis=1)
     stop = np.minimum.accumulate(np.where(new[:, 1:], position[1:], n)[:, ::-1], axis=1)[:, ::-1]
-    is_positive = label[order] == classes[:, None]
+    is_positive = np.take_along_axis(positive[:, classes].T, order, axis=1)
     row = np.nonzero(is_positive)[0]
     begin = np.searchsorted(row, np.arange(len(classes)))
     seen = np.cumsum(is_positive, axis=1)
     return Ranked(
         classes=classes,
         order=order,
+        known=None if known is None else np.take_along_axis(known[:, classes].T, order, axis=1),
         positive=order[is_positive],
         row=row,
         begin=begin,
@@ -76,7 +92,7 @@ def presort(scores: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"]) -> R
 
 
 def per_class(
-    ranked: Ranked, times: Int[np.ndarray, " n"], *, copies: bool = True
+    ranked: Ranked, times: Real[np.ndarray, " n"], *, base: Real[np.ndarray, " n"] | None = None
 ) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
     """Average precision and ROC-AUC of each class, where sample `i` counts `times[i]` times.
 
@@ -86,37 +102,50 @@ def per_class(
 
     Args:
         ranked: Presorted samples.
-        times: How often each sample counts.
-        copies: Whether copies of a sample count as retrieved together in average precision, as
-            `sample_weight` does in scikit-learn. Not for a bootstrap: a sample drawn twice would
-            look easier to retrieve than it is, a bias of several standard errors in small classes.
+        times: How much each sample counts.
+        base: What a sample drawn once counts. Copies of a sample beyond that do not count as
+            retrieved together with it in average precision: in a bootstrap, a sample drawn twice
+            would look easier to retrieve than it is, a bias of several standard errors in small
+            classes. If not given they do, as `sample_weight` does in scikit-learn.
 
     Returns:
         `[p]` each; NaN for a class without positives, and in ROC-AUC without negatives.
     """
     total = np.zeros((len(ranked.classes), len(times) + 1))
-    np.cumsum(times[ranked.order], axis=1, out=total[:, 1:])
+    weights = times[ranked.order]
+    np.cumsum(weights if ranked.known is None else weights * ranked.known, axis=1, out=total[:, 1:])
     weight = times[ranked.positive].astype(np.float64)
     seen = np.concatenate([[0.0], np.cumsum(weight)])
     above, upto = total.ravel()[ranked.above], total.ravel()[ranked.upto]
     hits = seen[ranked.through] - seen[ranked.begin][ranked.row]
-    num_samples = times.sum()
-    spare = 0 if copies else np.maximum(weight - 1, 0)
-    positives = np.add.reduceat(weight, ranked.begin)
-    precision = np.add.reduceat(weight * (hits - spare) / np.maximum(upto - spare, 1), ranked.begin)
-    beaten = np.add.reduceat(weight * (num_samples - (above + upto) / 2), ranked.begin)
+    spare = 0 if base is None else np.maximum(weight - base[ranked.positive], 0)
+    # Samples that do not count are not retrieved; the smallest number keeps 0 / 0 at 0.
+    retrieved = np.maximum(upto - spare, np.finfo(np.float64).tiny)
+    positives = _sums(weight, ranked.begin)
+    precision = _sums(weight * (hits - spare) / retrieved, ranked.begin)
+    beaten = _sums(weight * (total[ranked.row, -1] - (above + upto) / 2), ranked.begin)
     # Positives of a class beat each other, and themselves, in half of their pairs.
-    pairs = positives * (num_samples - positives)
+    pairs = positives * (total[:, -1] - positives)
     with np.errstate(invalid="ignore"):  # 0 / 0 gives the NaN of the docstring
         return precision / positives, (beaten - positives**2 / 2) / pairs
 
 
+def _sums(values: np.ndarray, begin: np.ndarray) -> np.ndarray:
+    """Sums of consecutive parts that begin at these positions."""
+    return np.add.reduceat(values, begin) if begin.size else np.zeros(0)
+
+
 def macro(
-    ranked: Ranked, times: Int[np.ndarray, " n"], *, copies: bool = True
+    ranked: Ranked, times: Real[np.ndarray, " n"], *, base: Real[np.ndarray, " n"] | None = None
 ) -> Float[np.ndarray, " 2"]:
     """Means over the classes where they are defined: mAP and mAUC, or NaN."""
-    scores = (values[~np.isnan(values)] for values in per_class(ranked, times, copies=copies))
+    scores = (values[~np.isnan(values)] for values in per_class(ranked, times, base=base))
     return np.array([values.mean() if values.size else np.nan for values in scores])
+
+
+def one_hot(label: Int[np.ndarray, " n"], num_classes: int) -> Bool[np.ndarray, "n c"]:
+    """Entries that are the class of each sample."""
+    return np.asarray(label)[:, None] == np.arange(num_classes)
 
 
 def d_prime(auc: float | None) -> float | None:
@@ -149,7 +178,8 @@ def ranking_metrics(
     times = counted(weight, len(label))
     scores, label, is_counted = finite("scores", scores, times), np.asarray(label), times > 0
     check_classes("label", label[is_counted], scores.shape[1])
-    ranked = presort(scores[is_counted], label[is_counted])
+    positive = one_hot(label[is_counted], scores.shape[1])
+    ranked = presort(scores[is_counted], positive)
     precision, auc = (None if np.isnan(x) else float(x) for x in macro(ranked, times[is_counted]))
     absent = sorted(set(range(scores.shape[1])) - set(ranked.classes.tolist()))
     return {"mAP": precision, "mAUC": auc, "d_prime": d_prime(auc), "absent_classes": absent}
@@ -171,10 +201,11 @@ def ranking_estimates(
         groups: See `bootstrap.bootstrap_interval`.
         bootstrap: `seed` and `replicates` of `bootstrap.bootstrap_interval`.
     """
-    ranked = presort(scores, label)
+    ranked = presort(scores, one_hot(label, scores.shape[1]))
+    once = np.ones(len(label))
 
     def statistic(times: np.ndarray) -> np.ndarray:
-        return macro(ranked, times, copies=False)
+        return macro(ranked, times, base=once)
 
     both = estimates(statistic, len(label), groups=groups, **bootstrap)
     ends = (d_prime(both[1][key]) for key in ("value", "low", "high"))

@@ -182,9 +182,8 @@ def test_vote_refuses_a_group_of_two_classes():
         ({"k": 0}, "k=0, expected 1 to 3"),
         ({"k": 4}, "k=4, expected 1 to 3"),
         ({"weight": np.zeros(4)}, "at least one real row"),
-        ({"weight": np.array([1, 0.5, 1, 1])}, "whole numbers"),
-        ({"weight": np.array([1, -1, 1, 1])}, "whole numbers"),
-        ({"weight": np.array([1, np.nan, 1, 1])}, "whole numbers"),
+        ({"weight": np.array([1, -1, 1, 1])}, "finite numbers of at least 0"),
+        ({"weight": np.array([1, np.nan, 1, 1])}, "finite numbers of at least 0"),
     ],
 )
 def test_unusable_input_is_named(change, message):

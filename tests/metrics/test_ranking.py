@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import norm
 
 from sft_jax.metrics import bootstrap, ranking
+from sft_jax.metrics.ranking import one_hot
 from sft_jax.types import DataError
 
 
@@ -57,8 +58,10 @@ def test_agrees_with_scikit_learn(split):
 def test_a_count_is_as_many_copies_of_the_row(split):
     # What a bootstrap relies on: classes that a draw leaves without a sample included.
     scores, label, times = split
-    ranked = ranking.presort(scores, label)
-    copied = ranking.presort(np.repeat(scores, times, axis=0), np.repeat(label, times))
+    ranked = ranking.presort(scores, one_hot(label, scores.shape[1]))
+    copied = ranking.presort(
+        np.repeat(scores, times, axis=0), one_hot(np.repeat(label, times), scores.shape[1])
+    )
     np.testing.assert_allclose(
         ranking.macro(ranked, times), ranking.macro(copied, np.ones(times.sum(), int)), rtol=1e-12
     )
@@ -78,13 +81,13 @@ def slow_precision(scores, label, times, cls):
 @given(ranked_splits())
 def test_without_copies_each_drawn_positive_counts_once_for_itself(split):
     scores, label, times = split
-    ranked = ranking.presort(scores, label)
-    found, _ = ranking.per_class(ranked, times, copies=False)
+    ranked = ranking.presort(scores, one_hot(label, scores.shape[1]))
+    found, _ = ranking.per_class(ranked, times, base=np.ones(len(times)))
     expected = [slow_precision(scores, label, times, cls) for cls in ranked.classes]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     once = np.ones_like(times)
     np.testing.assert_array_equal(
-        ranking.per_class(ranked, once, copies=False), ranking.per_class(ranked, once)
+        ranking.per_class(ranked, once, base=once), ranking.per_class(ranked, once)
     )
 
 
@@ -145,11 +148,11 @@ def test_interval_holds_the_value_where_classes_are_small():
     result = ranking.ranking_estimates(scores, label, None, {"seed": 0, "replicates": 200})
     for name in ranking.NAMES:
         assert result[name]["low"] < result[name]["value"] < result[name]["high"], name
-    ranked = ranking.presort(scores, label)
+    ranked = ranking.presort(scores, one_hot(label, scores.shape[1]))
     shift = {}
-    for copies in (True, False):
+    for copies, base in ((True, None), (False, np.ones(len(label)))):
         draws = bootstrap.bootstrap_draws(
-            lambda times, copies=copies: ranking.macro(ranked, times, copies=copies)[0],
+            lambda times, base=base: ranking.macro(ranked, times, base=base)[0],
             n=len(label),
             seed=0,
             replicates=200,
@@ -167,7 +170,7 @@ def test_estimates_are_the_metrics_and_d_prime_follows_auc():
     assert {name: of["value"] for name, of in result.items()} == {
         name: plain[name] for name in ranking.NAMES
     }
-    ranked = ranking.presort(scores, label)
+    ranked = ranking.presort(scores, one_hot(label, scores.shape[1]))
     auc = bootstrap.bootstrap_interval(lambda t: ranking.macro(ranked, t)[1], 60, **draws)
     assert (result["mAUC"]["low"], result["mAUC"]["high"]) == auc
     ends = (result["d_prime"]["low"], result["d_prime"]["high"])

@@ -22,7 +22,7 @@ import numpy as np
 
 from sft_jax.config.modality import COUNTING_POOLS, ModalitySpec
 from sft_jax.config.run import AugmentConfig, Config, ModelConfig, OptimizerConfig
-from sft_jax.interop.vectors import metric_vectors
+from sft_jax.interop.vectors import metric_vectors, task_vectors
 from sft_jax.interop.vectors.recording_checks import (
     META,
     check_entries,
@@ -56,17 +56,19 @@ class Difference(NamedTuple):
     Attributes:
         file: Name of the recording.
         quantity: Name of the compared quantity.
-        largest: Largest absolute difference; NaN if a value is NaN.
+        largest: Largest difference; NaN if a value is NaN.
+        tolerance: Largest difference that agrees.
     """
 
     file: str
     quantity: str
     largest: float
+    tolerance: float = TOLERANCE
 
     @property
     def agrees(self) -> bool:
-        """Whether the difference is at most `TOLERANCE`."""
-        return self.largest <= TOLERANCE
+        """Whether the difference is at most `tolerance`."""
+        return self.largest <= self.tolerance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,7 +347,7 @@ def compare_folder(folder: Path) -> Iterator[tuple[str, list[Difference] | DataE
 
 
 def differences(file: Path) -> Iterator[Difference]:
-    """Compares every result recorded in a file, of a model or of metrics.
+    """Compares every result recorded in a file, of a model, of losses or of metrics.
 
     Raises:
         DataError: The file is not a recording, or does not match its model.
@@ -353,6 +355,10 @@ def differences(file: Path) -> Iterator[Difference]:
     arrays = read_arrays(file)
     if any(name.startswith("param/") for name in arrays):
         yield from Recording.of(file, arrays).differences()
+        return
+    if task_vectors.kind_of(arrays) is not None:
+        for name, largest in task_vectors.compare(arrays):
+            yield Difference(file.name, name, largest, task_vectors.TOLERANCE)
         return
     for name, (computed, recorded) in metric_vectors.compare(arrays).items():
         # An undefined metric must not count as equal.
