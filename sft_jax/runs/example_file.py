@@ -25,7 +25,7 @@ class Example:
     Attributes:
         signals: Signal `[t, f]` of each modality.
         kept: Indices `[k]` of the kept tokens of each modality, -1 in empty slots.
-        saliency: Saliency `[k]` of the kept tokens, by modality; None if no pool computes one.
+        saliency: Saliency `[k]` of the kept tokens, by modality, of pools that compute one.
         spans: Time steps `[tokens, 2]` `(start, stop)` of every token, by modality.
         sampling_rate: Time steps a second.
         title: Heading of the figure.
@@ -33,7 +33,7 @@ class Example:
 
     signals: Mapping[str, np.ndarray]
     kept: Mapping[str, np.ndarray]
-    saliency: Mapping[str, np.ndarray] | None
+    saliency: Mapping[str, np.ndarray]
     spans: Mapping[str, np.ndarray]
     sampling_rate: float
     title: str
@@ -48,7 +48,7 @@ def save_example(path: Path, example: Example) -> Path:
     for prefix, arrays in (
         ("signal", example.signals),
         ("kept", example.kept),
-        ("saliency", example.saliency or {}),
+        ("saliency", example.saliency),
         ("span", example.spans),
     ):
         entries |= {f"{prefix}/{name}": array for name, array in arrays.items()}
@@ -75,7 +75,7 @@ def load_example(path: Path) -> Example:
     return Example(
         signals=part("signal"),
         kept=part("kept"),
-        saliency=part("saliency") or None,
+        saliency=part("saliency"),
         spans=part("span"),
         sampling_rate=float(entries["sampling_rate"]),
         title=str(entries["title"]),

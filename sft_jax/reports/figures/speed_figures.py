@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from sft_jax.files.json_files import (
     MisfitError,
@@ -19,7 +18,16 @@ from sft_jax.files.json_files import (
     record,
     text,
 )
-from sft_jax.reports.figures.style import BLACK, COLORS, FRAME, SKY
+from sft_jax.reports.figures.style import (
+    BLACK,
+    COLORS,
+    FRAME,
+    SKY,
+    label_powers,
+    one_panel,
+    open_frame,
+    outside_legend,
+)
 from sft_jax.types import DataError
 
 _PANELS = (("train", "Training"), ("infer", "Inference"))
@@ -94,22 +102,14 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
             [rate["median"] - rate["low"] for rate in rates],
             [rate["high"] - rate["median"] for rate in rates],
         ]
-        axes.barh(range(len(names)), medians, xerr=spread, color=SKY, ecolor=FRAME, height=0.7)
-        for i, rate in enumerate(rates):
-            axes.annotate(
-                f"{rate['median']:.3g}",
-                (rate["high"], i),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
+        bars = axes.barh(range(len(names)), medians, xerr=spread, color=SKY, ecolor=FRAME)
+        axes.bar_label(bars, fmt="{:.3g}", padding=4, fontsize=9)
         axes.set_title(title, loc="left")
         axes.set_xlabel("samples a second")
         axes.set_yticks(range(len(names)), names)
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        open_frame(axes, grid=None)
     panels[0].invert_yaxis()
     return figure
 
@@ -129,8 +129,7 @@ def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes:
     if not points:
         raise DataError("points: found none, expected at least one; time a model first")
     check_value(points, list_of(_INTENSITY), "points", _MEASURE)
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(9.6, 4.6)
     ridge = peak_flops / peak_bytes
     xs = [point["flops_per_byte"] for point in points]
     ends = np.array([min(*xs, ridge) / 3, max(*xs, ridge) * 3])
@@ -156,14 +155,10 @@ def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes:
     axes.set_ylim(top=peak_flops / 1e9 * 2.5)
     axes.set_xlabel("operations in products a byte read or written (FLOP/B)")
     axes.set_ylabel("GFLOP/s")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
-    axes.grid(True, which="major", color=BLACK, alpha=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    # Matplotlib's type stubs require the handles of a figure's legend, which are optional.
-    figure.legend(loc="outside center right", frameon=False)  # type: ignore[call-overload]
+    label_powers(axes.xaxis)
+    label_powers(axes.yaxis)
+    open_frame(axes, grid="both")
+    outside_legend(figure, axes, "center right", columns=1)
     return figure
 
 
@@ -222,15 +217,9 @@ def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
             axes.minorticks_off()
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(True, which="major", color=BLACK, alpha=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper right", ncols=min(len(names), 5), frameon=False
-    )
+        label_powers(axes.yaxis, (1, 2, 5) if high < 300 * low else (1,))
+        open_frame(axes, grid="both")
+    outside_legend(figure, panels[0, 0], "upper right", columns=min(len(names), 5))
     return figure
 
 

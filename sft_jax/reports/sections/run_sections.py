@@ -10,7 +10,6 @@ import numpy as np
 
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.reports.document import Block, Commands, Picture, Pictures, Section, slug
-from sft_jax.reports.example_recording import draw_example
 from sft_jax.reports.figures import result_figures, run_figures
 from sft_jax.reports.figures.task_figures import draw_section
 from sft_jax.runs.run_folder import Run
@@ -144,7 +143,7 @@ def kept_tokens_section(runs: Mapping[str, Run], split: str) -> Section | None:
     example = next(iter(runs.values())).example if len(runs) == 1 else None
     if example is not None:
         alt = "Tokens that the pool kept of one recording"
-        picture = Picture("kept_tokens", draw_example(example), alt)
+        picture = Picture("kept_tokens", run_figures.kept_tokens(example), alt)
         blocks.append(Pictures([picture], "One recording; the kept parts are shaded."))
     return Section("Tokens kept", blocks) if blocks else None
 
