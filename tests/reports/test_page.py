@@ -221,4 +221,4 @@ def test_the_written_page_loads_nothing(workdir):
 
 
 def test_a_dash_is_what_is_not_there():
-    assert text_tables.grid([{"a": None}]).lines == [["-"]]
+    assert text_tables.grid([{"a": None}]) == [["a"], ["-"]]

@@ -13,12 +13,7 @@ from sft_jax.reports.sections.run_sections import (
     scored_split,
     task_sections,
 )
-from sft_jax.reports.seed_spread import (
-    difference_besides_seed,
-    has_seed,
-    runs_by_setting,
-    spread_rows,
-)
+from sft_jax.reports.seed_spread import has_seed, runs_by_setting, spread_rows
 from sft_jax.runs.evaluation_files import SPLIT_ORDER
 from sft_jax.runs.run_folder import Run
 from sft_jax.tasks.base import Code, Metric, TableBlock, Task, TextBlock
@@ -258,12 +253,13 @@ def _spread_section(runs: Mapping[str, Run], split: str, task: Task) -> Section 
     folders = [run.workdir for run in runs.values()]
     if not all(map(has_seed, folders)) or len(runs_by_setting(folders)) == len(folders):
         return None
-    for setting, group in runs_by_setting(folders).items():
-        if difference := difference_besides_seed(setting, group):
-            return Section("Spread over seeds", [TextBlock.of(f"Not given: {difference}.")])
     note = "Runs whose folders differ only in the last number are seeds of one setting."
-    rows = spread_rows(folders, split, task.main_metric)
-    return Section("Spread over seeds", [TableBlock(rows), TextBlock.of(note)])
+    try:
+        table = TableBlock(spread_rows(folders, split, task.main_metric))
+        blocks: list[Block] = [table, TextBlock.of(note)]
+    except DataError as difference:
+        blocks = [TextBlock.of(f"Not given: {difference}.")]
+    return Section("Spread over seeds", blocks)
 
 
 def _cost_section(
