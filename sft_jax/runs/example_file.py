@@ -6,6 +6,7 @@ For each modality `signal/<m>` `[t, f]`, `kept/<m>` `[k]` (token indices, -1 in 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -83,9 +84,7 @@ def load_example(path: Path) -> Example:
 
 
 def _check(path: Path, names: list[str], entries: Mapping[str, np.ndarray]):
-    def entry(name: str, num_axes: int, kinds: str) -> np.ndarray:
-        return checked_entry(path, entries, name, num_axes, kinds, _REMEDY)
-
+    entry = functools.partial(checked_entry, path, entries, remedy=_REMEDY)
     for name in names:
         entry(f"kept/{name}", 1, "iu")
         spans = entry(f"span/{name}", 2, "iu")

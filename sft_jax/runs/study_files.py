@@ -32,9 +32,9 @@ from sft_jax.files.json_files import (
     record,
     text,
 )
-from sft_jax.files.npz import read_npz, write_npz
+from sft_jax.files.npz import read_npz
 from sft_jax.runs.array_checks import check_distributions
-from sft_jax.runs.schema import read_stored, write_stored
+from sft_jax.runs.schema import read_stored
 from sft_jax.types import CheckpointError, DataError
 
 SCORES, CURVES = "results.csv", "curves.csv"
@@ -76,11 +76,6 @@ def study_shape(resumable: bool = False) -> Shape:
     }
     origin = {"base": map_of(anything), "conditions": list_of(record({"name": text()}))}
     return record({**required, **origin}) if resumable else record(required, origin)
-
-
-def write_study(workdir: Path, content: dict[str, Any]):
-    """Writes `study.json`."""
-    write_stored(workdir / "study.json", content)
 
 
 def read_study(workdir: Path, resumable: bool = False) -> dict[str, Any]:
@@ -151,12 +146,6 @@ def curve_axis(path: Path) -> str:
 def predictions_path(workdir: Path, setting: str, fold: str) -> Path:
     """File with the predictions of a setting on a fold."""
     return workdir / "predictions" / f"{setting}-{fold}.npz"
-
-
-def write_fold_predictions(path: Path, arrays: Mapping[str, np.ndarray]):
-    """Writes the predictions of a setting on a fold."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_npz(path, arrays)
 
 
 def read_fold_predictions(path: Path, num_classes: int) -> dict[str, np.ndarray]:

@@ -5,16 +5,15 @@ from typing import Any
 
 from sft_jax.reports.document import Block, Document, Headline, Picture, Pictures, Section
 from sft_jax.reports.figures import result_figures
+from sft_jax.reports.figures.task_figures import draw_section
 from sft_jax.reports.sections.run_sections import (
     ablation_section,
     commands_section,
     curves_section,
     kept_tokens_section,
     scored_split,
-    task_sections,
 )
 from sft_jax.reports.seed_spread import has_seed, runs_by_setting, spread_rows
-from sft_jax.runs.evaluation_files import SPLIT_ORDER
 from sft_jax.runs.run_folder import Run
 from sft_jax.tasks.base import Code, Metric, TableBlock, Task, TextBlock
 from sft_jax.types import DataError
@@ -38,7 +37,7 @@ def run_document(
     scored = {split: scored_split(run, split, task) for split in run.splits}
     runs = {run.name: run}
     sections = [
-        *task_sections(task, scored),
+        *map(draw_section, task.report(scored)),
         ablation_section(runs, run.splits, task),
         kept_tokens_section(runs, next(iter(run.predictions), run.splits[0])),
         curves_section(runs, task),
@@ -80,7 +79,7 @@ def runs_document(
     scored = {name: scored_split(run, split, task) for name, run in named.items()}
     main = task.metrics[task.main_metric]
     sections = [
-        *task_sections(task, scored),
+        *map(draw_section, task.report(scored)),
         _spread_section(named, split, task),
         _cost_section(named, split, main, own_costs, cost_note),
         ablation_section(named, [split], task),
@@ -213,7 +212,7 @@ def _common_split(runs: Sequence[Run]) -> str:
             f"runs: found evaluations of different splits ({found}), expected one that all have; "
             "run `python -m sft_jax.evaluate` on the others"
         )
-    return min(common, key=lambda name: (*SPLIT_ORDER, name).index(name))
+    return common[0]
 
 
 def _check_comparable(runs: Sequence[Run], split: str):

@@ -11,11 +11,9 @@ import numpy as np
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.reports.document import Block, Commands, Picture, Pictures, Section, slug
 from sft_jax.reports.figures import result_figures, run_figures
-from sft_jax.reports.figures.task_figures import draw_section
 from sft_jax.runs.run_folder import Run
 from sft_jax.tasks.base import (
     Intervals,
-    Metric,
     Scored,
     TableBlock,
     Task,
@@ -55,13 +53,8 @@ def ablation_section(runs: Mapping[str, Run], splits: Sequence[str], task: Task)
             where = {"run": name} if len(runs) > 1 else {"split": split} if len(splits) > 1 else {}
             own = _ablation_rows(run.evaluation(split), found, task)
             rows += [{**where, **row} for row in own]
-            if not pictures:
-                changes = {
-                    f"without {modality}": of["difference"].get(main.name, _NO_ESTIMATE)
-                    for modality, of in found["without"].items()
-                    if of["num_samples"]
-                }
-                pictures += _ablation_pictures(changes, main, split)
+            if main.is_share and not pictures:
+                pictures += _ablation_pictures(found, main.name, split)
     if not rows:
         return None
     note = (
@@ -75,13 +68,16 @@ def ablation_section(runs: Mapping[str, Run], splits: Sequence[str], task: Task)
     return Section("Without a modality", blocks)
 
 
-def _ablation_pictures(
-    changes: Mapping[str, Mapping[str, Any]], main: Metric, split: str
-) -> list[Picture]:
+def _ablation_pictures(ablation: Mapping[str, Any], metric: str, split: str) -> list[Picture]:
+    changes = {
+        f"without {modality}": found["difference"].get(metric, _NO_ESTIMATE)
+        for modality, found in ablation["without"].items()
+        if found["num_samples"]
+    }
     known = {name: change for name, change in changes.items() if change["value"] is not None}
-    if not known or not main.is_share:
+    if not known:
         return []
-    title = f"Change of {main.name}"
+    title = f"Change of {metric}"
     alt = f"{title} without each modality on {split}"
     plot = Intervals(name="ablation", rows=known, title=title, alt=alt, difference=True)
     return [Picture("ablation", result_figures.intervals(plot), alt)]
@@ -122,9 +118,10 @@ def kept_tokens_section(runs: Mapping[str, Run], split: str) -> Section | None:
         if predictions is None:
             continue
         for spec in run.config.modalities:
-            counts = _kept_counts(spec, predictions)
-            if counts is None:
+            indices = predictions.get(f"kept/{spec.name}/indices")
+            if indices is None:  # the pool does not choose tokens
                 continue
+            counts = np.bincount(indices[indices >= 0], minlength=spec.num_tokens)
             share = counts / len(predictions["id"])
             row = _kept_row(spec, share)
             rows.append({"run": name, **row} if len(runs) > 1 else row)
@@ -160,14 +157,6 @@ def _kept_row(spec: ModalitySpec, share: np.ndarray) -> dict[str, Any]:
         "always kept": int((share == 1).sum()),
         "most often": f"token {most} ({share[most]:.0%})",
     }
-
-
-def _kept_counts(spec: ModalitySpec, predictions: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Number of samples that keep each token, `[t]`; None if the pool does not choose tokens."""
-    indices = predictions.get(f"kept/{spec.name}/indices")
-    if indices is None:
-        return None
-    return np.bincount(indices[indices >= 0], minlength=spec.num_tokens)
 
 
 def curves_section(runs: Mapping[str, Run], task: Task) -> Section | None:
@@ -252,8 +241,3 @@ def commands_section(runs: Mapping[str, Run], splits: Sequence[str]) -> Section:
 
 def _command(verb: str, folders: Sequence[Path], more: str = "") -> str:
     return f"python -m sft_jax.{verb} --workdir={shlex.quote(','.join(map(str, folders)))}{more}"
-
-
-def task_sections(task: Task, scored: Mapping[str, Scored]) -> list[Section]:
-    """Sections that depend on the task, drawn."""
-    return [draw_section(section) for section in task.report(scored)]
