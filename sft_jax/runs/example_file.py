@@ -14,7 +14,6 @@ import numpy as np
 
 from sft_jax.files.npz import read_npz, write_npz
 from sft_jax.runs.array_checks import checked_entry, misfit
-from sft_jax.types import DataError
 
 _REMEDY = "write it again with `python -m sft_jax.evaluate`"
 
@@ -61,13 +60,8 @@ def load_example(path: Path) -> Example:
     """Reads an example; raises `DataError` if an entry is missing or cannot be drawn."""
     entries = read_npz(path, _REMEDY)
     names = [key.removeprefix("signal/") for key in entries if key.startswith("signal/")]
-    required = [f"{prefix}/{name}" for prefix in ("kept", "span") for name in names]
-    missing = [key for key in (*required, "sampling_rate", "title") if key not in entries]
-    if missing or not names:
-        raise DataError(
-            f"{path}: found {sorted(entries)}, expected also {missing or 'signal/<modality>'}; "
-            f"{_REMEDY}"
-        )
+    if not names:
+        raise misfit(path, "signal/<modality>", sorted(entries), "at least one signal", _REMEDY)
     _check(path, names, entries)
 
     def part(prefix: str) -> dict[str, np.ndarray]:

@@ -223,7 +223,7 @@ def test_merged_covers_the_same_steps_in_disjoint_spans(starts):
 def test_save_writes_120_dots_an_inch(tmp_path):
     path = style.save(run_figures.learning_curves([*TRAIN, *VALID], SHOWN), tmp_path / "curves.png")
     with Image.open(io.BytesIO(path.read_bytes())) as image:
-        assert image.size == (round(9.6 * 120), round(3.8 * 120))
+        assert image.size == (round(9.2 * 120), round(3.8 * 120))
 
 
 def test_pyplot_and_its_global_state_stay_out():

@@ -187,13 +187,7 @@ def condition_dots(
 
 
 def bands(curves: Mapping[str, Band], title: str, x_label: str, as_share: bool) -> Figure:
-    """Mean over runs as a line, with a band of one deviation to both sides.
-
-    Args:
-        curves: Curves by setting.
-        title: Title of the figure.
-        x_label: Label of the horizontal axis.
-        as_share: Whether values are shares.
+    """Mean over the runs of each setting, with a band of one deviation to both sides.
 
     Raises:
         DataError: There is no curve.
@@ -234,11 +228,6 @@ def frontier(points: Sequence[Point]) -> list[int]:
 
 def pareto(points: Sequence[Point], title: str, cost_label: str) -> Figure:
     """Score against cost on a logarithmic scale; a line joins the points on the frontier.
-
-    Args:
-        points: Points to draw.
-        title: Title of the figure.
-        cost_label: Label of the cost axis.
 
     Raises:
         DataError: There is no point.

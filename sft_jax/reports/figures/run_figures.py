@@ -48,19 +48,11 @@ def learning_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metr
     """
     if not records:
         raise DataError("records: found none, expected at least one train or valid record")
-    figure = Figure(figsize=(4.8 * len(metrics), 3.8), layout="constrained")
+    figure = Figure(figsize=(NARROW * len(metrics), 3.8), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharex=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         _draw_curve(axes, records, metric)
     outside_legend(figure, panels[0], "upper right")
-    return figure
-
-
-def learning_curve(records: Sequence[Mapping[str, Any]], metric: Metric) -> Figure:
-    """One panel of `learning_curves`, as wide as a phone."""
-    figure, axes = one_panel(NARROW, 3.4)
-    _draw_curve(axes, records, metric)
-    axes.legend(loc="best", frameon=False)
     return figure
 
 

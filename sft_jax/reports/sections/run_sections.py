@@ -167,7 +167,7 @@ def curves_section(runs: Mapping[str, Run], task: Task) -> Section | None:
         pictures = [
             Picture(
                 f"curve_{metric.name}",
-                run_figures.learning_curve(records, metric),
+                run_figures.learning_curves(records, [metric]),
                 f"{metric.title} against the optimizer step",
             )
             for metric in metrics
@@ -203,15 +203,7 @@ def bands_section(
     x_label: str,
     caption: str,
 ) -> Section | None:
-    """Training curves of several runs or settings.
-
-    Args:
-        curves: Curves by `<kind> <metric>`, one figure each, and by name.
-        task: Task of the runs.
-        unit: What the names are of, `run` or `setting`.
-        x_label: Label of the horizontal axis.
-        caption: Caption of the figures.
-    """
+    """Training curves of several runs or settings (the `unit`), by `<kind> <metric>` and name."""
     if not curves:
         return None
     pictures = []
