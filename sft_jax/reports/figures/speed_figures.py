@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -96,13 +97,9 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.6, 1.4 + 0.38 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (kind, title) in zip(panels, _PANELS, strict=True):
-        rates = [measured[name][kind]["samples_per_second"] for name in names]
-        medians = [rate["median"] for rate in rates]
-        spread = [
-            [rate["median"] - rate["low"] for rate in rates],
-            [rate["high"] - rate["median"] for rate in rates],
-        ]
-        bars = axes.barh(range(len(names)), medians, xerr=spread, color=SKY, ecolor=FRAME)
+        low, median, high = _rates(list(measured.values()), kind)
+        spread = [median - low, high - median]
+        bars = axes.barh(range(len(names)), median, xerr=spread, color=SKY, ecolor=FRAME)
         axes.bar_label(bars, fmt="{:.3g}", padding=4, fontsize=9)
         axes.set_title(title, loc="left")
         axes.set_xlabel("samples a second")
@@ -112,6 +109,12 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
         open_frame(axes, grid=None)
     panels[0].invert_yaxis()
     return figure
+
+
+def _rates(entries: Sequence[Mapping[str, Any]], kind: str) -> Float[np.ndarray, "3 n"]:
+    """Lowest, median and highest samples a second of each entry."""
+    rates = [entry[kind]["samples_per_second"] for entry in entries]
+    return np.array([[float(rate[key]) for rate in rates] for key in ("low", "median", "high")])
 
 
 def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes: float) -> Figure:
@@ -238,13 +241,10 @@ def _draw_costs(
 ):
     """Draws time with its spread in the upper panel, temporary memory in the lower."""
     values = [_drawn(point[axis]) for point in points]
-    rates = [point[kind]["samples_per_second"] for point in points]
-    times = [1e3 / rate["median"] for rate in rates]
-    spread = [
-        [time - 1e3 / rate["high"] for time, rate in zip(times, rates, strict=True)],
-        [1e3 / rate["low"] - time for time, rate in zip(times, rates, strict=True)],
-    ]
-    panels[0].errorbar(values, times, spread, capsize=3, label=name, **look)
+    slow, typical, fast = 1e3 / _rates(points, kind)
+    panels[0].errorbar(
+        values, typical, [typical - fast, slow - typical], capsize=3, label=name, **look
+    )
     sizes = [point[kind]["temporary_bytes_per_sample"] for point in points]
     megabytes = [float("nan") if size is None else size / 1e6 for size in sizes]
     panels[1].plot(values, megabytes, label=name, **look)

@@ -5,11 +5,11 @@ from typing import Any
 
 from sft_jax.reports.document import Block, Document, Headline, Picture, Pictures, Section
 from sft_jax.reports.figures import result_figures
-from sft_jax.reports.figures.task_figures import draw_section
 from sft_jax.reports.sections.run_sections import (
     ablation_section,
     commands_section,
     curves_section,
+    draw_section,
     kept_tokens_section,
     scored_split,
 )

@@ -1,4 +1,4 @@
-"""Sections of a report on one or several runs, `{name: run}`, that do not depend on the task."""
+"""Sections of a report on one or several runs, `{name: run}`, and those that a task describes."""
 
 import math
 import shlex
@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.reports.document import Block, Commands, Picture, Pictures, Section, slug
 from sft_jax.reports.figures import result_figures, run_figures
 from sft_jax.runs.run_folder import Run
 from sft_jax.tasks.base import (
+    FigureBlock,
+    Heatmap,
     Intervals,
+    Plot,
+    ReportSection,
     Scored,
     TableBlock,
     Task,
@@ -233,3 +238,25 @@ def commands_section(runs: Mapping[str, Run], splits: Sequence[str]) -> Section:
 
 def _command(verb: str, folders: Sequence[Path], more: str = "") -> str:
     return f"python -m sft_jax.{verb} --workdir={shlex.quote(','.join(map(str, folders)))}{more}"
+
+
+def draw_section(section: ReportSection) -> Section:
+    """A section that a task describes as data, with its figures drawn."""
+    blocks: list[Block] = []
+    for block in section.blocks:
+        if isinstance(block, FigureBlock):
+            pictures = [Picture(slug(plot.name), _draw(plot), plot.alt) for plot in block.figures]
+            blocks.append(Pictures(pictures, block.caption))
+        else:
+            blocks.append(block)
+    return Section(section.title, blocks)
+
+
+def _draw(plot: Plot) -> Figure:
+    if isinstance(plot, Heatmap):
+        return run_figures.confusion_matrix(
+            plot.values, plot.labels, x_label=plot.x_label, y_label=plot.y_label
+        )
+    if isinstance(plot, Intervals):
+        return result_figures.intervals(plot)
+    return result_figures.lines(plot)

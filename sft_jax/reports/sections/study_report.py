@@ -14,8 +14,7 @@ from sft_jax.reports.document import (
     Section,
 )
 from sft_jax.reports.figures import result_figures
-from sft_jax.reports.figures.task_figures import draw_section
-from sft_jax.reports.sections.run_sections import bands_section
+from sft_jax.reports.sections.run_sections import bands_section, draw_section
 from sft_jax.reports.sections.study_tables import StudyTables, mean_and_spread
 from sft_jax.runs.study_folder import StudyFolder
 from sft_jax.tasks.base import Code, Scored, TableBlock, Task, TextBlock
