@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from sft_jax.reports.figures.style import (
     BLUE,
@@ -136,8 +136,7 @@ def intervals(plot: Intervals) -> Figure:
     if plot.difference:
         axes.axvline(0, color=FRAME, linewidth=1)
         axes.set_xlabel("percentage points")
-    else:
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
     return figure
 
 
@@ -162,7 +161,6 @@ def setting_dots(
         if deviation is not None:
             axes.plot([mean - deviation, mean + deviation], [i, i], color=BLUE, linewidth=2.2)
         axes.plot(mean, i, "o", color=BLUE, markersize=6.5)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
 
@@ -181,7 +179,6 @@ def condition_dots(
         known = {j: value for j, value in enumerate(values) if value is not None}
         look: dict[str, Any] = {**_look(i), "linestyle": "none"}
         axes.plot(list(known.values()), list(known), label=condition, markersize=6, **look)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     outside_legend(figure, axes)
     return figure
 
@@ -284,13 +281,14 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _rows(labels: Sequence[str], title: str, below: float = 0) -> tuple[Figure, Axes]:
-    """A panel with a row for each label, from top to bottom."""
+    """A panel of shares with a row for each label, from top to bottom."""
     figure, axes = one_panel(NARROW, 0.95 + 0.3 * len(labels) + below)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.set_title(title, loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.margins(x=0.06)
     open_frame(axes, grid="both")
     axes.spines["left"].set_visible(False)
