@@ -11,7 +11,7 @@ from sft_jax.config.run import Config
 from sft_jax.data import sources
 from sft_jax.data.records import DataInfo
 from sft_jax.efficiency.layer_costs import NOTE, beside_dense
-from sft_jax.reports import example_recording, report_writer
+from sft_jax.reports import default_folder, example_recording, read_document, write_report
 from sft_jax.runs.example_file import save_example
 from sft_jax.training import predictor, session
 from sft_jax.training.loop import Outcome
@@ -120,8 +120,7 @@ def report(workdirs: str | Path | Sequence[str | Path], folder: str | Path | Non
         DataError: The files contradict each other.
     """
     given = [workdirs] if isinstance(workdirs, str | Path) else workdirs
-    return report_writer.write_report(
-        [_folder(workdir) for workdir in given],
-        report_writer.CostModel(beside_dense, NOTE),
-        None if folder is None else _folder(folder),
-    )
+    workdirs = list(map(_folder, given))
+    document = read_document(workdirs, beside_dense, NOTE)
+    folder = default_folder(workdirs) if folder is None else _folder(folder)
+    return write_report(document, folder)

@@ -23,9 +23,9 @@ _OUTPUT = cli.define_output(
 def main():
     """Writes the report and prints its tables of metrics."""
     workdirs = list(map(_folder, _WORKDIRS.value))
-    document = report_writer.read_document(workdirs, report_writer.CostModel(beside_dense, NOTE))
+    document = report_writer.read_document(workdirs, beside_dense, NOTE)
     folder = _OUTPUT.value or report_writer.default_folder(workdirs)
-    path = report_writer.write(document, folder)
+    path = report_writer.write_report(document, folder)
     print(f"{report_writer.results_text(document)}\n\nreport: {path}")
 
 

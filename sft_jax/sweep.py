@@ -6,6 +6,7 @@ The same command goes on where it was stopped. Folds and seeds of a setting are 
 import dataclasses
 
 from absl import flags
+from tqdm import tqdm
 
 from sft_jax import cli
 from sft_jax.config.study import load_study
@@ -14,7 +15,7 @@ from sft_jax.reports.sections.study_tables import StudyTables
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.folds import FoldReader
 from sft_jax.studies.results import Results
-from sft_jax.studies.setting_runs import progress_bar, train_setting
+from sft_jax.studies.setting_runs import train_setting
 from sft_jax.tasks import from_study
 from sft_jax.types import ConfigError
 
@@ -45,7 +46,8 @@ def main():
             folds = missing[first : first + together]
             total = int(study.config(setting, folds[0], part.seeds[0]).train.duration.value)
             runs = len(folds) * len(part.seeds)
-            with progress_bar(total, f"{setting.name}, {runs} runs") as bar:
+            title = f"{setting.name}, {runs} runs"
+            with tqdm(total=total, desc=title, unit="step", dynamic_ncols=True) as bar:
                 trained = train_setting(part, setting, folds, bar.update, read)
             results.add(setting, trained, study_cost)
     study_folder = read_study_folder(workdir)

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from matplotlib.figure import Figure
 
 from sft_jax.config.modality import ModalitySpec
-from sft_jax.reports.figures.run_figures import kept_tokens
 from sft_jax.runs.example_file import Example
 from sft_jax.types import DataError
 
@@ -59,7 +57,7 @@ def recording(
         spans[name] = (token_spans(spec)[None] + offsets).reshape(-1, 2)
     if not signals:
         return None
-    return Example(signals, kept, saliency or None, spans, sampling_rate, title)
+    return Example(signals, kept, saliency, spans, sampling_rate, title)
 
 
 def recording_rows(
@@ -117,16 +115,4 @@ def of_split(
         rows=rows,
         sampling_rate=info.modalities[0].sampling_rate,
         title=f"{groups[rows[0]]} ({split} split)",
-    )
-
-
-def draw_example(example: Example) -> Figure:
-    """Signals over time with the kept parts shaded (see `kept_tokens`)."""
-    return kept_tokens(
-        example.signals,
-        example.kept,
-        {name: spans.tolist() for name, spans in example.spans.items()},
-        example.sampling_rate,
-        example.title,
-        example.saliency,
     )

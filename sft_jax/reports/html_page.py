@@ -31,42 +31,24 @@ _KINDS = {"run": "Report of a run", "runs": "Report of several runs", "study": "
 
 _FIGURE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-# Colors of text, lines and backgrounds in figures, by the name they have in both color schemes.
-# Colors of data are the same in both.
+# Colors of text, lines and backgrounds in figures: as drawn, and in the light and the dark color
+# scheme. Colors of data are the same in both.
 _FIGURE_COLORS = {
-    "#000000": "ink",
-    "#555555": "frame",
-    "#e5e5e5": "grid",
-    "#e8e8e8": "absent",
-    "#a34700": "rust",
-    "#0072b2": "blue",
-    "#f2dc9b": "kept",
-}
-_FIGURE_LIGHT = {
-    "ink": "#1d2329",
-    "frame": "#5c6670",
-    "grid": "#e5e8eb",
-    "absent": "#e8e8e8",
-    "rust": "#a34700",
-    "blue": "#0072b2",
-    "kept": "#f2dc9b",
-}
-_FIGURE_DARK = {
-    "ink": "#e4e7ea",
-    "frame": "#98a2ac",
-    "grid": "#2b3138",
-    "absent": "#2b3138",
-    "rust": "#f0a06a",
-    "blue": "#3d9fd6",
-    "kept": "#6d5c26",
+    "ink": ("#000000", "#1d2329", "#e4e7ea"),
+    "frame": ("#555555", "#5c6670", "#98a2ac"),
+    "grid": ("#e5e5e5", "#e5e8eb", "#2b3138"),
+    "absent": ("#e8e8e8", "#e8e8e8", "#2b3138"),
+    "rust": ("#a34700", "#a34700", "#f0a06a"),
+    "blue": ("#0072b2", "#0072b2", "#3d9fd6"),
+    "kept": ("#f2dc9b", "#f2dc9b", "#6d5c26"),
 }
 
 
 def render(document: Document) -> str:
     """The report as HTML, in light or dark colors as the reader prefers."""
-    sections = "\n".join(_section(section) for section in document.sections)
+    sections = "\n".join(map(_section, document.sections))
     links = "".join(
-        f'<li><a href="#{_anchor(section)}">{escape(section.title)}</a></li>'
+        f'<li><a href="#{slug(section.title)}">{escape(section.title)}</a></li>'
         for section in document.sections
     )
     headlines = "".join(map(_headline, document.headlines))
@@ -100,13 +82,8 @@ in <code>report.md</code> beside this page.</footer>
 
 def _section(section: Section) -> str:
     blocks = "\n".join(map(_block, section.blocks))
-    return (
-        f'<section id="{_anchor(section)}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>'
-    )
-
-
-def _anchor(section: Section) -> str:
-    return slug(section.title)
+    title = f"<h2>{escape(section.title)}</h2>"
+    return f'<section id="{slug(section.title)}">\n{title}\n{blocks}\n</section>'
 
 
 def _headline(headline: Headline) -> str:
@@ -136,7 +113,7 @@ def _inline(text: TextBlock) -> str:
 
 def _table(table: TableBlock) -> str:
     """A table in a box that scrolls if the screen is narrow."""
-    columns, lines, _ = grid(table.rows)
+    columns, *lines = grid(table.rows)
     classes = [_column_class([line[i] for line in lines]) for i in range(len(columns))]
     head = "".join(
         f'<th scope="col"{kind}>{escape(name)}</th>'
@@ -205,8 +182,8 @@ def svg(picture: Picture) -> str:
         picture.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    for color, name in _FIGURE_COLORS.items():
-        text = re.sub(rf"(fill|stroke): {color}\b", rf"\1: var(--{name})", text, flags=re.I)
+    for name, (drawn, _, _) in _FIGURE_COLORS.items():
+        text = re.sub(rf"(fill|stroke): {drawn}\b", rf"\1: var(--{name})", text, flags=re.I)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", _FIGURE_FONT, text)
     opened = text.index(">") + 1
     return f"{text[:opened]}<style>{_figure_style()}</style>{text[opened:]}"
@@ -215,8 +192,8 @@ def svg(picture: Picture) -> str:
 def _figure_style() -> str:
     """Style sheet of a figure; an image on a page does not see the style of the page."""
     light, dark = (
-        "".join(f"--{name}:{color};" for name, color in colors.items())
-        for colors in (_FIGURE_LIGHT, _FIGURE_DARK)
+        "".join(f"--{name}:{colors[scheme]};" for name, colors in _FIGURE_COLORS.items())
+        for scheme in (1, 2)
     )
     return (
         f"svg{{{light}}}text{{fill:var(--ink)}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"

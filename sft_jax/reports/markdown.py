@@ -3,7 +3,7 @@
 import re
 
 from sft_jax.reports.document import Block, Commands, Document, Pictures
-from sft_jax.reports.text_tables import align, escaped, grid
+from sft_jax.reports.text_tables import format_table
 from sft_jax.tasks.base import Code, TableBlock, TextBlock
 
 # Characters with a meaning in Markdown or HTML anywhere in a line.
@@ -62,7 +62,7 @@ def _longest_run(text: str) -> int:
 
 
 def _table(table: TableBlock) -> str:
-    drawn = align(escaped(grid(table.rows), escape))
+    drawn = format_table(table.rows, escape)
     return f"**{escape(table.caption)}**\n\n{drawn}" if table.caption else drawn
 
 

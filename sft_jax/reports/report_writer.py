@@ -1,6 +1,5 @@
 """Writes a report: one HTML page, and a Markdown version with its figures beside it."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,34 +18,19 @@ from sft_jax.tasks import Task, from_run, from_study
 from sft_jax.tasks.base import TableBlock
 from sft_jax.types import CheckpointError, DataError
 
-
-@dataclasses.dataclass(frozen=True)
-class CostModel:
-    """States what a configured model costs.
-
-    Attributes:
-        rows: Maps a configuration to rows `{model, parameters, forward GFLOP, ...}`, the
-            configured model first; an empty sequence if the cost is not known.
-        note: Explanation of the rows.
-    """
-
-    rows: Callable[[Config], Sequence[Mapping[str, Any]]]
-    note: str
+# Maps a configuration to rows `{model, parameters, forward GFLOP, ...}`, its own model first.
+Cost = Callable[[Config], Sequence[Mapping[str, Any]]]
 
 
-def _no_cost(config: Config) -> Sequence[Mapping[str, Any]]:
-    return ()
-
-
-NO_COST = CostModel(_no_cost, "")
-
-
-def read_document(workdirs: Sequence[Path], cost: CostModel = NO_COST) -> Document:
+def read_document(
+    workdirs: Sequence[Path], cost: Cost | None = None, cost_note: str = ""
+) -> Document:
     """The report of a run, of several runs, or of a study.
 
     Args:
         workdirs: Folders of one or several runs, or that of one study.
-        cost: Cost of runs; a study stores its own.
+        cost: States what a run's model costs; a study stores its own costs.
+        cost_note: Explanation of the rows of `cost`.
 
     Raises:
         CheckpointError: A folder holds neither, there are several studies, or a file is missing or
@@ -73,9 +57,10 @@ def read_document(workdirs: Sequence[Path], cost: CostModel = NO_COST) -> Docume
     task = from_run(runs[0].config, runs[0].data)
     for run in runs:
         _check_main_metric(run, task)
+    costs = [cost(run.config) if cost else () for run in runs]
     if len(runs) == 1:
-        return run_document(runs[0], task, cost.rows(runs[0].config), cost.note)
-    return runs_document(runs, task, [cost.rows(run.config) for run in runs], cost.note)
+        return run_document(runs[0], task, costs[0], cost_note)
+    return runs_document(runs, task, costs, cost_note)
 
 
 def _check_main_metric(run: Run, task: Task):
@@ -99,32 +84,12 @@ def default_folder(workdirs: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([folder.parent for folder in workdirs]))
 
 
-def write_report(
-    workdirs: Path | str | Sequence[Path],
-    cost: CostModel = NO_COST,
-    folder: Path | None = None,
-) -> Path:
-    """Writes `report.html`, `report.md` and its figures, `<figure>.png`.
-
-    Args:
-        workdirs: One folder, or several; see `read_document`.
-        cost: See `read_document`.
-        folder: Folder to write to; `default_folder` by default.
+def write_report(document: Document, folder: Path) -> Path:
+    """Writes `report.html`, `report.md` and the figures of both, `<figure>.png`.
 
     Returns:
         Path of the HTML page.
-
-    Raises:
-        CheckpointError: See `read_document`.
-        DataError: See `read_document`.
     """
-    folders = [Path(workdirs)] if isinstance(workdirs, Path | str) else list(workdirs)
-    document = read_document(folders, cost)
-    return write(document, default_folder(folders) if folder is None else folder)
-
-
-def write(document: Document, folder: Path) -> Path:
-    """Writes a document as HTML and Markdown; returns the path of the HTML page."""
     folder.mkdir(parents=True, exist_ok=True)
     for picture in document.pictures():
         save(picture.figure, folder / f"{picture.name}.png")

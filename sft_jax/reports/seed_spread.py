@@ -55,8 +55,7 @@ def spread_rows(workdirs: Sequence[Path], split: str, metric: str) -> list[dict[
     """
     rows = []
     for setting, folders in runs_by_setting(workdirs).items():
-        if difference := difference_besides_seed(setting, folders):
-            raise DataError(difference)
+        _check_only_seeds_differ(setting, folders)
         levels = [_values(folder, split, metric) for folder in folders]
         row: dict[str, Any] = {"setting": setting, "runs": len(folders)}
         for level in levels[0]:
@@ -70,16 +69,9 @@ def spread_rows(workdirs: Sequence[Path], split: str, metric: str) -> list[dict[
     return rows
 
 
-def difference_besides_seed(setting: str, folders: Sequence[Path]) -> str:
-    """States why runs of a setting do not differ in their seed alone; empty if they do.
-
-    Args:
-        setting: Name that the folders share.
-        folders: Run folders.
-    """
+def _check_only_seeds_differ(setting: str, folders: Sequence[Path]):
+    """Raises `DataError` unless the runs of a setting differ in their seed alone."""
     first, *others = folders
-    if not others:
-        return ""
     first_config, first_data = read_config(first), read_data(first)
     seeds = [first_config.train.seed]
     remedy = "rename one of the folders, or give them in separate calls"
@@ -87,23 +79,22 @@ def difference_besides_seed(setting: str, folders: Sequence[Path]) -> str:
         config, data = read_config(folder), read_data(folder)
         found, expected = (of.get("fingerprint", "none") for of in (data, first_data))
         if found != expected:
-            return (
+            raise DataError(
                 f"{folder}: found the data fingerprint {found}, expected {expected}, as in "
                 f"{first}, since both are named as runs of {setting!r}; {remedy}"
             )
         changed = [path for path in differing_settings(first_config, config) if path not in _FREE]
         if changed:
-            return (
+            raise DataError(
                 f"{folder}: found other values of {', '.join(changed)} than in {first}, expected "
                 f"runs of {setting!r} to differ in train.seed alone; {remedy}"
             )
         seeds.append(config.train.seed)
     if len(set(seeds)) < len(seeds):
-        return (
+        raise DataError(
             f"{setting}: found runs with train.seed {', '.join(map(str, seeds))}, expected each "
             "seed once; give one run for each seed"
         )
-    return ""
 
 
 def _values(workdir: Path, split: str, metric: str) -> Mapping[str, float]:

@@ -11,6 +11,7 @@
 - `ablation_<split>.json`, what `metrics.ablation.ablation` returned.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from sft_jax.runs.array_checks import check_distributions, checked_entry, misfit
 from sft_jax.runs.schema import read_stored, write_stored
 from sft_jax.types import CheckpointError
 
-SPLIT_ORDER = ("test", "valid", "train")
+_SPLIT_ORDER = ("test", "valid", "train")
 _REMEDY = "write it again with `python -m sft_jax.evaluate`"
 _ABLATE = "write it again with `python -m sft_jax.evaluate --ablation`"
 _ESTIMATE = {"value": nullable(number()), "low": nullable(number()), "high": nullable(number())}
@@ -138,7 +139,7 @@ def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
             f"{workdir}: found no evaluation_<split>.json, expected at least one; make one with "
             f"`python -m sft_jax.evaluate --workdir={workdir} --split=test`"
         )
-    order = {split: i for i, split in enumerate(SPLIT_ORDER)}
+    order = {split: i for i, split in enumerate(_SPLIT_ORDER)}
     return sorted(evaluations, key=lambda e: (order.get(e["split"], len(order)), e["split"]))
 
 
@@ -161,10 +162,7 @@ def read_predictions(
         DataError: Entries are missing, have other shapes, or do not belong to this run.
     """
     entries = read_npz(path, _REMEDY)
-
-    def entry(name: str, num_axes: int, kinds: str) -> np.ndarray:
-        return checked_entry(path, entries, name, num_axes, kinds, _REMEDY)
-
+    entry = functools.partial(checked_entry, path, entries, remedy=_REMEDY)
     arrays = {"id": entry("id", 1, "iuU"), "group": entry("group", 1, "iuU")}
     if classes:
         arrays |= {

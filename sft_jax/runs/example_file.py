@@ -6,6 +6,7 @@ For each modality `signal/<m>` `[t, f]`, `kept/<m>` `[k]` (token indices, -1 in 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import numpy as np
 
 from sft_jax.files.npz import read_npz, write_npz
 from sft_jax.runs.array_checks import checked_entry, misfit
-from sft_jax.types import DataError
 
 _REMEDY = "write it again with `python -m sft_jax.evaluate`"
 
@@ -25,7 +25,7 @@ class Example:
     Attributes:
         signals: Signal `[t, f]` of each modality.
         kept: Indices `[k]` of the kept tokens of each modality, -1 in empty slots.
-        saliency: Saliency `[k]` of the kept tokens, by modality; None if no pool computes one.
+        saliency: Saliency `[k]` of the kept tokens, by modality, of pools that compute one.
         spans: Time steps `[tokens, 2]` `(start, stop)` of every token, by modality.
         sampling_rate: Time steps a second.
         title: Heading of the figure.
@@ -33,7 +33,7 @@ class Example:
 
     signals: Mapping[str, np.ndarray]
     kept: Mapping[str, np.ndarray]
-    saliency: Mapping[str, np.ndarray] | None
+    saliency: Mapping[str, np.ndarray]
     spans: Mapping[str, np.ndarray]
     sampling_rate: float
     title: str
@@ -48,7 +48,7 @@ def save_example(path: Path, example: Example) -> Path:
     for prefix, arrays in (
         ("signal", example.signals),
         ("kept", example.kept),
-        ("saliency", example.saliency or {}),
+        ("saliency", example.saliency),
         ("span", example.spans),
     ):
         entries |= {f"{prefix}/{name}": array for name, array in arrays.items()}
@@ -60,13 +60,8 @@ def load_example(path: Path) -> Example:
     """Reads an example; raises `DataError` if an entry is missing or cannot be drawn."""
     entries = read_npz(path, _REMEDY)
     names = [key.removeprefix("signal/") for key in entries if key.startswith("signal/")]
-    required = [f"{prefix}/{name}" for prefix in ("kept", "span") for name in names]
-    missing = [key for key in (*required, "sampling_rate", "title") if key not in entries]
-    if missing or not names:
-        raise DataError(
-            f"{path}: found {sorted(entries)}, expected also {missing or 'signal/<modality>'}; "
-            f"{_REMEDY}"
-        )
+    if not names:
+        raise misfit(path, "signal/<modality>", sorted(entries), "at least one signal", _REMEDY)
     _check(path, names, entries)
 
     def part(prefix: str) -> dict[str, np.ndarray]:
@@ -75,7 +70,7 @@ def load_example(path: Path) -> Example:
     return Example(
         signals=part("signal"),
         kept=part("kept"),
-        saliency=part("saliency") or None,
+        saliency=part("saliency"),
         spans=part("span"),
         sampling_rate=float(entries["sampling_rate"]),
         title=str(entries["title"]),
@@ -83,9 +78,7 @@ def load_example(path: Path) -> Example:
 
 
 def _check(path: Path, names: list[str], entries: Mapping[str, np.ndarray]):
-    def entry(name: str, num_axes: int, kinds: str) -> np.ndarray:
-        return checked_entry(path, entries, name, num_axes, kinds, _REMEDY)
-
+    entry = functools.partial(checked_entry, path, entries, remedy=_REMEDY)
     for name in names:
         entry(f"kept/{name}", 1, "iu")
         spans = entry(f"span/{name}", 2, "iu")

@@ -60,7 +60,7 @@ def read_config(workdir: Path) -> Config:
         CheckpointError: The folder holds no run, or one of a newer version.
         ConfigError: The configuration has settings that this version does not know.
     """
-    return from_dict(_read(Path(workdir) / "config.json", map_of(anything)))
+    return from_dict(read_stored(run_file(workdir, "config.json"), map_of(anything), _RESTORE))
 
 
 def read_data(workdir: Path, *required: str) -> dict[str, Any]:
@@ -73,17 +73,19 @@ def read_data(workdir: Path, *required: str) -> dict[str, Any]:
     Raises:
         CheckpointError: The folder holds no run, or one that is damaged or of a newer version.
     """
-    return _read(Path(workdir) / "data.json", data_shape(*required))
+    return read_stored(run_file(workdir, "data.json"), data_shape(*required), _RESTORE)
 
 
-def _read(path: Path, shape: Shape) -> Any:
+def run_file(workdir: Path, name: str) -> Path:
+    """Path of a file that training writes; raises `CheckpointError` if there is none."""
+    path = Path(workdir) / name
     if not path.is_file():
         raise CheckpointError(
-            f"{path.parent}: found no {path.name}, expected a run folder; give --workdir of a run "
+            f"{path.parent}: found no {name}, expected a run folder; give --workdir of a run "
             f"that was started with `python -m sft_jax.train --config=configs/<run>.py "
             f"--workdir={path.parent}`"
         )
-    return read_stored(path, shape, _RESTORE)
+    return path
 
 
 def open_run(workdir: Path, config: Config, data: dict[str, Any]):

@@ -13,10 +13,8 @@ from sft_jax.runs.evaluation_files import read_ablation, read_evaluations, read_
 from sft_jax.runs.example_file import Example, load_example
 from sft_jax.runs.metric_log import NAME as LOG_NAME
 from sft_jax.runs.metric_log import read_metrics
-from sft_jax.runs.run_files import read_config, read_data
-from sft_jax.types import CheckpointError, DataError
-
-_REQUIRED = ("config.json", "data.json", LOG_NAME)
+from sft_jax.runs.run_files import read_config, read_data, run_file
+from sft_jax.types import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """Whether training has started a run in `folder`."""
-    return any((folder / name).is_file() for name in _REQUIRED)
+    return any((folder / name).is_file() for name in ("config.json", "data.json", LOG_NAME))
 
 
 def read_run(workdir: Path) -> Run:
@@ -89,17 +87,11 @@ def read_run(workdir: Path) -> Run:
         ConfigError: The configuration has settings that this version does not know.
         DataError: The files contradict each other.
     """
-    for name in _REQUIRED:
-        if not (workdir / name).is_file():
-            raise CheckpointError(
-                f"{workdir}: found no {name}, expected a run folder; make one with "
-                f"`python -m sft_jax.train --config=configs/<run>.py --workdir={workdir}`"
-            )
     run = Run(
         workdir=workdir,
         config=read_config(workdir),
         data=read_data(workdir, "modalities"),
-        records=read_metrics(workdir / LOG_NAME),
+        records=read_metrics(run_file(workdir, LOG_NAME)),
         evaluations=read_evaluations(workdir),
     )
     _check_class_counts(run)

@@ -32,9 +32,9 @@ from sft_jax.files.json_files import (
     record,
     text,
 )
-from sft_jax.files.npz import read_npz, write_npz
+from sft_jax.files.npz import read_npz
 from sft_jax.runs.array_checks import check_distributions
-from sft_jax.runs.schema import read_stored, write_stored
+from sft_jax.runs.schema import read_stored
 from sft_jax.types import CheckpointError, DataError
 
 SCORES, CURVES = "results.csv", "curves.csv"
@@ -42,14 +42,16 @@ SCORE_COLUMNS = ("setting", "fold", "seed", "split", "condition", "level", "metr
 CURVE_COLUMNS = ("setting", "fold", "seed", "step", "metric", "value")
 REMEDY = "write it again with `python -m sft_jax.sweep`"
 _OVERRIDES = {"overrides": map_of(anything)}
+_ORIGIN = {"base": map_of(anything), "conditions": list_of(record({"name": text()}))}
 _SETTING = {
+    **_OVERRIDES,
     "model": text(),
     "num_parameters": integer(),
     "forward_gflop": nullable(number(least=0)),
     "tokens_in": nullable(integer()),
     "tokens_kept": nullable(integer()),
 }
-_FOLD = {"test": list_of(anything), "source_sha256": nullable(text())}
+_FOLD = {**_OVERRIDES, "test": list_of(anything), "source_sha256": nullable(text())}
 
 
 def study_shape(resumable: bool = False) -> Shape:
@@ -58,29 +60,18 @@ def study_shape(resumable: bool = False) -> Shape:
     Args:
         resumable: Whether to require everything that decides whether a sweep may add to it.
     """
-
-    def entry(optional: Mapping[str, Shape]) -> Shape:
-        if resumable:
-            return record({"name": file_name, **_OVERRIDES}, optional)
-        return record({"name": file_name}, {**_OVERRIDES, **optional})
-
+    named = {"name": file_name, **(_OVERRIDES if resumable else {})}
     required = {
         "name": file_name,
         "title": text(10_000),
         "protocol": text(100_000),
         "metric": text(),
         "class_names": list_of(text()),
-        "settings": list_of(entry(_SETTING), least=1),
-        "folds": list_of(entry(_FOLD), least=1),
+        "settings": list_of(record(named, _SETTING), least=1),
+        "folds": list_of(record(named, _FOLD), least=1),
         "seeds": list_of(integer(), least=1),
     }
-    origin = {"base": map_of(anything), "conditions": list_of(record({"name": text()}))}
-    return record({**required, **origin}) if resumable else record(required, origin)
-
-
-def write_study(workdir: Path, content: dict[str, Any]):
-    """Writes `study.json`."""
-    write_stored(workdir / "study.json", content)
+    return record({**required, **(_ORIGIN if resumable else {})}, _ORIGIN)
 
 
 def read_study(workdir: Path, resumable: bool = False) -> dict[str, Any]:
@@ -151,12 +142,6 @@ def curve_axis(path: Path) -> str:
 def predictions_path(workdir: Path, setting: str, fold: str) -> Path:
     """File with the predictions of a setting on a fold."""
     return workdir / "predictions" / f"{setting}-{fold}.npz"
-
-
-def write_fold_predictions(path: Path, arrays: Mapping[str, np.ndarray]):
-    """Writes the predictions of a setting on a fold."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_npz(path, arrays)
 
 
 def read_fold_predictions(path: Path, num_classes: int) -> dict[str, np.ndarray]:

@@ -53,16 +53,12 @@ class Fold:
                 f"{LARGEST_BYTES >> 20} MiB, since a sweep holds its data in memory; run "
                 "`python -m sft_jax.train` for each setting instead"
             )
-        splits = {}
-        for split, count in info.num_records.items():
-            if count:
-                splits[split] = collate(
-                    session.source.split(split),
-                    range(count),
-                    session.config.modalities,
-                    session.normalizer,
-                    count,
-                )
+        specs, normalizer = session.config.modalities, session.normalizer
+        splits = {
+            split: collate(session.source.split(split), range(count), specs, normalizer, count)
+            for split, count in info.num_records.items()
+            if count
+        }
         return cls(
             name=name,
             splits=splits,

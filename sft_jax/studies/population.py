@@ -76,15 +76,15 @@ class Population:
     Attributes:
         mesh: Mesh with one axis, `runs`.
         create: `(members) -> states [r, ...]`.
-        step: `(states, members, data, rows [r, b]) -> (states, metrics [r])`; states are donated.
-        outputs: `(params, members, data, rows [r, s, b]) -> [r, s, b, o]`, batch by batch.
+        step: `(states, members, rows [r, b], data) -> (states, metrics [r])`; states are donated.
+        outputs: `(params, members, rows [r, s, b], data) -> [r, s, b, o]`, batch by batch.
         keep: `(best, params, better [r]) -> best`, updated for the runs that are better.
     """
 
     mesh: Mesh
     create: Callable[[Members], TrainState]
-    step: Callable[[TrainState, Members, Batch, Array], tuple[TrainState, Metrics]]
-    outputs: Callable[[Any, Members, Batch, Array], Array]
+    step: Callable[[TrainState, Members, Array, Batch], tuple[TrainState, Metrics]]
+    outputs: Callable[[Any, Members, Array, Batch], Array]
     keep: Callable[[Any, Any, Array], Any]
 
     @classmethod
@@ -129,17 +129,11 @@ class Population:
         if vectorized is None:
             vectorized = devices[0].platform != "cpu"
         each = functools.partial(_over_runs, mesh, vectorized)
-        steps, all_outputs = each(step, 3), each(outputs, 3)
         return cls(
             mesh=mesh,
             create=jax.jit(each(create, 1)),
-            step=jax.jit(
-                lambda states, members, data, rows: steps(states, members, rows, data),
-                donate_argnums=0,
-            ),
-            outputs=jax.jit(
-                lambda params, members, data, rows: all_outputs(params, members, rows, data)
-            ),
+            step=jax.jit(each(step, 3), donate_argnums=0),
+            outputs=jax.jit(each(outputs, 3)),
             keep=jax.jit(each(keep, 3), donate_argnums=0),
         )
 

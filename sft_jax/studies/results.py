@@ -13,7 +13,9 @@ from sft_jax.config.run import Config
 from sft_jax.config.study import COMPLETE, Setting, Study
 from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.locks import locked
+from sft_jax.files.npz import write_npz
 from sft_jax.runs.run_files import differing_settings
+from sft_jax.runs.schema import write_stored
 from sft_jax.runs.study_files import (
     CURVE_COLUMNS,
     CURVES,
@@ -23,8 +25,6 @@ from sft_jax.runs.study_files import (
     read_fold_predictions,
     read_study,
     read_table,
-    write_fold_predictions,
-    write_study,
     write_table,
 )
 from sft_jax.studies.folds import Fold
@@ -108,7 +108,7 @@ class Results:
             ]
             return others + [{"setting": setting.name, **row} for row in new]
 
-        write_study(self.workdir, self._record)
+        write_stored(self.workdir / "study.json", self._record)
         curves = replace(self._curves, _curve_rows(trained))
         write_table(self.workdir / CURVES, CURVE_COLUMNS, curves)
         # The scores come last, since they say which runs are done.
@@ -143,7 +143,8 @@ class Results:
             "id": fold.ids,
             **{name: np.stack([by_seed[seed][name] for seed in seeds]) for name in names},
         }
-        write_fold_predictions(path, arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_npz(path, arrays)
 
     def _stored_predictions(
         self, path: Path, fold: Fold, task: Task

@@ -179,11 +179,13 @@ class _SettingTrainer:
         self.plateaus = [Plateau()] * len(padded)
 
     def train(self, progress: Callable[[int], Any]) -> list[Curve]:
+        size = self.config.train.batch_size
         curves, pending = [], []
         for step in range(1, self.schedule.total + 1):
-            rows = self._rows([order[step - 1] for order in self.orders])
+            rows = rows_of([order[step - 1] for order in self.orders], size)
+            rows = self.population.put(rows, runs=True)
             self.states, metrics = self.population.step(
-                self.states, self.members, self.train_split, rows
+                self.states, self.members, rows, self.train_split
             )
             pending.append(metrics)
             if step % self.schedule.eval_every == 0 or step == self.schedule.total:
@@ -207,14 +209,10 @@ class _SettingTrainer:
         size = self.config.train.batch_size
         counts = [len(batch["weight"]) for batch in batches]
         num_steps = -(-max(counts) // size)
-        rows = np.full((len(batches), num_steps * size), -1, np.int32)
-        for row, count in zip(rows, counts, strict=True):
-            row[:count] = np.arange(count)
+        rows = rows_of([np.arange(count) for count in counts], num_steps * size)
         rows = rows.reshape(len(batches), num_steps, size)[self.fold]
-        split = self._put_split(batches)
-        outputs = self.population.outputs(
-            params, self.members, split, self.population.put(rows, runs=True)
-        )
+        rows = self.population.put(rows, runs=True)
+        outputs = self.population.outputs(params, self.members, rows, self._put_split(batches))
         by_run = np.asarray(outputs).reshape(len(rows), num_steps * size, -1)
         return [x[: counts[fold]] for x, fold in zip(by_run, self.fold, strict=True)]
 
@@ -251,10 +249,6 @@ class _SettingTrainer:
         _check_finite(step, values, self.names)
         return values
 
-    def _rows(self, batches: Sequence[Any]) -> jax.Array:
-        rows = rows_of(batches, self.config.train.batch_size)
-        return self.population.put(rows, runs=True)
-
     def _put_split(self, batches: Sequence[Batch]) -> Batch:
         return self.population.put(stack_folds(batches), runs=False)
 
@@ -267,8 +261,3 @@ def _check_finite(step: int, values: dict[str, np.ndarray], names: Sequence[str]
                 f"step {step}: {name} of {run} is not finite; lower optimizer.learning_rate, or "
                 "look at the data"
             )
-
-
-def progress_bar(total: int, description: str) -> tqdm:
-    """Progress bar over optimizer steps, for `train_setting`."""
-    return tqdm(total=total, desc=description, unit="step", dynamic_ncols=True)

@@ -74,13 +74,10 @@ def test_a_pool_that_draws_has_tokens_to_show_and_no_saliency(tmp_path):
         records, predictions, (STEPS,), rows=[0], sampling_rate=1.0, title="x"
     )
     assert shown.kept["s"].tolist() == [2, 0]
-    assert shown.saliency is None
+    assert shown.saliency == {}
     loaded = example_file.load_example(example_file.save_example(tmp_path / "example.npz", shown))
-    assert loaded.saliency is None
-    figure = run_figures.kept_tokens(
-        loaded.signals, loaded.kept, {"s": loaded.spans["s"].tolist()}, 1.0, "x", loaded.saliency
-    )
-    assert len(figure.axes) == 1
+    assert loaded.saliency == {}
+    assert len(run_figures.kept_tokens(loaded).axes) == 1
 
 
 def test_recording_is_none_without_a_pool_that_selects():
@@ -115,5 +112,5 @@ def test_a_recording_of_a_split_is_its_windows_and_what_was_kept_of_them():
     assert (
         example_recording.of_split(source, "test", predictions, (STEPS,)).title == "a (test split)"
     )
-    drawn = example_recording.draw_example(shown)
+    drawn = run_figures.kept_tokens(shown)
     assert drawn.axes[0].get_title(loc="left") == "s: 4 of 8 tokens kept"

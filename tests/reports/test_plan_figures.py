@@ -18,7 +18,7 @@ def test_bars_of_memory_are_parts_on_top_of_each_other():
     bars = {bars.get_label(): bars for bars in axes.containers}
     assert [bar.get_width() for bar in bars["temporary"]] == [5, 60]
     assert [bar.get_x() for bar in bars["temporary"]] == [1, 0]
-    assert [text.get_text() for text in axes.texts] == ["6 MB", "60 MB"]
+    assert [text.get_text().strip() for text in axes.texts] == ["6 MB", "60 MB"]
     (limit,) = axes.lines
     assert set(limit.get_xdata()) == {100}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["sft", "mbt"]

@@ -11,7 +11,7 @@ def recording(kept, saliency=None):
     return Example(
         signals={"m": np.arange(8.0)[:, None]},
         kept={"m": np.asarray(kept)},
-        saliency=None if saliency is None else {"m": np.asarray(saliency)},
+        saliency={} if saliency is None else {"m": np.asarray(saliency)},
         spans={"m": np.array([[0, 2], [2, 4], [4, 6], [6, 8]])},
         sampling_rate=2.0,
         title="one",

@@ -20,7 +20,7 @@ def text_of(*workdirs):
 
 
 def test_report_contains_the_numbers_of_the_run(workdir, evaluation):
-    path = report_writer.write_report(workdir)
+    path = report_writer.write_report(report_writer.read_document([workdir]), workdir)
     assert path == workdir / "report.html"
     text = re.sub(r" +", " ", (workdir / "report.md").read_text())
     result = evaluation()
@@ -251,9 +251,7 @@ def test_cost_stands_beside_the_dense_model(workdir):
         {"model": "sft", "parameters": 10, "forward GFLOP": 0.5},
         {"model": "dense", "parameters": 10, "forward GFLOP": 1.75},
     ]
-    document = report_writer.read_document(
-        [workdir], report_writer.CostModel(lambda config: rows, "A note.")
-    )
+    document = report_writer.read_document([workdir], lambda config: rows, "A note.")
     text = re.sub(r" +", " ", markdown.render(document))
     assert "| GFLOP a sample | 0.5 | dense: 3.5 times |" in text
     assert "| dense | 10 | 1.75 |" in text

@@ -47,8 +47,8 @@ def write_predictions(folder, correct, ids=range(4), groups="aabb", labels=(0, 1
     )
 
 
-def text_of(folders, cost=report_writer.NO_COST):
-    return re.sub(r" +", " ", markdown.render(report_writer.read_document(folders, cost)))
+def text_of(folders, *cost):
+    return re.sub(r" +", " ", markdown.render(report_writer.read_document(folders, *cost)))
 
 
 def test_runs_stand_side_by_side(runs, evaluation):
@@ -119,7 +119,7 @@ def test_runs_without_predictions_still_have_their_scores(runs):
 
 def test_cost_of_each_run(runs):
     rows = iter([{"model": "sft", "forward GFLOP": 0.5}, {"model": "mbt", "forward GFLOP": 2.0}])
-    text = text_of(runs, report_writer.CostModel(lambda config: [next(rows)], "A note."))
+    text = text_of(runs, lambda config: [next(rows)], "A note.")
     assert "| a-0 | sft | 0.5 |\n| a-1 | mbt | 2 |" in text
     assert "(pareto.png)" in text
 

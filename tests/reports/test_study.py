@@ -145,7 +145,10 @@ def test_what_was_not_recorded_is_left_out(study):
 
 def test_a_study_writes_its_report_into_its_folder(study):
     folder = study(top1, levels=("sample",), conditions=("complete",), curves=False)
-    assert report_writer.write_report(folder) == folder / "report.html"
+    assert (
+        report_writer.write_report(report_writer.read_document([folder]), folder)
+        == folder / "report.html"
+    )
     images = re.findall(r"\]\((\w+\.png)\)", (folder / "report.md").read_text())
     assert all((folder / name).stat().st_size > 3000 for name in images)
 

@@ -45,7 +45,7 @@ def test_a_step_of_every_run_is_its_step_alone(tiny, folds, vectorized):
     states = population.create(members)
     rows = population.put(ROWS, runs=True)
     for _ in range(2):
-        states, metrics = population.step(states, members, data, rows)
+        states, metrics = population.step(states, members, rows, data)
     for i, seed in enumerate(seeds):
         state = init(int(seed))
         own = dataclasses.replace(config, seed=int(seed))
@@ -96,7 +96,7 @@ def test_logits_come_batch_after_batch(tiny, folds):
     data = population.put(stack_folds(folds), runs=False)
     params = population.create(members).params
     rows = np.array([[[0, 1], [2, -1]], [[11, 0], [1, 2]]], np.int32)
-    got = np.asarray(population.outputs(params, members, data, population.put(rows, runs=True)))
+    got = np.asarray(population.outputs(params, members, population.put(rows, runs=True), data))
     for run in range(2):
         own = jax.tree.map(lambda x, run=run: x[run], params)
         batch = folds[run]

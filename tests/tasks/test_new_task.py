@@ -14,7 +14,7 @@ from sft_jax.config.data import DataConfig, SyntheticOptions
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.run import Config, Duration, ModelConfig, TaskConfig, TrainConfig
 from sft_jax.config.study import Setting, Study
-from sft_jax.reports.report_writer import write_report
+from sft_jax.reports.report_writer import read_document, write_report
 from sft_jax.runs.metric_log import MetricLog
 from sft_jax.runs.study_folder import read_study_folder
 from sft_jax.studies.results import Results
@@ -209,4 +209,4 @@ def test_it_goes_through_all_commands(monkeypatch, tmp_path, one_device):
     (stored,) = folder.predictions("a").values()
     assert stored["value"].shape == (2, 8, 1)
     np.testing.assert_array_equal(stored["true_value"], evaluation.predictions["true_value"])
-    assert write_report([workdir]).is_file()
+    assert write_report(read_document([workdir]), workdir).is_file()

@@ -88,7 +88,7 @@ def _titles(axes: Axes, y: float, num_pre_layers: int):
     stages = ((_TOKENS, "tokens"), (_ENCODER, "own blocks"), (_POOL, "sparse-pooling block"))
     for (left, right), title in (*stages, (_KEPT, "kept"), ((_FUSED[0], _HEAD[1]), "fusion")):
         if title != "own blocks" or num_pre_layers:
-            axes.text((left + right) / 2, y, title, ha="center", va="center", color=_GREY, size=10)
+            _write(axes, (left, right), y, title, color=_GREY, size=10)
 
 
 def _modality(axes: Axes, spec: ModalitySpec, color: str, y: float, num_pre_layers: int):
@@ -98,7 +98,7 @@ def _modality(axes: Axes, spec: ModalitySpec, color: str, y: float, num_pre_laye
     _box(axes, _INPUT, y, 0.62, f"{spec.name}\n{shape}", "white", color)
     _arrow(axes, (_INPUT[1], y), (_TOKENS[0], y))
     _tokens(axes, _TOKENS, y, spec.num_tokens, _MOST_TOKENS, color)
-    _label(axes, _TOKENS, y, f"CLS + {spec.num_tokens}")
+    _write(axes, _TOKENS, y - 0.3, f"CLS + {spec.num_tokens}", size=9, color=_GREY)
     reached = _TOKENS[1]
     if num_pre_layers:
         _arrow(axes, (reached, y), (_ENCODER[0], y))
@@ -108,7 +108,7 @@ def _modality(axes: Axes, spec: ModalitySpec, color: str, y: float, num_pre_laye
     _box(axes, _POOL, y, 0.86, f"attention,\nthen\n{pool_words(spec)}", "#FBF3DC", color)
     _arrow(axes, (_POOL[1], y), (_KEPT[0], y))
     _tokens(axes, _KEPT, y, spec.num_pooled, _MOST_KEPT, color)
-    _label(axes, _KEPT, y, f"CLS + {spec.num_pooled}")
+    _write(axes, _KEPT, y - 0.3, f"CLS + {spec.num_pooled}", size=9, color=_GREY)
 
 
 def _fused(axes: Axes, specs: tuple[ModalitySpec, ...], middle: float) -> list[float]:
@@ -154,8 +154,8 @@ def _square(axes: Axes, x: float, y: float, color: str):
     axes.add_patch(Rectangle((x, y), _SQUARE, _SQUARE, color=color, linewidth=0))
 
 
-def _label(axes: Axes, edges: Edges, y: float, text: str):
-    axes.text(sum(edges) / 2, y - 0.3, text, ha="center", va="center", size=9, color=_GREY)
+def _write(axes: Axes, edges: Edges, y: float, text: str, **look: Any):
+    axes.text(sum(edges) / 2, y, text, ha="center", va="center", **look)
 
 
 def _stack(axes: Axes, edges: Edges, y: float, text: str, face: str, edge: str, height: float):
@@ -168,21 +168,12 @@ def _stack(axes: Axes, edges: Edges, y: float, text: str, face: str, edge: str, 
 
 def _box(axes: Axes, edges: Edges, y: float, height: float, text: str, face: str, edge: str):
     left, right = edges
+    corner = (left, y - height / 2)
+    look: dict[str, Any] = {"facecolor": face, "edgecolor": edge, "linewidth": 1.4}
     style = "round,pad=0,rounding_size=0.07"
-    axes.add_patch(
-        FancyBboxPatch(
-            (left, y - height / 2),
-            right - left,
-            height,
-            boxstyle=style,
-            facecolor=face,
-            edgecolor=edge,
-            linewidth=1.4,
-        )
-    )
+    axes.add_patch(FancyBboxPatch(corner, right - left, height, boxstyle=style, **look))
     size = 9 if max(map(len, text.split("\n"))) < 13 else 8
-    look: dict[str, Any] = {"ha": "center", "va": "center", "linespacing": 1.25}
-    axes.text((left + right) / 2, y, text, size=size, **look)
+    _write(axes, edges, y, text, size=size, linespacing=1.25)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]):

@@ -5,10 +5,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from sft_jax.files.json_files import check_value, integer, map_of, number, record
-from sft_jax.reports.figures.style import BLACK, BLUE, FRAME, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from sft_jax.reports.figures.style import (
+    BLUE,
+    FRAME,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    label_powers,
+    one_panel,
+    open_frame,
+    outside_legend,
+)
 from sft_jax.types import DataError
 
 _PARTS = {
@@ -40,21 +51,14 @@ def memory_bars(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     if not models:
         raise DataError("models: found none, expected at least one; plan one first")
     check_value(models, map_of(record({"memory": _MEMORY})), "models", _PLAN)
-    figure = Figure(figsize=(9.6, 1.5 + 0.42 * len(models)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(9.6, 1.5 + 0.42 * len(models))
     left = np.zeros(len(models))
     for part, color in _PARTS.items():
         sizes = np.array([model["memory"][part] for model in models.values()], float) / 1e6
         axes.barh(range(len(models)), sizes, left=left, color=color, height=0.7, label=part)
         left += sizes
     for row, total in enumerate(left):
-        axes.annotate(
-            f"{total:,.0f} MB",
-            (total, row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-        )
+        axes.text(total, row, f" {total:,.0f} MB", va="center")
     capacity = next(iter(models.values()))["memory"]["capacity"] / 1e6
     if capacity:
         axes.axvline(capacity, color=VERMILION, linewidth=1.8, label="memory of a chip")
@@ -62,8 +66,8 @@ def memory_bars(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("MB on one chip at the step's worst moment")
     axes.margins(x=0.14)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=7, frameon=False)
+    open_frame(axes, grid=None)
+    outside_legend(figure, axes, "upper left", columns=7)
     return figure
 
 
@@ -93,21 +97,16 @@ def time_points(topologies: Mapping[str, Mapping[str, Any]], model: str) -> Figu
     check_value(times, _TIMES, "seconds_at_best", _PLAN)
     sizes = {name: topologies[name]["models"][model].get("batch_size") for name in times}
     check_value(sizes, map_of(integer()), "batch_size", _PLAN)
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(9.6, 4.0)
     places = np.arange(len(times))
     for (what, color), marker in zip(_SPENT.items(), "osD", strict=True):
         heights = [1e3 * spent[what] or np.nan for spent in times.values()]
         axes.plot(places, heights, marker, color=color, markersize=10, label=what)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
+    label_powers(axes.yaxis)
     labels = [f"{name}\nbatch {size}" for name, size in sizes.items()]
     axes.set_xticks(places, labels)
     axes.set_ylabel("least time of a step (ms)")
-    axes.grid(axis="y", color=BLACK, alpha=0.12)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    open_frame(axes)
+    outside_legend(figure, axes, "upper right", columns=3)
     return figure

@@ -11,8 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 
-from sft_jax.reports.figures.run_figures import merged
-from sft_jax.reports.figures.style import BLACK, COLORS, FRAME
+from sft_jax.reports.figures.run_figures import merged, token_seconds
+from sft_jax.reports.figures.style import (
+    COLORS,
+    FRAME,
+    one_panel,
+    open_frame,
+    outside_legend,
+    stacked_panels,
+)
 from sft_jax.runs.example_file import Example
 from sft_jax.types import DataError
 
@@ -35,15 +42,14 @@ def saliency_shades(example: Example) -> Figure:
     shares = {name: _relative_saliency(example, name) for name in names}
     low, high = np.percentile(np.concatenate(list(shares.values())), (0.5, 99.5))
     shade = ScalarMappable(Normalize(low, high), _HEAT)
-    figure = Figure(figsize=(9.6, 2.2 * len(names) + 0.7), layout="constrained")
-    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    figure, panels = stacked_panels(9.6, [2.2] * len(names), 0.7)
     for axes, name in zip(panels, names, strict=True):
-        for (start, stop), share in zip(_seconds(example, name), shares[name], strict=True):
+        for (start, stop), share in zip(token_seconds(example, name), shares[name], strict=True):
             axes.axvspan(start, stop, color=shade.to_rgba(share), alpha=0.85, linewidth=0)
         _draw_channels(axes, example, name)
         axes.set_title(name, loc="left")
     panels[-1].set_xlabel("time (s)")
-    bar = figure.colorbar(shade, ax=list(panels), aspect=30, extend="both")
+    bar = figure.colorbar(shade, ax=panels, aspect=30, extend="both")
     bar.set_label("saliency (1 = mean of the tokens)")
     bar.outline.set_visible(False)
     figure.suptitle(example.title, x=0.01, ha="left", weight="bold")
@@ -63,16 +69,13 @@ def kept_by_pool(examples: Mapping[str, Example]) -> Figure:
         raise DataError("examples: found none, expected at least one pool that selects tokens")
     first = next(iter(examples.values()))
     heights = [1.6, _ROW * len(examples)] * len(first.signals)
-    figure = Figure(figsize=(9.6, sum(heights) + 1.0), layout="constrained")
-    panels = figure.subplots(
-        len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}
-    ).reshape(-1, 2)
-    for (above, below), name in zip(panels, first.signals, strict=True):
+    figure, panels = stacked_panels(9.6, heights, 1.0)
+    for above, below, name in zip(panels[::2], panels[1::2], first.signals, strict=True):
         _draw_channels(above, first, name)
         above.set_title(name, loc="left")
         for row, example in enumerate(examples.values()):
             kept = example.kept[name]
-            spans = merged(_seconds(example, name)[kept[kept >= 0]].tolist())
+            spans = merged(token_seconds(example, name)[kept[kept >= 0]].tolist())
             below.broken_barh(
                 [(start, stop - start) for start, stop in spans],
                 (row - 0.35, 0.7),
@@ -83,7 +86,7 @@ def kept_by_pool(examples: Mapping[str, Example]) -> Figure:
         below.set_ylim(len(examples) - 0.4, -0.6)
         below.tick_params(axis="y", length=0)
         below.spines[["top", "right", "left"]].set_visible(False)
-    panels[-1, -1].set_xlabel("time (s)")
+    panels[-1].set_xlabel("time (s)")
     figure.suptitle(first.title, x=0.01, ha="left", weight="bold")
     return figure
 
@@ -100,8 +103,7 @@ def accuracy_lines(points: Sequence[Mapping[str, Any]]) -> Figure:
     """
     if not points:
         raise DataError("points: found none, expected at least one")
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(9.6, 4.2)
     pools = list(dict.fromkeys(point["pool"] for point in points))
     for pool, color in zip(pools, (COLORS * len(pools))[: len(pools)], strict=True):
         own = sorted((p["tokens"], p["accuracy"]) for p in points if p["pool"] == pool)
@@ -118,17 +120,15 @@ def accuracy_lines(points: Sequence[Mapping[str, Any]]) -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("tokens passed to fusion, all modalities together")
     axes.set_ylabel("accuracy")
-    axes.grid(True, color=BLACK, alpha=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    # Matplotlib's type stubs require the handles of a figure's legend, which are optional.
-    figure.legend(loc="outside center right", frameon=False)  # type: ignore[call-overload]
+    open_frame(axes, grid="both")
+    outside_legend(figure, axes, "center right", columns=1)
     return figure
 
 
 def _relative_saliency(example: Example, name: str) -> np.ndarray:
     """Saliency of each token divided by its mean, `[tokens]`."""
     share = np.full(len(example.spans[name]), np.nan)
-    if example.saliency is not None and name in example.saliency:
+    if name in example.saliency:
         kept = example.kept[name]
         share[kept[kept >= 0]] = example.saliency[name][kept >= 0]
     if np.isnan(share).any():
@@ -139,13 +139,8 @@ def _relative_saliency(example: Example, name: str) -> np.ndarray:
     return share / share.mean()
 
 
-def _seconds(example: Example, name: str) -> np.ndarray:
-    """Interval of every token in seconds, `[tokens, 2]`; time steps are at interval centers."""
-    return (np.asarray(example.spans[name]) - 0.5) / example.sampling_rate
-
-
 def _draw_channels(axes: Axes, example: Example, name: str):
-    signal = np.asarray(example.signals[name])
+    signal = example.signals[name]
     seconds = np.arange(len(signal)) / example.sampling_rate
     colors = (COLORS * signal.shape[1])[: signal.shape[1]]
     edge = [withStroke(linewidth=2.4, foreground="white", alpha=0.8)]  # visible on any shade
@@ -153,4 +148,4 @@ def _draw_channels(axes: Axes, example: Example, name: str):
         axes.plot(seconds, channel, color=color, linewidth=1.1, path_effects=edge)
     axes.set_xlim(-0.5 / example.sampling_rate, (len(signal) - 0.5) / example.sampling_rate)
     axes.set_ylabel("signal")
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes, grid=None)

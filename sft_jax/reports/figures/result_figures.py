@@ -7,9 +7,21 @@ import numpy as np
 from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
-from sft_jax.reports.figures.style import BLUE, COLORS, FRAME, NARROW, RUST, SKY, open_frame
+from sft_jax.reports.figures.style import (
+    BLUE,
+    COLORS,
+    FRAME,
+    NARROW,
+    RUST,
+    SKY,
+    label_powers,
+    one_panel,
+    open_frame,
+    outside_legend,
+    stacked_panels,
+)
 from sft_jax.tasks.base import Intervals, Lines
 from sft_jax.types import Array, DataError
 
@@ -46,10 +58,7 @@ def lines(plot: Lines) -> Figure:
     _check_some("curves", plot.curves)
     alone = len(plot.curves) == 1 and bool(plot.counts)
     heights = (3.6, 0.9) if alone else (4.2,)
-    figure = Figure(figsize=(NARROW, sum(heights) + 0.3), layout="constrained")
-    panels = figure.subplots(
-        len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
-    )[:, 0]
+    figure, panels = stacked_panels(NARROW, heights, 0.3)
     axes = panels[0]
     for i, (name, (x, y)) in enumerate(plot.curves.items()):
         look: dict[str, Any] = {**_look(i), "marker": ""}
@@ -70,7 +79,7 @@ def lines(plot: Lines) -> Figure:
     if alone:
         _draw_histogram(panels[1], next(iter(plot.counts.values())))
     elif len(plot.curves) > 1:
-        _legend_below(figure, axes)
+        outside_legend(figure, axes)
     panels[-1].set_xlabel(plot.x_label)
     return figure
 
@@ -83,7 +92,7 @@ def _draw_histogram(axes: Axes, counts: np.ndarray):
     axes.set_ylabel("samples")
     axes.yaxis.set_major_locator(MaxNLocator(2))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    open_frame(axes, grid=False)
+    open_frame(axes, grid=None)
 
 
 def token_frequency(share: Float[Array, " t"], expected: float, title: str) -> Figure:
@@ -94,8 +103,7 @@ def token_frequency(share: Float[Array, " t"], expected: float, title: str) -> F
         expected: Share if every token were equally likely.
         title: Title of the figure.
     """
-    figure = Figure(figsize=(NARROW, 2.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(NARROW, 2.5)
     axes.bar(np.arange(len(share)), share, 0.85, color=BLUE)
     axes.axhline(expected, color=RUST, linewidth=1.2, linestyle="--")
     key = f"- - all alike: {expected:.0%}"
@@ -128,8 +136,7 @@ def intervals(plot: Intervals) -> Figure:
     if plot.difference:
         axes.axvline(0, color=FRAME, linewidth=1)
         axes.set_xlabel("percentage points")
-    else:
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
     return figure
 
 
@@ -154,7 +161,6 @@ def setting_dots(
         if deviation is not None:
             axes.plot([mean - deviation, mean + deviation], [i, i], color=BLUE, linewidth=2.2)
         axes.plot(mean, i, "o", color=BLUE, markersize=6.5)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
 
@@ -173,27 +179,19 @@ def condition_dots(
         known = {j: value for j, value in enumerate(values) if value is not None}
         look: dict[str, Any] = {**_look(i), "linestyle": "none"}
         axes.plot(list(known.values()), list(known), label=condition, markersize=6, **look)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _legend_below(figure, axes)
+    outside_legend(figure, axes)
     return figure
 
 
 def bands(curves: Mapping[str, Band], title: str, x_label: str, as_share: bool) -> Figure:
-    """Mean over runs as a line, with a band of one deviation to both sides.
-
-    Args:
-        curves: Curves by setting.
-        title: Title of the figure.
-        x_label: Label of the horizontal axis.
-        as_share: Whether values are shares.
+    """Mean over the runs of each setting, with a band of one deviation to both sides.
 
     Raises:
         DataError: There is no curve.
     """
     _check_some("curves", curves)
     legend = 0.24 * -(-len(curves) // 2) if len(curves) > 1 else 0
-    figure = Figure(figsize=(NARROW, 3.0 + legend), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(NARROW, 3.0 + legend)
     for i, (name, band) in enumerate(curves.items()):
         look: dict[str, Any] = {**_look(i), "marker": ""}
         axes.plot(band.steps, band.mean, label=name, linewidth=1.6, **look)
@@ -208,7 +206,7 @@ def bands(curves: Mapping[str, Band], title: str, x_label: str, as_share: bool) 
         axes.set_ylim(bottom=0)
     open_frame(axes)
     if len(curves) > 1:
-        _legend_below(figure, axes)
+        outside_legend(figure, axes)
     return figure
 
 
@@ -228,38 +226,24 @@ def frontier(points: Sequence[Point]) -> list[int]:
 def pareto(points: Sequence[Point], title: str, cost_label: str) -> Figure:
     """Score against cost on a logarithmic scale; a line joins the points on the frontier.
 
-    Args:
-        points: Points to draw.
-        title: Title of the figure.
-        cost_label: Label of the cost axis.
-
     Raises:
         DataError: There is no point.
     """
     _check_some("points", points)
-    figure = Figure(figsize=(NARROW, 4.0), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(NARROW, 4.0)
     best = frontier(points)
     edge = np.array([[points[i].cost, points[i].score] for i in best])
     axes.step(edge[:, 0], edge[:, 1], where="post", color=BLUE, linewidth=1.2, alpha=0.6)
     for i, point in enumerate(points):
         color = BLUE if i in best else FRAME
-        axes.errorbar(
-            point.cost,
-            point.score,
-            point.deviation,
-            fmt="o",
-            color=color,
-            markersize=6,
-            elinewidth=1,
-        )
+        look: dict[str, Any] = {"fmt": "o", "color": color, "markersize": 6, "elinewidth": 1}
+        axes.errorbar(point.cost, point.score, point.deviation, **look)
     axes.set_xscale("log")
     axes.margins(x=0.16, y=0.1)
     low, high = axes.get_xlim()
-    wide = LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
-    axes.xaxis.set_major_locator(wide if high > 8 * low else MaxNLocator(4))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    label_powers(axes.xaxis, (1, 2, 5) if high < 100 * low else (1,))
+    if high <= 8 * low:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axes.set_title(title, loc="left")
     axes.set_xlabel(cost_label)
@@ -297,20 +281,17 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _rows(labels: Sequence[str], title: str, below: float = 0) -> tuple[Figure, Axes]:
-    """A panel with a row for each label, from top to bottom."""
-    height = 0.95 + 0.3 * len(labels) + below
-    figure = Figure(figsize=(NARROW, height), layout="constrained")
-    axes = figure.subplots()
+    """A panel of shares with a row for each label, from top to bottom."""
+    figure, axes = one_panel(NARROW, 0.95 + 0.3 * len(labels) + below)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.set_title(title, loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.margins(x=0.06)
-    open_frame(axes, grid=False)
+    open_frame(axes, grid="both")
     axes.spines["left"].set_visible(False)
-    axes.grid(axis="both", color="#E5E5E5", linewidth=0.8)
-    axes.set_axisbelow(True)
     return figure, axes
 
 
@@ -322,12 +303,6 @@ def _look(i: int) -> dict[str, str]:
         "linestyle": _DASHES[turn % len(_DASHES)],
         "marker": _MARKERS[turn % len(_MARKERS)],
     }
-
-
-def _legend_below(figure: Figure, axes: Axes):
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False
-    )
 
 
 def _check_some(what: str, given: Sequence | Mapping):

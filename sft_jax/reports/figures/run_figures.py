@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Int
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
@@ -23,8 +23,12 @@ from sft_jax.reports.figures.style import (
     RUST,
     SKY,
     VERMILION,
+    one_panel,
     open_frame,
+    outside_legend,
+    stacked_panels,
 )
+from sft_jax.runs.example_file import Example
 from sft_jax.tasks.base import Metric
 from sft_jax.types import Array, DataError
 
@@ -44,21 +48,11 @@ def learning_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[Metr
     """
     if not records:
         raise DataError("records: found none, expected at least one train or valid record")
-    figure = Figure(figsize=(4.8 * len(metrics), 3.8), layout="constrained")
+    figure = Figure(figsize=(NARROW * len(metrics), 3.8), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharex=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         _draw_curve(axes, records, metric)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
-    return figure
-
-
-def learning_curve(records: Sequence[Mapping[str, Any]], metric: Metric) -> Figure:
-    """One panel of `learning_curves`, as wide as a phone."""
-    figure = Figure(figsize=(NARROW, 3.4), layout="constrained")
-    axes = figure.subplots()
-    _draw_curve(axes, records, metric)
-    axes.legend(loc="best", frameon=False)
+    outside_legend(figure, panels[0], "upper right")
     return figure
 
 
@@ -103,8 +97,7 @@ def confusion_matrix(
     # A color bar is only needed if the cells have no text.
     with_share = num_classes <= CELLS_WITH_SHARES
     beside = 0.085 * longest_row + (0.5 if with_share else 2.0)
-    figure = Figure(figsize=(side + beside, side + below), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(side + beside, side + below)
     # From transparent to blue, so that an empty cell has the color of the page.
     shades = LinearSegmentedColormap.from_list("share", [to_rgba(BLUE, 0), to_rgba(BLUE, 1)])
     cmap = shades.with_extremes(bad=ABSENT)
@@ -127,60 +120,47 @@ def confusion_matrix(
     return figure
 
 
-def kept_tokens(
-    signals: Mapping[str, Float[Array, "_ _"]],
-    kept: Mapping[str, Int[Array, " _"]],
-    spans: Mapping[str, Sequence[Sequence[int]]],
-    sampling_rate: float,
-    title: str,
-    saliency: Mapping[str, Real[Array, " _"]] | None = None,
-) -> Figure:
+def kept_tokens(example: Example) -> Figure:
     """Channels of each modality over time, shaded where a token was kept.
 
-    Args:
-        signals: Time steps and channels of each modality, `{m: [t, f]}`.
-        kept: Indices of the kept tokens, `{m: [k]}`, -1 in empty slots.
-        spans: Time steps that each token covers, `{m: [(start, stop), ...]}`.
-        sampling_rate: Time steps a second.
-        title: Title of the figure.
-        saliency: Saliency of the kept tokens, `{m: [k]}`, drawn as bars below the panel; may lack
-            modalities.
+    Saliency, where known, is drawn as bars below the panel of its modality.
 
     Raises:
         DataError: The modalities disagree, or a kept token has no span.
     """
-    _check_tokens(signals, kept, spans, saliency)
-    saliency = saliency or {}
+    _check_tokens(example)
+    signals, saliency, rate = example.signals, example.saliency, example.sampling_rate
     rows = [(m, what) for m in signals for what in ("signal", "saliency")[: 1 + (m in saliency)]]
     heights = [2.1 if what == "signal" else 0.7 for _, what in rows]
-    figure = Figure(figsize=(9.6, sum(heights) + 1.0), layout="constrained")
-    panels = figure.subplots(
-        len(rows), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
-    )[:, 0]
+    figure, panels = stacked_panels(9.6, heights, 1.0)
     for axes, (name, what) in zip(panels, rows, strict=True):
-        slots = np.flatnonzero(np.asarray(kept[name]) >= 0)
-        # A time step is drawn at the center of its interval.
-        seconds = (np.reshape(spans[name], (-1, 2)) - 0.5) / sampling_rate
-        chosen = seconds[np.asarray(kept[name])[slots]]
+        seconds = token_seconds(example, name)
+        slots = np.flatnonzero(example.kept[name] >= 0)
+        chosen = seconds[example.kept[name][slots]]
         if what == "signal":
-            as_lines = _draw_signal(axes, np.asarray(signals[name]), sampling_rate)
+            as_lines = _draw_signal(axes, signals[name], rate)
             for start, stop in merged(chosen.tolist()):
                 # Under the lines, but over an image, which must show through.
                 look = {"alpha": 0.75, "zorder": 0} if as_lines else {"alpha": 0.45}
                 axes.axvspan(start, stop, color=KEPT, linewidth=0, **look)
-            axes.set_title(f"{name}: {len(slots)} of {len(spans[name])} tokens kept", loc="left")
+            axes.set_title(f"{name}: {len(slots)} of {len(seconds)} tokens kept", loc="left")
         else:
-            heights_of = np.asarray(saliency[name])[slots]
+            heights_of = saliency[name][slots]
             width = chosen[:, 1] - chosen[:, 0]
             axes.bar(chosen[:, 0], heights_of, width, align="edge", color=FRAME, linewidth=0)
             axes.set_ylabel("saliency", rotation=0, ha="right", va="center")
             axes.set_yticks([])
-        open_frame(axes, grid=False)
+        open_frame(axes, grid=None)
     longest = max(len(signal) for signal in signals.values())
-    panels[-1].set_xlim(-0.5 / sampling_rate, (longest - 0.5) / sampling_rate)
-    panels[-1].set_xlabel("time (s)" if sampling_rate != 1 else "time step")
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    panels[-1].set_xlim(-0.5 / rate, (longest - 0.5) / rate)
+    panels[-1].set_xlabel("time (s)" if rate != 1 else "time step")
+    figure.suptitle(example.title, x=0.01, ha="left", weight="bold")
     return figure
+
+
+def token_seconds(example: Example, name: str) -> Float[np.ndarray, "tokens 2"]:
+    """Interval of every token in seconds; a time step is drawn at the center of its interval."""
+    return (example.spans[name] - 0.5) / example.sampling_rate
 
 
 def merged(spans: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
@@ -276,28 +256,23 @@ def _mark_best(axes: Axes, steps: list[int], values: list[float], metric: Metric
     )
 
 
-def _check_tokens(
-    signals: Mapping[str, Array],
-    kept: Mapping[str, Array],
-    spans: Mapping[str, Sequence[Sequence[int]]],
-    saliency: Mapping[str, Array] | None,
-):
-    saliency = saliency or {}
-    for what, given in (("kept", kept), ("spans", spans), ("saliency", {**signals, **saliency})):
+def _check_tokens(example: Example):
+    signals, kept, spans = example.signals, example.kept, example.spans
+    salient = {**signals, **example.saliency}
+    for what, given in (("kept", kept), ("spans", spans), ("saliency", salient)):
         if set(given) != set(signals):
             raise DataError(
                 f"{what}: found modalities {sorted(given)}, expected those of the signals, "
                 f"{sorted(signals)}; give one entry a modality"
             )
-    for name in signals:
-        indices = np.asarray(kept[name])
+    for name, indices in kept.items():
         if indices.size and not -1 <= indices.min() <= indices.max() < len(spans[name]):
             raise DataError(
                 f"kept[{name!r}]: found tokens {indices.min()} to {indices.max()}, expected -1 to "
                 f"{len(spans[name]) - 1}; give the span of every token of the modality"
             )
-        if name in saliency and len(saliency[name]) != len(indices):
+        if len(example.saliency.get(name, indices)) != len(indices):
             raise DataError(
-                f"saliency[{name!r}]: found {len(saliency[name])} values, expected one for each of "
-                f"{len(indices)} kept tokens"
+                f"saliency[{name!r}]: found {len(example.saliency[name])} values, expected one for "
+                f"each of {len(indices)} kept tokens"
             )

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from sft_jax.files.json_files import (
     MisfitError,
@@ -19,7 +19,16 @@ from sft_jax.files.json_files import (
     record,
     text,
 )
-from sft_jax.reports.figures.style import BLACK, COLORS, FRAME, SKY
+from sft_jax.reports.figures.style import (
+    BLACK,
+    COLORS,
+    FRAME,
+    SKY,
+    label_powers,
+    one_panel,
+    open_frame,
+    outside_legend,
+)
 from sft_jax.types import DataError
 
 _PANELS = (("train", "Training"), ("infer", "Inference"))
@@ -88,30 +97,24 @@ def throughput_bars(measured: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.6, 1.4 + 0.38 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (kind, title) in zip(panels, _PANELS, strict=True):
-        rates = [measured[name][kind]["samples_per_second"] for name in names]
-        medians = [rate["median"] for rate in rates]
-        spread = [
-            [rate["median"] - rate["low"] for rate in rates],
-            [rate["high"] - rate["median"] for rate in rates],
-        ]
-        axes.barh(range(len(names)), medians, xerr=spread, color=SKY, ecolor=FRAME, height=0.7)
-        for i, rate in enumerate(rates):
-            axes.annotate(
-                f"{rate['median']:.3g}",
-                (rate["high"], i),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
+        low, median, high = _rates(list(measured.values()), kind)
+        spread = [median - low, high - median]
+        bars = axes.barh(range(len(names)), median, xerr=spread, color=SKY, ecolor=FRAME)
+        axes.bar_label(bars, fmt="{:.3g}", padding=4, fontsize=9)
         axes.set_title(title, loc="left")
         axes.set_xlabel("samples a second")
         axes.set_yticks(range(len(names)), names)
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        open_frame(axes, grid=None)
     panels[0].invert_yaxis()
     return figure
+
+
+def _rates(entries: Sequence[Mapping[str, Any]], kind: str) -> Float[np.ndarray, "3 n"]:
+    """Lowest, median and highest samples a second of each entry."""
+    rates = [entry[kind]["samples_per_second"] for entry in entries]
+    return np.array([[float(rate[key]) for rate in rates] for key in ("low", "median", "high")])
 
 
 def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes: float) -> Figure:
@@ -129,8 +132,7 @@ def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes:
     if not points:
         raise DataError("points: found none, expected at least one; time a model first")
     check_value(points, list_of(_INTENSITY), "points", _MEASURE)
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(9.6, 4.6)
     ridge = peak_flops / peak_bytes
     xs = [point["flops_per_byte"] for point in points]
     ends = np.array([min(*xs, ridge) / 3, max(*xs, ridge) * 3])
@@ -156,14 +158,10 @@ def roofline(points: Sequence[Mapping[str, Any]], peak_flops: float, peak_bytes:
     axes.set_ylim(top=peak_flops / 1e9 * 2.5)
     axes.set_xlabel("operations in products a byte read or written (FLOP/B)")
     axes.set_ylabel("GFLOP/s")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
-    axes.grid(True, which="major", color=BLACK, alpha=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    # Matplotlib's type stubs require the handles of a figure's legend, which are optional.
-    figure.legend(loc="outside center right", frameon=False)  # type: ignore[call-overload]
+    label_powers(axes.xaxis)
+    label_powers(axes.yaxis)
+    open_frame(axes, grid="both")
+    outside_legend(figure, axes, "center right", columns=1)
     return figure
 
 
@@ -222,15 +220,9 @@ def sweep_lines(points: Sequence[Mapping[str, Any]], axis: str) -> Figure:
             axes.minorticks_off()
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(True, which="major", color=BLACK, alpha=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper right", ncols=min(len(names), 5), frameon=False
-    )
+        label_powers(axes.yaxis, (1, 2, 5) if high < 300 * low else (1,))
+        open_frame(axes, grid="both")
+    outside_legend(figure, panels[0, 0], "upper right", columns=min(len(names), 5))
     return figure
 
 
@@ -249,13 +241,10 @@ def _draw_costs(
 ):
     """Draws time with its spread in the upper panel, temporary memory in the lower."""
     values = [_drawn(point[axis]) for point in points]
-    rates = [point[kind]["samples_per_second"] for point in points]
-    times = [1e3 / rate["median"] for rate in rates]
-    spread = [
-        [time - 1e3 / rate["high"] for time, rate in zip(times, rates, strict=True)],
-        [1e3 / rate["low"] - time for time, rate in zip(times, rates, strict=True)],
-    ]
-    panels[0].errorbar(values, times, spread, capsize=3, label=name, **look)
+    slow, typical, fast = 1e3 / _rates(points, kind)
+    panels[0].errorbar(
+        values, typical, [typical - fast, slow - typical], capsize=3, label=name, **look
+    )
     sizes = [point[kind]["temporary_bytes_per_sample"] for point in points]
     megabytes = [float("nan") if size is None else size / 1e6 for size in sizes]
     panels[1].plot(values, megabytes, label=name, **look)

@@ -9,17 +9,11 @@ from sft_jax.reports.sections.run_sections import (
     ablation_section,
     commands_section,
     curves_section,
+    draw_section,
     kept_tokens_section,
     scored_split,
-    task_sections,
 )
-from sft_jax.reports.seed_spread import (
-    difference_besides_seed,
-    has_seed,
-    runs_by_setting,
-    spread_rows,
-)
-from sft_jax.runs.evaluation_files import SPLIT_ORDER
+from sft_jax.reports.seed_spread import has_seed, runs_by_setting, spread_rows
 from sft_jax.runs.run_folder import Run
 from sft_jax.tasks.base import Code, Metric, TableBlock, Task, TextBlock
 from sft_jax.types import DataError
@@ -43,7 +37,7 @@ def run_document(
     scored = {split: scored_split(run, split, task) for split in run.splits}
     runs = {run.name: run}
     sections = [
-        *task_sections(task, scored),
+        *map(draw_section, task.report(scored)),
         ablation_section(runs, run.splits, task),
         kept_tokens_section(runs, next(iter(run.predictions), run.splits[0])),
         curves_section(runs, task),
@@ -85,7 +79,7 @@ def runs_document(
     scored = {name: scored_split(run, split, task) for name, run in named.items()}
     main = task.metrics[task.main_metric]
     sections = [
-        *task_sections(task, scored),
+        *map(draw_section, task.report(scored)),
         _spread_section(named, split, task),
         _cost_section(named, split, main, own_costs, cost_note),
         ablation_section(named, [split], task),
@@ -218,7 +212,7 @@ def _common_split(runs: Sequence[Run]) -> str:
             f"runs: found evaluations of different splits ({found}), expected one that all have; "
             "run `python -m sft_jax.evaluate` on the others"
         )
-    return min(common, key=lambda name: (*SPLIT_ORDER, name).index(name))
+    return common[0]
 
 
 def _check_comparable(runs: Sequence[Run], split: str):
@@ -258,12 +252,13 @@ def _spread_section(runs: Mapping[str, Run], split: str, task: Task) -> Section 
     folders = [run.workdir for run in runs.values()]
     if not all(map(has_seed, folders)) or len(runs_by_setting(folders)) == len(folders):
         return None
-    for setting, group in runs_by_setting(folders).items():
-        if difference := difference_besides_seed(setting, group):
-            return Section("Spread over seeds", [TextBlock.of(f"Not given: {difference}.")])
     note = "Runs whose folders differ only in the last number are seeds of one setting."
-    rows = spread_rows(folders, split, task.main_metric)
-    return Section("Spread over seeds", [TableBlock(rows), TextBlock.of(note)])
+    try:
+        table = TableBlock(spread_rows(folders, split, task.main_metric))
+        blocks: list[Block] = [table, TextBlock.of(note)]
+    except DataError as difference:
+        blocks = [TextBlock.of(f"Not given: {difference}.")]
+    return Section("Spread over seeds", blocks)
 
 
 def _cost_section(

@@ -1,4 +1,4 @@
-"""Sections of a report on one or several runs, `{name: run}`, that do not depend on the task."""
+"""Sections of a report on one or several runs, `{name: run}`, and those that a task describes."""
 
 import math
 import shlex
@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.reports.document import Block, Commands, Picture, Pictures, Section, slug
-from sft_jax.reports.example_recording import draw_example
 from sft_jax.reports.figures import result_figures, run_figures
-from sft_jax.reports.figures.task_figures import draw_section
 from sft_jax.runs.run_folder import Run
 from sft_jax.tasks.base import (
+    FigureBlock,
+    Heatmap,
     Intervals,
-    Metric,
+    Plot,
+    ReportSection,
     Scored,
     TableBlock,
     Task,
@@ -56,13 +58,8 @@ def ablation_section(runs: Mapping[str, Run], splits: Sequence[str], task: Task)
             where = {"run": name} if len(runs) > 1 else {"split": split} if len(splits) > 1 else {}
             own = _ablation_rows(run.evaluation(split), found, task)
             rows += [{**where, **row} for row in own]
-            if not pictures:
-                changes = {
-                    f"without {modality}": of["difference"].get(main.name, _NO_ESTIMATE)
-                    for modality, of in found["without"].items()
-                    if of["num_samples"]
-                }
-                pictures += _ablation_pictures(changes, main, split)
+            if main.is_share and not pictures:
+                pictures += _ablation_pictures(found, main.name, split)
     if not rows:
         return None
     note = (
@@ -76,13 +73,16 @@ def ablation_section(runs: Mapping[str, Run], splits: Sequence[str], task: Task)
     return Section("Without a modality", blocks)
 
 
-def _ablation_pictures(
-    changes: Mapping[str, Mapping[str, Any]], main: Metric, split: str
-) -> list[Picture]:
+def _ablation_pictures(ablation: Mapping[str, Any], metric: str, split: str) -> list[Picture]:
+    changes = {
+        f"without {modality}": found["difference"].get(metric, _NO_ESTIMATE)
+        for modality, found in ablation["without"].items()
+        if found["num_samples"]
+    }
     known = {name: change for name, change in changes.items() if change["value"] is not None}
-    if not known or not main.is_share:
+    if not known:
         return []
-    title = f"Change of {main.name}"
+    title = f"Change of {metric}"
     alt = f"{title} without each modality on {split}"
     plot = Intervals(name="ablation", rows=known, title=title, alt=alt, difference=True)
     return [Picture("ablation", result_figures.intervals(plot), alt)]
@@ -123,9 +123,10 @@ def kept_tokens_section(runs: Mapping[str, Run], split: str) -> Section | None:
         if predictions is None:
             continue
         for spec in run.config.modalities:
-            counts = _kept_counts(spec, predictions)
-            if counts is None:
+            indices = predictions.get(f"kept/{spec.name}/indices")
+            if indices is None:  # the pool does not choose tokens
                 continue
+            counts = np.bincount(indices[indices >= 0], minlength=spec.num_tokens)
             share = counts / len(predictions["id"])
             row = _kept_row(spec, share)
             rows.append({"run": name, **row} if len(runs) > 1 else row)
@@ -144,7 +145,7 @@ def kept_tokens_section(runs: Mapping[str, Run], split: str) -> Section | None:
     example = next(iter(runs.values())).example if len(runs) == 1 else None
     if example is not None:
         alt = "Tokens that the pool kept of one recording"
-        picture = Picture("kept_tokens", draw_example(example), alt)
+        picture = Picture("kept_tokens", run_figures.kept_tokens(example), alt)
         blocks.append(Pictures([picture], "One recording; the kept parts are shaded."))
     return Section("Tokens kept", blocks) if blocks else None
 
@@ -163,14 +164,6 @@ def _kept_row(spec: ModalitySpec, share: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _kept_counts(spec: ModalitySpec, predictions: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Number of samples that keep each token, `[t]`; None if the pool does not choose tokens."""
-    indices = predictions.get(f"kept/{spec.name}/indices")
-    if indices is None:
-        return None
-    return np.bincount(indices[indices >= 0], minlength=spec.num_tokens)
-
-
 def curves_section(runs: Mapping[str, Run], task: Task) -> Section | None:
     """Loss and main metric during training."""
     metrics = [metric_named(task.metrics, name) for name in ("loss", task.main_metric)]
@@ -179,7 +172,7 @@ def curves_section(runs: Mapping[str, Run], task: Task) -> Section | None:
         pictures = [
             Picture(
                 f"curve_{metric.name}",
-                run_figures.learning_curve(records, metric),
+                run_figures.learning_curves(records, [metric]),
                 f"{metric.title} against the optimizer step",
             )
             for metric in metrics
@@ -215,15 +208,7 @@ def bands_section(
     x_label: str,
     caption: str,
 ) -> Section | None:
-    """Training curves of several runs or settings.
-
-    Args:
-        curves: Curves by `<kind> <metric>`, one figure each, and by name.
-        task: Task of the runs.
-        unit: What the names are of, `run` or `setting`.
-        x_label: Label of the horizontal axis.
-        caption: Caption of the figures.
-    """
+    """Training curves of several runs or settings (the `unit`), by `<kind> <metric>` and name."""
     if not curves:
         return None
     pictures = []
@@ -255,6 +240,23 @@ def _command(verb: str, folders: Sequence[Path], more: str = "") -> str:
     return f"python -m sft_jax.{verb} --workdir={shlex.quote(','.join(map(str, folders)))}{more}"
 
 
-def task_sections(task: Task, scored: Mapping[str, Scored]) -> list[Section]:
-    """Sections that depend on the task, drawn."""
-    return [draw_section(section) for section in task.report(scored)]
+def draw_section(section: ReportSection) -> Section:
+    """A section that a task describes as data, with its figures drawn."""
+    blocks: list[Block] = []
+    for block in section.blocks:
+        if isinstance(block, FigureBlock):
+            pictures = [Picture(slug(plot.name), _draw(plot), plot.alt) for plot in block.figures]
+            blocks.append(Pictures(pictures, block.caption))
+        else:
+            blocks.append(block)
+    return Section(section.title, blocks)
+
+
+def _draw(plot: Plot) -> Figure:
+    if isinstance(plot, Heatmap):
+        return run_figures.confusion_matrix(
+            plot.values, plot.labels, x_label=plot.x_label, y_label=plot.y_label
+        )
+    if isinstance(plot, Intervals):
+        return result_figures.intervals(plot)
+    return result_figures.lines(plot)

@@ -14,7 +14,7 @@ from sft_jax.reports.document import (
     Section,
 )
 from sft_jax.reports.figures import result_figures
-from sft_jax.reports.sections.run_sections import bands_section, task_sections
+from sft_jax.reports.sections.run_sections import bands_section, draw_section
 from sft_jax.reports.sections.study_tables import StudyTables, mean_and_spread
 from sft_jax.runs.study_folder import StudyFolder
 from sft_jax.tasks.base import Code, Scored, TableBlock, Task, TextBlock
@@ -31,7 +31,7 @@ def study_document(study: StudyFolder, task: Task) -> Document:
         _results_section(tables),
         _cost_section(tables),
         _conditions_section(tables),
-        *task_sections(task, _scored_settings(tables, task)),
+        *map(draw_section, task.report(_scored_settings(tables, task))),
         _curves_section(tables, task),
         _protocol_section(study),
     ]

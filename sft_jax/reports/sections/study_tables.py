@@ -37,7 +37,6 @@ class StudyTables:
 
     def overview(self) -> list[dict[str, Any]]:
         """Main metric of each setting at every level, beside its cost."""
-        unit, scale = self.cost_unit()
         found = {level: self.study.summaries(level, self.main.name) for level in self.study.levels}
         rows = []
         for entry in self.study.settings:
@@ -45,10 +44,7 @@ class StudyTables:
             for level, summaries in found.items():
                 summary = summaries.get(entry["name"])
                 row[f"{self.main.name} per {level}"] = mean_and_spread(self.main, summary)
-            gflop = entry.get("forward_gflop")
-            row[unit] = None if gflop is None else f"{scale * gflop:.2f}"
-            row["tokens in"], row["tokens kept"] = entry.get("tokens_in"), entry.get("tokens_kept")
-            rows.append(row)
+            rows.append(row | self._operations(entry) | _tokens(entry))
         return rows
 
     def settings(self, level: str, split: str = "test") -> list[dict[str, Any]]:
@@ -70,11 +66,7 @@ class StudyTables:
             }
             if first is None:
                 first = values
-            elif (
-                values is not None
-                and name not in self.study.unpaired_settings
-                and not np.isnan(values - first).all()
-            ):
+            elif name not in self.study.unpaired_settings and not np.isnan(values - first).all():
                 paired = values - first
                 change = summarise(paired)
                 better = (paired > 0 if metric.higher_is_better else paired < 0).sum()
@@ -140,7 +132,6 @@ class StudyTables:
 
         `on the frontier`: No other setting is as cheap and better, by the main metric per sample.
         """
-        unit, scale = self.cost_unit()
         points = self.cost_points(self.study.levels[0])
         best = {points[i].label for i in frontier(points)}
         known = {point.label for point in points}
@@ -152,15 +143,19 @@ class StudyTables:
                 "setting": entry["name"],
                 "model": entry.get("model"),
                 "parameters": f"{entry['num_parameters']:,}" if "num_parameters" in entry else None,
-                unit: None if gflop is None else f"{scale * gflop:.2f}",
+                **self._operations(entry),
                 "of the first": f"{gflop / base:.0%}" if gflop is not None and base else None,
-                "tokens in": entry.get("tokens_in"),
-                "tokens kept": entry.get("tokens_kept"),
+                **_tokens(entry),
             }
             if entry["name"] in known:
                 row["on the frontier"] = "yes" if entry["name"] in best else "no"
             rows.append(row)
         return rows
+
+    def _operations(self, entry: Mapping[str, Any]) -> dict[str, str | None]:
+        unit, scale = self.cost_unit()
+        gflop = entry.get("forward_gflop")
+        return {unit: None if gflop is None else f"{scale * gflop:.2f}"}
 
     def cost_unit(self) -> tuple[str, float]:
         """Unit of costs, GFLOP or MFLOP if all settings are small, and its number in a GFLOP."""
@@ -187,6 +182,10 @@ class StudyTables:
             band = Band(curve.steps, np.nanmean(runs, axis=1), np.array(spread))
             found.setdefault(metric, {})[setting] = band
         return found
+
+
+def _tokens(entry: Mapping[str, Any]) -> dict[str, int | None]:
+    return {"tokens in": entry.get("tokens_in"), "tokens kept": entry.get("tokens_kept")}
 
 
 def mean_and_spread(metric: Metric, summary: Summary | None) -> str | None:
