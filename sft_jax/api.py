@@ -45,12 +45,13 @@ def prepare(config: Config) -> DataInfo:
     return sources.prepare(config.data)
 
 
-def train(config: Config, workdir: str | Path) -> Outcome:
-    """Trains a model in a folder; continues where an earlier call was stopped.
+def train(config: Config, workdir: str | Path, extend: bool = False) -> Outcome:
+    """Trains a model in a folder; continues where an earlier call was stopped or had finished.
 
     Args:
         config: Configuration of the run.
         workdir: Folder of the run; created where it is missing.
+        extend: Whether another `train.duration` may stretch the cosine schedule of a run.
 
     Raises:
         ConfigError: A setting cannot be used with the data or the devices.
@@ -58,7 +59,7 @@ def train(config: Config, workdir: str | Path) -> Outcome:
         CheckpointError: The folder belongs to another run, or cannot be written to.
         NonFiniteError: Training diverged.
     """
-    return session.train(config, _folder(workdir))
+    return session.train(config, _folder(workdir), extend=extend)
 
 
 def evaluate(

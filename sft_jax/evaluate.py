@@ -5,7 +5,8 @@ from absl import flags
 
 from sft_jax import api, cli
 from sft_jax.reports.text_tables import format_table
-from sft_jax.tasks.base import Scored, TableBlock
+from sft_jax.tasks.base import Scored
+from sft_jax.tasks.blocks import TableBlock
 
 _WORKDIR = cli.define_workdir()
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "What to score.")

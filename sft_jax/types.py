@@ -7,7 +7,7 @@ Shape letters used in every signature and comment:
     k  tokens kept      n  fused sequence      c  classes             q  queries of an attention
 """
 
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import numpy as np
@@ -36,6 +36,22 @@ Array = jax.Array | np.ndarray
 Leaf = Any
 
 
+class Target(NamedTuple):
+    """Entry of a record that is predicted.
+
+    Attributes:
+        field: `label` (a class), `labels` (0, 1, or NaN for each label) or `value` (numbers, NaN
+            where unknown).
+        size: Number of labels or numbers; 0 for a class.
+    """
+
+    field: str = "label"
+    size: int = 0
+
+
+A_CLASS = Target()
+
+
 class Batch(TypedDict):
     """One batch, a pytree whose leaves all have a leading batch axis.
 
@@ -43,7 +59,7 @@ class Batch(TypedDict):
         inputs: `{m: [b, t, f]}` float32 features, or `{m: [b, t]}` int32 ids for a token modality.
         mask: `{m: [b, t]}` bool, true for real time steps and false for padding.
         target: `[b, ...]` value to predict, such as an int32 class index `[b]`.
-        weight: `[b]` float32, 0 for rows that fill up the last batch.
+        weight: `[b]` float32, what the sample counts; 0 for rows that fill up the last batch.
         id: `[b]` int32 position of the record in its split, -1 for rows that fill up the batch.
     """
 

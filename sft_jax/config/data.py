@@ -120,14 +120,17 @@ class ArraysOptions:
     """A user's own arrays: an `.npz` file or a directory of `.npy`, one entry per modality.
 
     Attributes:
-        path: File or directory with entries `<m>` and `label`, and optionally `mask/<m>` or
-            `length/<m>`, `id`, `group` (samples of one group stay in one split) and `split`.
+        path: File or directory with entries `<m>`, one of `label`, `labels` and `value`, and
+            optionally `mask/<m>` or `length/<m>`, `id`, `group` (samples of one group stay in one
+            split), `split` and `weight`.
         modalities: Entries to take as modalities, in this order. Where empty, all that look like
             sequences are taken, and `prepare` says which are not.
         valid_fraction: Share of the groups (or of each class) in the validation split.
         test_fraction: Share of the groups (or of each class) in the test split.
         split_seed: Seed for the draw of the splits.
         class_names: Names of the classes in order; where empty, classes are named after the labels.
+        label_names: Names of the columns of `labels`; where empty, their numbers.
+        value_names: Names of the columns of `value`; where empty, `value` or their numbers.
     """
 
     path: str = ""
@@ -136,9 +139,11 @@ class ArraysOptions:
     test_fraction: float = 0.2
     split_seed: int = 0
     class_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
+    value_names: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("modalities", "class_names"):
+        for name in ("modalities", "class_names", "label_names", "value_names"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
                 raise ConfigError(
@@ -153,6 +158,10 @@ class ArraysOptions:
             )
 
 
+_MULT_DATASETS = ("auto", "mosei", "mosi", "iemocap", "mosei_emotions")
+_MMSA_TARGETS = ("regression_labels", "T", "A", "V", "M")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultPickleOptions:
     """CMU-MOSEI, CMU-MOSI or IEMOCAP as processed for MulT (arXiv 1906.00295); docs/data.md.
@@ -161,7 +170,8 @@ class MultPickleOptions:
         path: Path of the pickle, such as `mosei_senti_data_noalign.pkl`.
         dataset: Dataset in the file; `auto` recognises it by its labels and widths, any other
             name is checked against them.
-        emotion: Emotion of IEMOCAP's four that is told from all others; unused elsewhere.
+        emotion: Emotion of IEMOCAP's four that is the class of a sample; unused elsewhere, and by
+            task `multilabel`, which predicts all of them.
     """
 
     path: str = ""
@@ -169,19 +179,25 @@ class MultPickleOptions:
     emotion: str = "happy"
 
     def __post_init__(self):
-        check_choice("data.options.dataset", self.dataset, ("auto", "mosei", "mosi", "iemocap"))
+        check_choice("data.options.dataset", self.dataset, _MULT_DATASETS)
         check_choice("data.options.emotion", self.emotion, ("neutral", "happy", "sad", "angry"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MmsaPickleOptions:
-    """CMU-MOSEI or CMU-MOSI as processed for MMSA; docs/data.md.
+    """CMU-MOSEI, CMU-MOSI or CH-SIMS as processed for MMSA; docs/data.md.
 
     Attributes:
-        path: Path of its `unaligned_50.pkl`.
+        path: Path of the pickle, such as `unaligned_50.pkl`.
+        target: Sentiment that is predicted: `regression_labels`, or that of one view: `T` (text),
+            `A` (audio), `V` (vision) for `regression_labels_T` and so on, or `M` (all of them).
     """
 
     path: str = ""
+    target: str = "regression_labels"
+
+    def __post_init__(self):
+        check_choice("data.options.target", self.target, _MMSA_TARGETS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import ml_collections
 
-from sft_jax.config import model
+from sft_jax.config import model, task
 from sft_jax.config.checks import check_choice
 from sft_jax.config.data import OPTIONS, DataConfig
 from sft_jax.config.modality import ModalitySpec
@@ -31,13 +31,17 @@ _OPTIONAL = (types.UnionType, typing.Union)
 _UNIONS: dict[str, tuple[str, str, Mapping[str, type]]] = {
     "data": ("source", DataConfig.source, OPTIONS),
     "model": ("name", model.ModelConfig.name, model.OPTIONS),
+    "task": ("name", task.TaskConfig.name, task.OPTIONS),
 }
-# The options of all models with their defaults. The command line can name each of them, since
-# `model.name` may be overridden in the same command.
-_MODEL_OPTIONS = {
-    field.name: field.default
-    for options in model.OPTIONS.values()
-    for field in dataclasses.fields(options)
+# The options of all models, and of all tasks, with their defaults. The command line can name each
+# of them, since `model.name` or `task.name` may be overridden in the same command.
+_ALL_OPTIONS = {
+    section: {
+        field.name: field.default
+        for options in _UNIONS[section][2].values()
+        for field in dataclasses.fields(options)
+    }
+    for section in ("model", "task")
 }
 
 
@@ -47,9 +51,10 @@ def config_dict(config: Config) -> ml_collections.ConfigDict:
 
 
 def _settable(config: Config) -> dict[str, Any]:
-    """Returns `to_dict(config)` with the options of every model, so that each can be overridden."""
+    """Returns `to_dict(config)` with the options of every model and task, to be overridden."""
     tree = to_dict(config)
-    tree["model"]["options"] = {**_MODEL_OPTIONS, **tree["model"]["options"]}
+    for section, options in _ALL_OPTIONS.items():
+        tree[section]["options"] = {**options, **tree[section]["options"]}
     return tree
 
 
@@ -92,22 +97,26 @@ def from_dict(given: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         values = given.get(section, {})
         if isinstance(values, Mapping) and isinstance(values.get("options", {}), Mapping):
             choice = _convert(str, values.get(setting, default), f"{section}.{setting}")
-            check_choice(f"{section}.{setting}", choice, tuple(table))
+            if section != "task":  # tasks may be registered elsewhere
+                check_choice(f"{section}.{setting}", choice, tuple(table))
+            kind = table.get(choice, task.NoTaskOptions)
             options = values.get("options", {})
-            if section == "model":
-                options = _without_unused(options, table[choice])
-            options = _build(table[choice], options, f"{section}.options")
+            if section in _ALL_OPTIONS:
+                options = _without_unused(options, kind, _ALL_OPTIONS[section])
+            options = _build(kind, options, f"{section}.options")
             given[section] = {**values, "options": options}
     return _build(Config, given, "")
 
 
-def _without_unused(given: Mapping[str, Any], options: type) -> dict[str, Any]:
-    """Removes other models' options that have their default value."""
+def _without_unused(
+    given: Mapping[str, Any], options: type, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Removes other models' (or tasks') options that have their default value."""
     used = {field.name for field in dataclasses.fields(options)}
     return {
         name: value
         for name, value in given.items()
-        if name in used or name not in _MODEL_OPTIONS or value != _MODEL_OPTIONS[name]
+        if name in used or name not in known or value != known[name]
     }
 
 
@@ -252,7 +261,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         members = typing.get_args(kind)
         if (value is None and type(None) in members) or type(value) in members:
             return value
-        kind = members[0]
+        sequences = [member for member in members if typing.get_origin(member) is tuple]
+        kind = sequences[0] if sequences and isinstance(value, tuple | list) else members[0]
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
             return value

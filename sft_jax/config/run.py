@@ -5,20 +5,10 @@ import dataclasses
 from sft_jax.config.data import DataConfig
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.config.model import ModelConfig
+from sft_jax.config.task import TaskConfig
 from sft_jax.config.training import AugmentConfig, MixupConfig, OptimizerConfig, TrainConfig
 from sft_jax.config.training import Duration as Duration
 from sft_jax.types import ConfigError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """What is predicted.
-
-    Attributes:
-        name: Name of an entry of `tasks.TASKS`.
-    """
-
-    name: str = "classification"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Settings of training, as frozen dataclasses: durations, augmentation, mixup, optimizer, loop."""
 
 import dataclasses
+import math
 
 from sft_jax.config.checks import check_at_least, check_choice, check_fraction
 from sft_jax.types import ConfigError
@@ -119,6 +120,8 @@ class OptimizerConfig:
         warmup: Duration of a linear rise from zero, before any schedule.
         plateau_factor: Factor of the learning rate at each reduction of the schedule `plateau`.
         plateau_patience: Number of validations without improvement before a reduction.
+        rates: Factors on the learning rate of some parameters, each as `"<pattern>=<factor>"` with
+            a pattern as in `train.freeze`; the first one that matches a parameter counts.
     """
 
     learning_rate: float = 1e-3
@@ -130,12 +133,33 @@ class OptimizerConfig:
     warmup: Duration = Duration(0.0, "steps")
     plateau_factor: float = 0.1
     plateau_patience: int = 10
+    rates: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_choice("optimizer.schedule", self.schedule, ("constant", "cosine", "plateau"))
         check_at_least("optimizer", self, 0, "learning_rate", "weight_decay", "clip_norm")
         check_at_least("optimizer", self, 0, "plateau_patience")
         check_fraction("optimizer", self, "b1", "b2", "plateau_factor")
+        self.rate_factors  # noqa: B018 - checks the texts
+
+    @property
+    def rate_factors(self) -> tuple[tuple[str, float], ...]:
+        """The patterns of `rates` with their factors."""
+        return tuple(map(_parse_rate, self.rates))
+
+
+def _parse_rate(text: str) -> tuple[str, float]:
+    pattern, _, factor = text.rpartition("=")
+    try:
+        value = float(factor)
+    except ValueError:
+        value = -1.0
+    if not pattern or not 0 <= value < math.inf:
+        raise ConfigError(
+            f"optimizer.rates: given {text!r}, expected '<pattern>=<factor>' with a number of at "
+            "least 0, such as 'head/*=10'"
+        )
+    return pattern, value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +176,10 @@ class TrainConfig:
         checkpoint_every: Interval between checkpoints.
         best_after: Duration after which the best checkpoint may be chosen.
         best_metric: Validation metric that chooses the best checkpoint, one that the task logs.
+        patience: Number of successive validations without a better `best_metric`, counted from
+            `best_after`, after which training stops; 0 never stops early.
+        freeze: Patterns of parameters that are not trained, such as `encoder_audio/*`, matched as
+            file names are with the parameter's path `a/b/c`; `*` matches slashes as well.
         log_every: Number of steps between two records of training metrics.
         keep: Number of latest checkpoints that are kept in addition to the best one.
         data_parallel: Size of the mesh axis `data`; -1 takes the devices that are left.
@@ -168,6 +196,8 @@ class TrainConfig:
     checkpoint_every: Duration = Duration(1.0, "epochs")
     best_after: Duration = Duration(0.0, "steps")
     best_metric: str = "loss"
+    patience: int = 0
+    freeze: tuple[str, ...] = ()
     log_every: int = 10
     keep: int = 2
     data_parallel: int = -1
@@ -175,7 +205,7 @@ class TrainConfig:
 
     def __post_init__(self):
         check_at_least("train", self, 1, "batch_size", "accumulate", "log_every", "keep")
-        check_at_least("train", self, 0, "seed")
+        check_at_least("train", self, 0, "seed", "patience")
         check_fraction("train", self, "label_smoothing")
         for name in ("data_parallel", "fsdp_parallel"):
             if getattr(self, name) == 0 or getattr(self, name) < -1:

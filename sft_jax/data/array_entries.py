@@ -13,6 +13,8 @@ from sft_jax.files import Layout, check_fits, layout_error, load_npz, map_npy, p
 from sft_jax.types import DataError
 
 COLUMNS = ("label", "id", "group", "split")
+# Columns as well, unless they are sequences `[n, t, f]`.
+_TARGETS = ("labels", "value", "weight")
 MAX_MODALITIES = 8
 _OPTION = "data.options.modalities"
 # Number of samples that are converted at a time.
@@ -160,7 +162,7 @@ def choose_modalities(
     Raises:
         DataError: There is no modality, too many, or a requested one is missing.
     """
-    candidates = [key for key in entries if key not in COLUMNS and "/" not in key]
+    candidates = _candidates(entries)
     _check_masks(entries, candidates, where)
     absent = [name for name in requested if name not in candidates]
     if absent:
@@ -186,8 +188,17 @@ def choose_modalities(
 
 def find_sequences(entries: Mapping[str, np.ndarray]) -> set[str]:
     """Returns the names of the entries that look like modalities."""
-    candidates = (key for key in entries if key not in COLUMNS and "/" not in key)
-    return {key for key in candidates if not _reason_not_sequence(entries, key)}
+    return {key for key in _candidates(entries) if not _reason_not_sequence(entries, key)}
+
+
+def is_column(entries: Mapping[str, np.ndarray], name: str) -> bool:
+    """Returns whether there is an entry with one target, weight or name for each sample."""
+    return name in entries and (name in COLUMNS or entries[name].ndim < 3)
+
+
+def _candidates(entries: Mapping[str, np.ndarray]) -> list[str]:
+    columns = [name for name in (*COLUMNS, *_TARGETS) if is_column(entries, name)]
+    return [key for key in entries if key not in columns and "/" not in key]
 
 
 def _check_masks(entries: Mapping[str, np.ndarray], candidates: Sequence[str], where: str) -> None:

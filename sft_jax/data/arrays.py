@@ -1,7 +1,6 @@
 """Records of a user's own arrays, checked when they are read."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,13 +12,14 @@ from sft_jax.data.array_entries import (
     as_array,
     choose_modalities,
     decode_names,
+    is_column,
     load_entries,
 )
+from sft_jax.data.array_targets import Targets, read_targets, samples_error
 from sft_jax.data.class_labels import modality_remarks, read_classes
 from sft_jax.data.records import MAX_TOKENS, ModalityInfo, Record, fixed_length
 from sft_jax.data.splits import SPLIT_ALIASES
 from sft_jax.files import convert_errors, describe_value, layout_error
-from sft_jax.types import DataError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class ArrayTable(Sequence):
         mask: `{m: [n, t]}` bool.
         label: `[n]` int64 positions in `class_names`, or None for samples to predict, whose records
             have class 0.
-        class_names: Names of the classes; empty without labels.
+        class_names: Names of the classes; empty without classes.
+        targets: Other targets of the samples; none for samples to predict.
         id: Name of each sample; its position if the file has none.
         group: Group of each sample; its id if the file has none.
         split: Split of each sample; None if the file has none.
@@ -47,6 +48,7 @@ class ArrayTable(Sequence):
     mask: dict[str, np.ndarray]
     label: np.ndarray | None
     class_names: tuple[str, ...]
+    targets: Targets
     id: list[str]
     group: list[str]
     split: list[str] | None
@@ -68,9 +70,9 @@ class ArrayTable(Sequence):
             inputs=inputs,
             mask=mask,
             label=0 if self.label is None else int(self.label[index]),
-            value=math.nan,
             id=self.id[index],
             group=self.group[index],
+            **self.targets.of_row(index),  # type: ignore[typeddict-item]
         )
 
     def __iter__(self) -> Iterator[Record]:
@@ -80,15 +82,16 @@ class ArrayTable(Sequence):
 def read_arrays(path: str | os.PathLike, require_label: bool, **options: Any) -> ArrayTable:
     """Reads an `.npz` file or a directory of `.npy`, and checks all of it.
 
-    Entries are one array per modality, `[n, t, f]` floats or `[n, t]` integer ids; `label [n]`;
-    optionally `mask/<m> [n, t]` bool or `length/<m> [n]` (number of real steps from the start),
-    `id [n]`, `group [n]` and `split [n]`. Without mask and length every step is real. Non-finite
-    values become 0 and are counted in `repairs` at real steps.
+    Entries are one array per modality, `[n, t, f]` floats or `[n, t]` integer ids; one or more of
+    `label [n]`, `labels [n, l]` and `value [n]` or `[n, r]`; optionally `weight [n]`, `mask/<m>
+    [n, t]` bool or `length/<m> [n]` (number of real steps from the start), `id [n]`, `group [n]`
+    and `split [n]`. Without mask and length every step is real. Non-finite features become 0 and
+    are counted in `repairs` at real steps.
 
     Args:
         path: Path of the file or directory.
         require_label: False to read samples for prediction, ignoring labels and splits.
-        **options: `modalities` and `class_names` of `check_arrays`.
+        **options: `modalities` and the names of `check_arrays`.
 
     Raises:
         DataError: An entry is missing, has a wrong rank or type, or contradicts another.
@@ -102,6 +105,8 @@ def check_arrays(
     where: str = "arrays",
     modalities: Sequence[str] = (),
     class_names: Sequence[str] = (),
+    label_names: Sequence[str] = (),
+    value_names: Sequence[str] = (),
 ) -> ArrayTable:
     """Checks arrays in memory, like `read_arrays` those of a file.
 
@@ -111,14 +116,19 @@ def check_arrays(
         where: Name of the data, for error messages.
         modalities: Entries to take as modalities; if empty, all that look like sequences.
         class_names: Names of the classes, see `class_labels.read_classes`.
+        label_names: Names of the columns of `labels`.
+        value_names: Names of the columns of `value`.
 
     Raises:
         DataError: An entry is missing, has a wrong rank or type, or contradicts another.
     """
     arrays = {key: as_array(values, key, where) for key, values in entries.items()}
-    if require_label and "label" not in arrays:
+    if require_label and not any(is_column(arrays, key) for key in ("label", "labels", "value")):
         found = f"entries {', '.join(arrays) or 'none'}"
-        expected = "an entry 'label' with the class of every sample"
+        expected = (
+            "an entry 'label' with the class of every sample, 'labels' with 0 or 1 for each of "
+            "several labels, or 'value' with numbers to predict"
+        )
         remedy = "add it; only prediction reads files without labels"
         raise layout_error(where, "label", found, expected, remedy)
     names, left_out = choose_modalities(arrays, modalities, where)
@@ -139,10 +149,14 @@ def check_arrays(
     )
     label = None
     names_of_classes: tuple[str, ...] = ()
+    targets = Targets()
     if require_label:
+        targets = read_targets(arrays, size, label_names, value_names, where)
+        remarks += targets.remarks
+    if require_label and "label" in arrays:
         label, names_of_classes, label_remarks = read_classes(arrays["label"], class_names, where)
         if len(label) != size:
-            raise _samples_error(where, "label", len(label), size)
+            raise samples_error(where, "label", len(label), size)
         remarks += label_remarks
         for name in names:
             remarks += modality_remarks(name, inputs[name], label)
@@ -153,6 +167,7 @@ def check_arrays(
         mask=mask,
         label=label,
         class_names=names_of_classes,
+        targets=targets,
         id=ids,
         group=_read_text(arrays, "group", size, where) or ids,
         split=_read_split(arrays, size, where) if require_label else None,
@@ -169,7 +184,7 @@ def _check_modality(values: np.ndarray, name: str, size: int, where: str) -> Non
         remedy = "reshape it, or name the entries to take without it in data.options.modalities"
         raise layout_error(where, name, describe_value(values), expected, remedy)
     if len(values) != size:
-        raise _samples_error(where, name, len(values), size)
+        raise samples_error(where, name, len(values), size)
 
 
 def _read_mask(entries: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray:
@@ -264,7 +279,7 @@ def _read_text(
         remedy = "save one name for each sample"
         raise layout_error(where, key, describe_value(values), expected, remedy)
     if len(values) != size:
-        raise _samples_error(where, key, len(values), size)
+        raise samples_error(where, key, len(values), size)
     with convert_errors(where, f"UTF-8 text in {key}"):
         return decode_names(values)
 
@@ -276,8 +291,3 @@ def _check_unique(ids: list[str], where: str) -> None:
             expected = "one sample for each id"
             raise layout_error(where, "id", f"{name!r} twice", expected, "rename one")
         seen.add(name)
-
-
-def _samples_error(where: str, key: str, size: int, expected_size: int) -> DataError:
-    expected, remedy = f"{expected_size}, as in the first modality", "save them with one first axis"
-    return layout_error(where, key, f"{size} samples", expected, remedy)

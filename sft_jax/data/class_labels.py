@@ -61,7 +61,10 @@ def _check_shape(label: np.ndarray, where: str) -> None:
     if label.ndim == 2 and label.shape[1] == 1:
         remedy = "save label[:, 0]"
     elif label.ndim == 2 and label.dtype.kind in "biuf":
-        remedy = "save label.argmax(axis=1) if each row marks one class"
+        remedy = (
+            "save label.argmax(axis=1) if each row marks one class; if a row may mark several, "
+            "name the entry 'labels'"
+        )
     expected = "whole numbers or text of shape [n]"
     raise layout_error(where, "label", describe_value(label), expected, remedy)
 

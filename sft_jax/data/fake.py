@@ -22,7 +22,9 @@ from sft_jax.types import ConfigError
 
 Shapes = Mapping[str, tuple[int, int]]
 Directions = Mapping[str, np.ndarray]
+# Of IEMOCAP, and of CMU-MOSEI.
 _EMOTIONS = 4
+_MOSEI_EMOTIONS = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,9 +129,19 @@ def _mult_sentiment(
     value = rng.integers(-9, 10, count) / 3
     entries = _left_padded(rng, shapes, directions, value[:, None] / 3)
     entries["labels"] = value.astype(np.float32).reshape(count, 1, 1)
-    # Video, start and end, as in CMU-MOSI.
-    names = [(f"{split}{i // 4:05d}", f"{i % 4}.5", f"{i % 4 + 1}.25") for i in range(count)]
-    return {**entries, "id": np.array(names, dtype="S")}
+    return {**entries, "id": _clip_names(split, count)}
+
+
+def _mult_sentiment_and_emotions(
+    split: str, count: int, shapes: Shapes, directions: Directions, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Draws a sentiment, and intensities of which two in three are 0."""
+    sentiment = rng.integers(-9, 10, (count, 1)) / 3
+    present = rng.random((count, _MOSEI_EMOTIONS)) < 1 / 3
+    intensities = present * rng.integers(1, 10, present.shape) / 3
+    entries = _left_padded(rng, shapes, directions, np.hstack([sentiment / 3, present]))
+    labels = np.hstack([sentiment, intensities]).astype(np.float32)
+    return {**entries, "labels": labels[:, None], "id": _clip_names(split, count)}
 
 
 def _mult_emotion(
@@ -138,6 +150,12 @@ def _mult_emotion(
     present = rng.integers(0, 2, (count, _EMOTIONS))
     entries = _left_padded(rng, shapes, directions, present)
     return {**entries, "labels": np.eye(2, dtype=np.int64)[present]}
+
+
+def _clip_names(split: str, count: int) -> np.ndarray:
+    """Returns video, start and end of each clip, as in CMU-MOSI."""
+    names = [(f"{split}{i // 4:05d}", f"{i % 4}.5", f"{i % 4 + 1}.25") for i in range(count)]
+    return np.array(names, dtype="S")
 
 
 def _mmsa(
@@ -264,6 +282,15 @@ FAKES = {
     "vggsound100": _hdf5("vggsound100", "vgg100", 100, 200),
     "mosei": _pickled(
         *("mosei", "mosei_senti_data_noalign.pkl", _mult_sentiment),
+        vision=(500, 35),
+        audio=(500, 74),
+        text=(50, 300),
+    ),
+    "mosei_emotions": _pickled(
+        "mosei_emotions",
+        "mosei_emotions_data_noalign.pkl",
+        _mult_sentiment_and_emotions,
+        1 + _MOSEI_EMOTIONS,
         vision=(500, 35),
         audio=(500, 74),
         text=(50, 300),

@@ -14,7 +14,7 @@ from sft_jax.config.checks import check_choice
 from sft_jax.config.data import NORMALIZATIONS
 from sft_jax.config.modality import ModalitySpec
 from sft_jax.data.records import DataInfo, ModalityInfo, ModalityStatistics, Record, Records
-from sft_jax.types import Batch, ConfigError, DataError
+from sft_jax.types import A_CLASS, Batch, ConfigError, DataError, Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,7 @@ def collate(
     modalities: Sequence[ModalitySpec],
     normalizer: Normalizer,
     batch_size: int,
+    target: Target = A_CLASS,
 ) -> Batch:
     """Stacks records into a batch of `batch_size` rows, padding time steps and rows.
 
@@ -121,6 +122,7 @@ def collate(
         indices: Position of each record in its split, the `id` of the batch.
         modalities: Modalities of the batch, with the lengths to pad to.
         normalizer: Normalizer applied to every record.
+        target: Entry of the records that is the target.
         batch_size: Number of rows; those without a record have weight 0, target 0, id -1, and no
             real step.
 
@@ -128,7 +130,7 @@ def collate(
         DataError: A record lacks a modality, is longer than its spec, differs in features, or has
             no real step in any of `modalities`.
     """
-    batch = empty_batch(modalities, batch_size)
+    batch = empty_batch(modalities, batch_size, target)
     for row, (record, index) in enumerate(zip(records, indices, strict=True)):
         for spec in modalities:
             x, mask = _checked(record, spec)
@@ -140,13 +142,16 @@ def collate(
                 f"{', '.join(spec.name for spec in modalities)}, expected at least one, since "
                 "there is nothing to classify; leave the record out, or add a modality it has"
             )
-        batch["target"][row] = record["label"]
-        batch["weight"][row] = 1
+        # Samples to predict have no target.
+        batch["target"][row] = record.get(target.field, np.nan)
+        batch["weight"][row] = record.get("weight", 1.0)
         batch["id"][row] = index
     return batch
 
 
-def empty_batch(modalities: Sequence[ModalitySpec], batch_size: int) -> Batch:
+def empty_batch(
+    modalities: Sequence[ModalitySpec], batch_size: int, target: Target = A_CLASS
+) -> Batch:
     """Returns a batch of padding rows only."""
     inputs, mask = {}, {}
     for spec in modalities:
@@ -157,7 +162,9 @@ def empty_batch(modalities: Sequence[ModalitySpec], batch_size: int) -> Batch:
     return Batch(
         inputs=inputs,
         mask=mask,
-        target=np.zeros(batch_size, np.int32),
+        target=np.zeros((batch_size, target.size), np.float32)
+        if target.size
+        else np.zeros(batch_size, np.int32),
         weight=np.zeros(batch_size, np.float32),
         id=np.full(batch_size, -1, np.int32),
     )
@@ -203,6 +210,7 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    target: Target = A_CLASS,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
@@ -222,6 +230,7 @@ def train_batches(
         normalizer: Normalizer applied to every record.
         batch_size: Number of rows of a global batch.
         seed: Seed of the order.
+        target: Entry of the records that is the target.
         process_index: Index of this process.
         process_count: Number of processes that share a global batch.
         num_threads: Number of threads that read records; 0 reads in the calling thread.
@@ -235,7 +244,7 @@ def train_batches(
     def load(positions: Int[np.ndarray, "n"]) -> Batch:
         indices = positions[process_index * rows : (process_index + 1) * rows].tolist()
         records = [source_split[index] for index in indices]
-        return collate(records, indices, modalities, normalizer, rows)
+        return collate(records, indices, modalities, normalizer, rows, target)
 
     batches = batch_order(len(source_split), batch_size, seed)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
@@ -268,6 +277,7 @@ def eval_batches(
     normalizer: Normalizer,
     *,
     batch_size: int,
+    target: Target = A_CLASS,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -285,7 +295,7 @@ def eval_batches(
             first = start + process_index * rows
             indices = range(min(first, len(source_split)), min(first + rows, len(source_split)))
             records = [source_split[index] for index in indices]
-            yield collate(records, indices, modalities, normalizer, rows)
+            yield collate(records, indices, modalities, normalizer, rows, target)
 
     return batches()
 

@@ -55,7 +55,7 @@ def open_shards(info: DataInfo, split: str) -> LazyRecords:
         DataError: A file is missing, or the number of records differs from the metadata; later, a
             record is damaged.
     """
-    features = record_features(info.modalities)
+    features = record_features(info)
     files = _files(Path(info.directory), split)
     with _convert_errors(info, split):
         stored = grain.sources.ArrayRecordDataSource(files)
@@ -98,15 +98,17 @@ def _decode(stored: dict, info: DataInfo) -> Record:
         if stored["inputs"][m.name].shape != m.shape or stored["mask"][m.name].shape != m.shape[:1]:
             raise ValueError(f"{m.name} of another shape")
     label = int(stored["label"])
-    if not 0 <= label < info.num_classes:
+    if not 0 <= label < max(info.num_classes, 1):
         raise ValueError(f"label {label}")
+    optional = {name: stored[name] for name in ("labels", "weight") if name in stored}
     return Record(
         inputs={name: np.asarray(value) for name, value in stored["inputs"].items()},
         mask={name: np.asarray(value) for name, value in stored["mask"].items()},
         label=label,
-        value=float(stored["value"]),
+        value=stored["value"],
         id=stored["id"].decode(),
         group=stored["group"].decode(),
+        **optional,  # type: ignore[typeddict-item]
     )
 
 
@@ -116,12 +118,16 @@ def _wrong_field(info: DataInfo) -> str:
     features = {m.name: m.feature_dim for m in info.modalities if m.kind == "feature"}
     checks = {
         "source": _is_text(info.source, info.source_sha256, info.fingerprint),
-        "class_names": classes > 0 and _is_text(*info.class_names),
+        "class_names": bool(info.class_names or info.label_names or info.value_names)
+        and _is_text(*info.class_names, *info.label_names, *info.value_names)
+        and isinstance(info.has_weight, bool),
         "modalities": 0 < len(names) == len(set(names)) and all(map(_is_modality, info.modalities)),
         "num_records": _is_counts(info.num_records, SPLITS),
         "class_counts": set(info.class_counts) == set(SPLITS)
         and all(
-            _is_count(*counts) and len(counts) == classes and sum(counts) == info.num_records[split]
+            _is_count(*counts)
+            and len(counts) == classes
+            and sum(counts) == (info.num_records[split] if classes else 0)
             for split, counts in info.class_counts.items()
         ),
         "class_values": len(info.class_values) in (0, classes) and _is_finite(*info.class_values),

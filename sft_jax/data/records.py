@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Num
@@ -22,8 +22,11 @@ class Record(TypedDict):
     Attributes:
         inputs: `{m: [t, f]}` float32 features or `{m: [t]}` int32 ids; zero where masked.
         mask: `{m: [t]}` bool, true at real time steps.
-        label: Class, from 0.
-        value: Number behind the class, such as a sentiment; NaN if there is none.
+        label: Class, from 0; 0 if the source has no classes.
+        value: Numbers `[r]` to predict, or the number behind the class, such as a sentiment; NaN
+            if unknown.
+        labels: 1, 0, or NaN (unknown) for each label `[l]`; left out if the source has none.
+        weight: What the sample counts; left out if all count alike.
         id: Name of the sample, unique in its source.
         group: Name of the recording that the sample was cut from; samples of a group are not
             independent.
@@ -32,9 +35,11 @@ class Record(TypedDict):
     inputs: dict[str, np.ndarray]
     mask: dict[str, np.ndarray]
     label: int
-    value: float
+    value: float | np.ndarray
     id: str
     group: str
+    labels: NotRequired[np.ndarray]
+    weight: NotRequired[float]
 
 
 # Sequence of `Record`, without the parameter: a runtime type check would read a random record.
@@ -125,7 +130,7 @@ class DataInfo:
 
     Attributes:
         source: Name of the source.
-        class_names: Names of the classes, by label.
+        class_names: Names of the classes, by label; empty if there are none.
         modalities: Layouts of the modalities, in order.
         statistics: Statistics of each feature modality over the training split.
         repairs: Number of repairs made while reading, by description.
@@ -139,6 +144,9 @@ class DataInfo:
             equal fingerprints mean equal records.
         directory: Directory of the prepared files.
         class_values: Number that each class stands for; empty if there are none.
+        label_names: Names of the labels, of which a sample has any number; empty if there are none.
+        value_names: Names of the numbers of a sample; empty if there are none.
+        has_weight: Whether samples have weights.
         remarks: Sentences on what was left out, assumed or looks wrong.
     """
 
@@ -156,6 +164,9 @@ class DataInfo:
     fingerprint: str
     directory: str
     class_values: tuple[float, ...] = ()
+    label_names: tuple[str, ...] = ()
+    value_names: tuple[str, ...] = ()
+    has_weight: bool = False
     remarks: tuple[str, ...] = ()
 
     @property
@@ -199,6 +210,11 @@ class DataInfo:
         parsed = {
             "class_names": tuple(fields["class_names"]),
             "class_values": tuple(fields["class_values"]),
+            "label_names": tuple(fields.get("label_names", ())),
+            # Data prepared by earlier versions do not name the number behind a class.
+            "value_names": tuple(
+                fields.get("value_names", ["value"] * bool(fields["class_values"]))
+            ),
             "remarks": tuple(fields.get("remarks", ())),
             "modalities": modalities,
             "statistics": statistics,
@@ -219,6 +235,9 @@ class Contents:
     class_names: tuple[str, ...]
     splits: dict[str, Records]
     class_values: tuple[float, ...] = ()
+    label_names: tuple[str, ...] = ()
+    value_names: tuple[str, ...] = ()
+    has_weight: bool = False
     repairs: dict[str, int] | Callable[[], dict[str, int]] = dataclasses.field(default_factory=dict)
     split_units: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -242,14 +261,16 @@ def to_arrays(records: Records) -> dict[str, np.ndarray]:
     """Converts at least one record to the entries of an `.npz` file for `read_arrays`.
 
     Returns:
-        `<m> [n, t, f]` (or `[n, t]`) and `mask/<m> [n, t]` for every modality, and `label [n]`,
-        `id [n]` and `group [n]`.
+        `<m> [n, t, f]` (or `[n, t]`) and `mask/<m> [n, t]` for every modality, `label [n]`,
+        `id [n]` and `group [n]`, and those of `labels`, `value` and `weight` that there are.
     """
     rows = list(records)
     arrays = {name: np.stack([row["inputs"][name] for row in rows]) for name in rows[0]["inputs"]}
     masks = {f"mask/{name}": np.stack([row["mask"][name] for row in rows]) for name in arrays}
-    columns = {key: np.asarray([row[key] for row in rows]) for key in ("label", "id", "group")}
-    return {**arrays, **masks, **columns}
+    keys = [key for key in ("label", "id", "group", "labels", "weight") if key in rows[0]]
+    columns = {key: np.asarray([row[key] for row in rows]) for key in keys}
+    values = np.asarray([row["value"] for row in rows])
+    return {**arrays, **masks, **columns, **({} if np.isnan(values).all() else {"value": values})}
 
 
 def describe(info: DataInfo) -> str:
@@ -260,9 +281,16 @@ def describe(info: DataInfo) -> str:
         lines.append(f"modality     {m.name}: {m.length} steps, {m.feature_dim} {unit}")
     if info.class_values:
         lines.append(f"values       {', '.join(f'{value:g}' for value in info.class_values)}")
+    for what, names in (("labels", info.label_names), ("numbers", info.value_names)):
+        if names:
+            shown = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
+            lines.append(f"{what:<12} {shown}")
+    if info.has_weight:
+        lines.append("weights      samples count by the entry 'weight'")
     for split in SPLITS:
         balance = _balance(info.class_names, info.class_counts[split])
-        lines.append(f"{split:<12} {info.num_records[split]} records: {balance}")
+        records = f"{split:<12} {info.num_records[split]} records"
+        lines.append(f"{records}: {balance}" if balance else records)
         groups = f"             {len(info.groups[split])} groups"
         units = info.split_units.get(split, ())
         if units:

@@ -30,10 +30,11 @@ class SequenceTable(Sequence):
         inputs: `{m: [n, t, f]}` features.
         mask: `{m: [n, t]}`, true at real time steps.
         label: `[n]` classes.
-        value: `[n]` numbers behind the classes, NaN if there are none.
+        value: `[n]` numbers, such as sentiments; NaN if there are none.
         id: Name of each row.
         group: Group of each row.
         repairs: Number of non-finite values by modality and kind.
+        labels: `[n, l]` 1, 0, or NaN (unknown) for each label; None if there are none.
     """
 
     inputs: dict[str, Rows]
@@ -43,6 +44,7 @@ class SequenceTable(Sequence):
     id: list[str]
     group: list[str]
     repairs: dict[str, int]
+    labels: Float32[np.ndarray, "n l"] | None = None
 
     @functools.cached_property
     def rows(self) -> Int[np.ndarray, "k"]:
@@ -64,7 +66,7 @@ class SequenceTable(Sequence):
         for name, values in self.inputs.items():
             inputs[name], _ = clean(values[row])
             inputs[name][~self.mask[name][row]] = 0
-        return Record(
+        record = Record(
             inputs=inputs,
             mask={name: real[row] for name, real in self.mask.items()},
             label=int(self.label[row]),
@@ -72,6 +74,9 @@ class SequenceTable(Sequence):
             id=self.id[row],
             group=self.group[row],
         )
+        if self.labels is not None:
+            record["labels"] = self.labels[row]
+        return record
 
 
 def modality_info(name: str, values: Rows) -> ModalityInfo:

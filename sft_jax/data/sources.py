@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 
 from sft_jax.config.data import DataConfig
@@ -17,7 +18,7 @@ from sft_jax.data.builders import SourceBuilder, base, builder_class
 from sft_jax.data.prepared import open_shards, read_info
 from sft_jax.data.records import SPLITS, DataInfo, Records
 from sft_jax.files import find_damage
-from sft_jax.types import DataError
+from sft_jax.types import DataError, Target
 
 # Splits below this size stay decoded in memory, since decoding a record takes longer than training
 # a small model on it.
@@ -150,16 +151,27 @@ class Source:
         """Returns the groups of the records of a split, in order."""
         return list(self._columns(split)["group"])
 
-    def values(self, split: str) -> list[float]:
-        """Returns the numbers behind the labels of a split, in order; NaN if there are none."""
+    def values(self, split: str) -> list[float | np.ndarray]:
+        """Returns the numbers of the records of a split, in order; NaN if there are none."""
         return list(self._columns(split)["value"])
+
+    def weights(self, split: str) -> np.ndarray:
+        """Returns what each record of a split counts, in order; 1 without weights."""
+        return np.asarray(self._columns(split)["weight"], np.float64)
+
+    def targets(self, split: str, target: Target) -> np.ndarray:
+        """Returns the targets `[n, ...]` of a split, in order."""
+        column = np.asarray(self._columns(split)[target.field])
+        return column.reshape(len(column), target.size) if target.size else column
 
     def _read_columns(self, name: str) -> dict[str, list]:
         # All at once, since a large split must be read from disk for any of them.
-        columns: dict[str, list] = {"id": [], "group": [], "value": []}
+        keys = ["id", "group", "value", "label", *(["labels"] if self.info.label_names else [])]
+        columns: dict[str, list] = {key: [] for key in (*keys, "weight")}
         for record in self.split(name):
-            for key, values in columns.items():
-                values.append(record[key])
+            for key in keys:
+                columns[key].append(record[key])
+            columns["weight"].append(record.get("weight", 1.0))
         return columns
 
     def _read_split(self, name: str) -> Records:

@@ -9,8 +9,8 @@ from jaxtyping import Shaped
 from sft_jax.metrics.bootstrap import estimates
 from sft_jax.types import Batch
 
-# (outputs, how often each sample counts) -> `{metric: value}`.
-Score = Callable[[Mapping[str, np.ndarray], np.ndarray], Mapping[str, float]]
+# Outputs -> function from how often each sample counts to `{metric: value}`.
+Scorer = Callable[[Mapping[str, np.ndarray]], Callable[[np.ndarray], Mapping[str, float]]]
 
 
 def without(batches: Iterable[Batch], modality: str) -> Iterator[Batch]:
@@ -32,7 +32,7 @@ def ablation(
     complete: Mapping[str, np.ndarray],
     ablated: Mapping[str, Mapping[str, np.ndarray]],
     *,
-    score: Score,
+    scorer: Scorer,
     split: str,
     step: int,
     groups: Shaped[np.ndarray, " n"] | None = None,
@@ -44,7 +44,7 @@ def ablation(
     Args:
         complete: Outputs on the split.
         ablated: Outputs by the modality that was masked, without samples that have no other one.
-        score: Function that scores outputs whose samples may count several times.
+        scorer: Function that scores outputs whose samples may count several times.
         split: Name of the split.
         step: Optimizer steps that the model has taken.
         groups: Group of each sample; the bootstrap then resamples groups.
@@ -58,7 +58,7 @@ def ablation(
         from the same bootstrap replicates.
     """
     rows = {}
-    metrics = tuple(score(complete, np.ones(len(complete["id"]), np.int64)))
+    metrics = tuple(scorer(complete)(np.ones(len(complete["id"]), np.int64)))
     for modality, outputs in ablated.items():
         chosen = np.isin(complete["id"], outputs["id"])
         rows[modality] = {
@@ -67,7 +67,7 @@ def ablation(
             **_compared(
                 outputs,
                 {name: values[chosen] for name, values in complete.items()},
-                score,
+                scorer,
                 metrics,
                 None if groups is None else groups[chosen],
                 {"seed": seed, "replicates": replicates},
@@ -85,7 +85,7 @@ def ablation(
 def _compared(
     outputs: Mapping[str, np.ndarray],
     complete: Mapping[str, np.ndarray],
-    score: Score,
+    scorer: Scorer,
     metrics: tuple[str, ...],
     groups: np.ndarray | None,
     bootstrap: dict[str, int],
@@ -95,10 +95,10 @@ def _compared(
         nothing = {"value": None, "low": None, "high": None}
         return {part: dict.fromkeys(metrics, nothing) for part in ("metrics", "difference")}
 
+    scores = [scorer(rows) for rows in (outputs, complete)]
+
     def both(times: np.ndarray) -> np.ndarray:
-        values, reference = (
-            np.array(list(score(rows, times).values())) for rows in (outputs, complete)
-        )
+        values, reference = (np.array(list(score(times).values())) for score in scores)
         return np.concatenate([values, values - reference])
 
     results = estimates(both, count, groups=groups, **bootstrap)

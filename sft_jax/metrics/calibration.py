@@ -58,7 +58,7 @@ def reliability(
     if num_bins < 1:
         raise DataError(f"reliability: found {num_bins} bins, expected at least 1; give more")
     probabilities, label, times = distributions(probabilities, label, weight)
-    return _binned(*confidence_and_hits(probabilities, label), times, num_bins)
+    return binned(*confidence_and_hits(probabilities, label), times, num_bins)
 
 
 def confidence_and_hits(
@@ -76,12 +76,17 @@ def calibration_error(
     num_bins: int = NUM_BINS,
 ) -> float:
     """Expected calibration error from the results of `confidence_and_hits`."""
-    return _binned(confidence, correct, counted(weight, len(correct)), num_bins).error
+    return binned(confidence, correct, counted(weight, len(correct)), num_bins).error
 
 
-def _binned(
-    confidence: np.ndarray, correct: np.ndarray, times: np.ndarray, num_bins: int
+def binned(
+    confidence: Float[np.ndarray, " n"],
+    correct: Float[np.ndarray, " n"],
+    times: Real[np.ndarray, " n"] | None = None,
+    num_bins: int = NUM_BINS,
 ) -> Reliability:
+    """The same from confidences, and 1 or 0 for what came true."""
+    times = np.ones(len(correct)) if times is None else times
     place = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     count = np.bincount(place, weights=times, minlength=num_bins)
     sums = [np.bincount(place, times * values, num_bins) for values in (confidence, correct)]

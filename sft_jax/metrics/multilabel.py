@@ -31,7 +31,7 @@ class Scorer:
         decided: Bool[Array, "n c"],
         target: Float[Array, "n c"],
         weight: Real[Array, " n"] | None = None,
-        losses: Float[Array, "n c"] | None = None,
+        losses: Float[Array, " n"] | None = None,
     ):
         """Checks the inputs, sorts the scores, and scores every sample.
 
@@ -40,7 +40,7 @@ class Scorer:
             decided: Labels that the model assigns.
             target: 1, 0, or NaN where unknown.
             weight: How much each row counts, 0 on padding; once if not given.
-            losses: Loss of each entry, whose mean over known entries is `loss`; NaN if not given.
+            losses: Loss of each row, summed over its known entries; `loss` is NaN if not given.
 
         Raises:
             DataError: A score that counts is not finite, or a target is not 0, 1 or NaN.
@@ -64,9 +64,7 @@ class Scorer:
             "hit": (self._true & self._decided).astype(np.float64),
             "right": right.astype(np.float64),
         }
-        if losses is None:
-            losses = np.full(target.shape, np.nan)
-        self._losses = np.where(known, losses, 0).sum(axis=1)
+        self._losses = np.full(len(target), np.nan) if losses is None else losses
         self._ranked = ranking.presort(scores, self._true, known)
         self._samples = {
             "samples_f1": _f1(*(self._cells[k].sum(axis=1) for k in ("hit", "true", "decided"))),
@@ -124,6 +122,23 @@ class Scorer:
                 "known": count["known"],
                 "positives": count["true"],
             }
+
+
+def precision_recall(
+    scores: Float[Array, " n"], target: Float[Array, " n"]
+) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
+    """Recall and precision of one label at every threshold, by rising recall.
+
+    Args:
+        scores: Score of each sample, higher if more likely.
+        target: 1, 0, or NaN where unknown; at least one is 1.
+    """
+    known = ~np.isnan(target)
+    scores, true = np.asarray(scores)[known], target[known] == 1
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of equal scores
+    hits = np.cumsum(true[order])[last]
+    return hits / true.sum(), hits / (np.flatnonzero(last) + 1)
 
 
 def best_thresholds(

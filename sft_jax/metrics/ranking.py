@@ -190,6 +190,7 @@ def ranking_estimates(
     label: Int[np.ndarray, " n"],
     groups: np.ndarray | None,
     bootstrap: dict[str, int],
+    weight: Real[np.ndarray, " n"] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """`{value, low, high}` of each of `NAMES`; every row counts.
 
@@ -200,12 +201,13 @@ def ranking_estimates(
         label: True class of each sample.
         groups: See `bootstrap.bootstrap_interval`.
         bootstrap: `seed` and `replicates` of `bootstrap.bootstrap_interval`.
+        weight: How much each row counts; once if not given.
     """
     ranked = presort(scores, one_hot(label, scores.shape[1]))
-    once = np.ones(len(label))
+    base = np.ones(len(label)) if weight is None else weight
 
     def statistic(times: np.ndarray) -> np.ndarray:
-        return macro(ranked, times, base=once)
+        return macro(ranked, times * base, base=base)
 
     both = estimates(statistic, len(label), groups=groups, **bootstrap)
     ends = (d_prime(both[1][key]) for key in ("value", "low", "high"))

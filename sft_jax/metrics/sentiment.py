@@ -78,7 +78,7 @@ def rounded_accuracy(
 def binary_scores(
     predicted: Bool[np.ndarray, " n"],
     truth: Bool[np.ndarray, " n"],
-    times: Int[np.ndarray, " n"],
+    times: Real[np.ndarray, " n"],
 ) -> tuple[float | None, float | None]:
     """Accuracy, and F1 of both signs weighted by how often each is predicted; None without samples.
 
@@ -91,7 +91,7 @@ def binary_scores(
     right, called, support = np.diagonal(cells), cells.sum(axis=0), cells.sum(axis=1)
     if not cells.sum():
         return None, None
-    f1 = 2 * right / np.maximum(called + support, 1)
+    f1 = 2 * right / np.where(called + support > 0, called + support, 1)
     return float(right.sum() / cells.sum()), float(f1 @ called / cells.sum())
 
 
@@ -155,6 +155,7 @@ def sentiment_block(
     train_counts: Int[Array, " c"],
     groups: np.ndarray | None,
     bootstrap: dict[str, int],
+    weight: Real[Array, " n"] | None = None,
 ) -> dict[str, Any] | None:
     """Both views of a classifier whose classes are levels of sentiment; every row counts.
 
@@ -168,6 +169,7 @@ def sentiment_block(
         train_counts: Samples of each class in the training split, for the baseline.
         groups: See `bootstrap.bootstrap_interval`.
         bootstrap: `seed` and `replicates` of `bootstrap.bootstrap_interval`.
+        weight: How much each row counts; once if not given.
 
     Returns:
         None without `value`, else `{value, low, high, majority, num_samples, left_out}` by metric.
@@ -180,12 +182,15 @@ def sentiment_block(
     expected = probabilities @ values / probabilities.sum(axis=1)
     named = values[probabilities.argmax(axis=1)]
 
+    base = counted(weight, len(value))
+
     def statistic(times: np.ndarray) -> np.ndarray:
+        times = times * base
         scores = regression_view(expected, value, times) | classification_view(named, value, times)
         return np.array([np.nan if score is None else score for score in scores.values()])
 
     scores = estimates(statistic, len(value), groups=groups, **bootstrap)
-    majority = _majority(values, np.asarray(train_counts), value)
+    majority = _majority(values, np.asarray(train_counts), value, base)
     zero, rounded_zero = int((value == 0).sum()), int((np.rint(value) == 0).sum())
     left_out = dict.fromkeys(("acc2_nonzero", "f1_nonzero"), zero)
     left_out |= dict.fromkeys(CLASSIFICATION, rounded_zero)
@@ -202,7 +207,7 @@ def sentiment_block(
 
 
 def _majority(
-    values: np.ndarray, train_counts: np.ndarray, truth: np.ndarray
+    values: np.ndarray, train_counts: np.ndarray, truth: np.ndarray, weight: np.ndarray
 ) -> dict[str, float | None]:
     """Each metric of a constant prediction; ties go to the lowest class and the negative sign."""
 
@@ -218,11 +223,11 @@ def _majority(
         "": values[np.argmax(train_counts)],
     }
     constant = {
-        kind: regression_view(np.full(len(truth), answer), truth)
+        kind: regression_view(np.full(len(truth), answer), truth, weight)
         for kind, answer in answers.items()
     }
     chosen = {name: constant[name.partition("_")[2]][name] for name in REGRESSION}
-    return chosen | classification_view(np.full(len(truth), nonzero), truth)
+    return chosen | classification_view(np.full(len(truth), nonzero), truth, weight)
 
 
 def _checked(

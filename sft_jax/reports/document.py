@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from matplotlib.figure import Figure
 from matplotlib.text import Text as MatplotlibText
 
-from sft_jax.tasks.base import TableBlock, TextBlock
+from sft_jax.tasks.blocks import TableBlock, TextBlock
 
 WIDE = 6.5  # inches
 

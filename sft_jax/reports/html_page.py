@@ -21,7 +21,7 @@ from sft_jax.reports.document import (
     slug,
 )
 from sft_jax.reports.text_tables import grid
-from sft_jax.tasks.base import Code, TableBlock, TextBlock
+from sft_jax.tasks.blocks import Code, TableBlock, TextBlock
 from sft_jax.version import __version__
 
 _LONG = 48  # characters of a cell that is wrapped

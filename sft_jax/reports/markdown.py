@@ -4,7 +4,7 @@ import re
 
 from sft_jax.reports.document import Block, Commands, Document, Pictures
 from sft_jax.reports.text_tables import format_table
-from sft_jax.tasks.base import Code, TableBlock, TextBlock
+from sft_jax.tasks.blocks import Code, TableBlock, TextBlock
 
 # Characters with a meaning in Markdown or HTML anywhere in a line.
 _ACTIVE = re.compile(r"([\\`*\[\]|<])")

@@ -15,7 +15,7 @@ from sft_jax.reports.text_tables import format_table
 from sft_jax.runs.run_folder import Run, is_run, read_run
 from sft_jax.runs.study_folder import is_study, read_study_folder
 from sft_jax.tasks import Task, from_run, from_study
-from sft_jax.tasks.base import TableBlock
+from sft_jax.tasks.blocks import TableBlock
 from sft_jax.types import CheckpointError, DataError
 
 # Maps a configuration to rows `{model, parameters, forward GFLOP, ...}`, its own model first.

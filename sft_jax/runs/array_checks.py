@@ -65,3 +65,11 @@ def check_distributions(path: Path, probabilities: np.ndarray, label: np.ndarray
 def misfit(path: Path, name: str, found: Any, expected: str, remedy: str) -> DataError:
     """The error for an entry that is not as expected."""
     return DataError(f"{path}: {name}: found {found}, expected {expected}; {remedy}")
+
+
+def same_values(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether two arrays are equal, where NaN equals NaN; or both are missing."""
+    if a is None or b is None:
+        return a is b
+    nan = a.dtype.kind == "f" and b.dtype.kind == "f"
+    return np.array_equal(a, b, equal_nan=nan)

@@ -1,11 +1,18 @@
-"""`config.json` and `data.json`, which every run folder begins with.
+"""`config.json` and `data.json`, which every run folder begins with, and `decision.json`.
 
 - `config.json`: the resolved configuration, as `config.io.to_dict` writes it.
-- `data.json`: `class_names`; `modalities`, a list of `{name, length, feature_dim}`; `counts`, the
-  samples of each class by split; `fingerprint` and `normalizer` of the data; optionally `groups`,
-  the number of groups by split, `num_parameters`, and `command`, the training command line.
+- `data.json`: `modalities`, a list of `{name, length, feature_dim}`; `fingerprint` and `normalizer`
+  of the data; optionally `num_records` and `groups`, the number of samples and groups by split,
+  `num_parameters`, and `command`, the training command line. What the task knows of its targets:
+  classification has `class_names` and `counts`, the samples of each class by split; multi-label has
+  `label_names` and `label_counts`, the weight of training samples with and without each label;
+  regression has `value_names` and `value_statistics` of the training split, and for sentiment
+  `class_names` and `class_values`.
+- `decision.json`: what the task learned from the validation split with the parameters of `step`:
+  `thresholds` of labels, or `widths` of prediction intervals (null if there are too few samples).
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,8 +23,20 @@ from jax.experimental import multihost_utils
 
 from sft_jax.config.data import OPTIONS, path_options
 from sft_jax.config.io import from_dict, to_dict
-from sft_jax.config.run import Config
-from sft_jax.files.json_files import Shape, anything, integer, list_of, map_of, number, record, text
+from sft_jax.config.run import Config, Duration
+from sft_jax.config.task import TaskConfig
+from sft_jax.files.errors import convert_disk_errors
+from sft_jax.files.json_files import (
+    Shape,
+    anything,
+    integer,
+    list_of,
+    map_of,
+    nullable,
+    number,
+    record,
+    text,
+)
 from sft_jax.runs.schema import read_stored, write_stored
 from sft_jax.types import CheckpointError
 
@@ -30,10 +49,18 @@ _MAY_CHANGE = (
 )
 _RESTORE = "restore the file, or train into a new workdir"
 _NUMBERS = list_of(number())
+# Entries of `data.json` that name the outputs of a task.
+OUTPUT_NAMES = ("class_names", "label_names", "value_names")
 _DATA = {
     "class_names": list_of(text(), least=1),
+    "class_values": _NUMBERS,
+    "label_names": list_of(text(), least=1),
+    "label_counts": record({"positive": _NUMBERS, "negative": _NUMBERS}),
+    "value_names": list_of(text(), least=1),
+    "value_statistics": map_of(_NUMBERS),
     "modalities": list_of(record({"name": text(), "length": integer(), "feature_dim": integer()})),
     "counts": map_of(list_of(integer())),
+    "num_records": map_of(integer()),
     "groups": map_of(integer()),
     "num_parameters": integer(),
     "command": text(100_000),
@@ -60,7 +87,11 @@ def read_config(workdir: Path) -> Config:
         CheckpointError: The folder holds no run, or one of a newer version.
         ConfigError: The configuration has settings that this version does not know.
     """
-    return from_dict(read_stored(run_file(workdir, "config.json"), map_of(anything), _RESTORE))
+    config = from_dict(read_stored(run_file(workdir, "config.json"), map_of(anything), _RESTORE))
+    if config.task.name == "auto":
+        # Runs of versions that had no other task; training stores what the data chose.
+        config = dataclasses.replace(config, task=TaskConfig(name="classification"))
+    return config
 
 
 def read_data(workdir: Path, *required: str) -> dict[str, Any]:
@@ -76,6 +107,30 @@ def read_data(workdir: Path, *required: str) -> dict[str, Any]:
     return read_stored(run_file(workdir, "data.json"), data_shape(*required), _RESTORE)
 
 
+_DECISION = record(
+    {"step": integer()}, {"thresholds": _NUMBERS, "widths": list_of(nullable(number(least=0.0)))}
+)
+
+
+def write_decision(workdir: Path, step: int, decision: dict[str, Any]):
+    """Writes what the task learned from the validation split with the parameters of a step."""
+    with convert_disk_errors(workdir, outcome=""):
+        write_stored(workdir / "decision.json", {"step": step, **decision})
+
+
+def read_decision(workdir: Path, step: int) -> dict[str, Any] | None:
+    """Reads what `write_decision` wrote for the parameters of a step; None if there is nothing.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    path = Path(workdir) / "decision.json"
+    if not path.is_file():
+        return None
+    decision = read_stored(path, _DECISION, "remove it, and run `python -m sft_jax.evaluate` again")
+    return decision if decision.pop("step") == step else None
+
+
 def run_file(workdir: Path, name: str) -> Path:
     """Path of a file that training writes; raises `CheckpointError` if there is none."""
     path = Path(workdir) / name
@@ -88,10 +143,14 @@ def run_file(workdir: Path, name: str) -> Path:
     return path
 
 
-def open_run(workdir: Path, config: Config, data: dict[str, Any]):
+def open_run(workdir: Path, config: Config, data: dict[str, Any]) -> Config:
     """Starts a run folder, or checks that the existing one belongs to the same run.
 
-    With several processes, process 0 starts it and every process checks it.
+    With several processes, process 0 starts it and every process checks it. The duration of
+    training may differ; see `check_duration`.
+
+    Returns:
+        The stored configuration.
 
     Raises:
         CheckpointError: The folder belongs to another configuration or other data, or the
@@ -114,7 +173,9 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
                 f"{workdir}: process {jax.process_index()} does not find what process 0 wrote "
                 "there, expected one folder that all hosts share; give a --workdir on a shared disk"
             )
-    differing = differing_settings(read_config(workdir), config)
+    stored_config = read_config(workdir)
+    differing = differing_settings(stored_config, config)
+    differing.pop("train.duration", None)
     changed = [f"{path} {stored!r} -> {given!r}" for path, (stored, given) in differing.items()]
     stored = read_data(workdir, "fingerprint")
     if stored["fingerprint"] != data["fingerprint"]:
@@ -126,6 +187,53 @@ def open_run(workdir: Path, config: Config, data: dict[str, Any]):
         raise CheckpointError(
             f"{workdir}: holds a run with other settings; " + "\n  ".join([advice, *changed])
         )
+    return stored_config
+
+
+def check_duration(
+    workdir: Path,
+    stored: Config,
+    config: Config,
+    steps_per_epoch: int,
+    trained: int,
+    extend: bool = False,
+):
+    """Checks that a run may be continued to the duration of `config`.
+
+    Args:
+        workdir: Folder of the run.
+        stored: Stored configuration of the run.
+        config: Configuration to continue with.
+        steps_per_epoch: Optimizer steps per pass over the training split.
+        trained: Optimizer steps of the newest checkpoint.
+        extend: Whether a schedule that depends on the duration may be stretched.
+
+    Raises:
+        CheckpointError: It may not.
+    """
+    before = stored.train.duration.to_steps(steps_per_epoch)
+    total = config.train.duration.to_steps(steps_per_epoch)
+    if total == before or not trained:
+        return
+    given = f"{workdir}: given train.duration {to_dict(config.train.duration)!r} ({total} steps)"
+    if total < trained:
+        raise CheckpointError(
+            f"{given} for a run that has taken {trained} steps, expected at least as many; give "
+            f"{to_dict(stored.train.duration)!r} or more, or choose a new workdir"
+        )
+    if config.optimizer.schedule == "cosine" and not extend:
+        raise CheckpointError(
+            f"{given} for a run of {before} steps with optimizer.schedule 'cosine', expected the "
+            f"same duration: the cosine ends with the training, so that it would be stretched and "
+            f"the learning rate would jump at step {trained}; give --extend (or extend=True in "
+            "Python) to do so all the same, or choose a new workdir"
+        )
+
+
+def write_config(workdir: Path, stored: Config, duration: Duration):
+    """Replaces the duration in the `config.json` of a run."""
+    train = dataclasses.replace(stored.train, duration=duration)
+    write_stored(workdir / "config.json", to_dict(dataclasses.replace(stored, train=train)))
 
 
 def differing_settings(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:

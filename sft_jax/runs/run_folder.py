@@ -55,7 +55,7 @@ class Run:
         paths = {split: self.workdir / f"predictions_{split}.npz" for split in self.splits}
         specs = self.config.modalities
         return {
-            split: read_predictions(path, specs, classes="class_names" in self.data)
+            split: read_predictions(path, specs, classes=self.config.task.name == "classification")
             for split, path in paths.items()
             if path.is_file()
         }
@@ -100,7 +100,7 @@ def read_run(workdir: Path) -> Run:
 
 def _check_class_counts(run: Run):
     """Raises `DataError` unless all files agree on the number of classes."""
-    if "class_names" not in run.data:
+    if run.config.task.name != "classification" or "class_names" not in run.data:
         return
     expected = len(run.data["class_names"])
     for split, counts in run.data.get("counts", {}).items():

@@ -1,13 +1,16 @@
 """Files of a study's folder.
 
-- `study.json`: `name`, `title`, `protocol`, `metric`, `class_names`; `settings`, a list of `{name,
+- `study.json`: `name`, `title`, `protocol`, `metric`; once trained, `task` (classification if
+  missing) and the names of its outputs (`class_names`, `label_names`, `value_names`); `settings`, a
+  list of `{name,
   overrides}` and, once trained, `{model, num_parameters, forward_gflop, tokens_in, tokens_kept}`;
   `folds`, a list of `{name, overrides}` and, once trained on, `{test, source_sha256}`, the held-out
   units and the hash of the source file; `seeds`.
 - `results.csv`: `setting,fold,seed,split,condition,level,metric,value`, one score a row.
 - `curves.csv`: `setting,fold,seed,metric,value` and `step` or `epoch`.
-- `predictions/<setting>-<fold>.npz`: `seed [s]`, `label [n]`, `group [n]`, `id [n]` and
-  `probabilities [s, n, c]` on the complete test split.
+- `predictions/<setting>-<fold>.npz`: `seed [s]`, `group [n]`, `id [n]`, and the task's targets
+  `[n, ...]` and answers `[s, n, ...]` on the complete test split, such as `label` and
+  `probabilities`.
 """
 
 import csv
@@ -34,6 +37,7 @@ from sft_jax.files.json_files import (
 )
 from sft_jax.files.npz import read_npz
 from sft_jax.runs.array_checks import check_distributions
+from sft_jax.runs.run_files import OUTPUT_NAMES
 from sft_jax.runs.schema import read_stored
 from sft_jax.types import CheckpointError, DataError
 
@@ -51,6 +55,8 @@ _SETTING = {
     "tokens_in": nullable(integer()),
     "tokens_kept": nullable(integer()),
 }
+# What the task is and how its outputs are called.
+_TASK = {"task": text(), **dict.fromkeys(OUTPUT_NAMES, list_of(text()))}
 _FOLD = {**_OVERRIDES, "test": list_of(anything), "source_sha256": nullable(text())}
 
 
@@ -66,12 +72,11 @@ def study_shape(resumable: bool = False) -> Shape:
         "title": text(10_000),
         "protocol": text(100_000),
         "metric": text(),
-        "class_names": list_of(text()),
         "settings": list_of(record(named, _SETTING), least=1),
         "folds": list_of(record(named, _FOLD), least=1),
         "seeds": list_of(integer(), least=1),
     }
-    return record({**required, **(_ORIGIN if resumable else {})}, _ORIGIN)
+    return record({**required, **(_ORIGIN if resumable else {})}, {**_ORIGIN, **_TASK})
 
 
 def read_study(workdir: Path, resumable: bool = False) -> dict[str, Any]:
@@ -144,18 +149,19 @@ def predictions_path(workdir: Path, setting: str, fold: str) -> Path:
     return workdir / "predictions" / f"{setting}-{fold}.npz"
 
 
-def read_fold_predictions(path: Path, num_classes: int) -> dict[str, np.ndarray]:
+def read_fold_predictions(path: Path, study: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Reads the predictions of a setting on a fold.
 
     Args:
         path: Path of the file.
-        num_classes: Number of classes; 0 if the task has none, whose answers are not checked.
+        study: Content of `study.json`. The answers of a classifier are checked.
 
     Raises:
         DataError: Entries are missing, have other shapes, or are no distributions.
     """
     entries = read_npz(path, REMEDY)
-    if not num_classes:
+    num_classes = len(study.get("class_names", ()))
+    if not num_classes or study.get("task", "classification") != "classification":
         return entries
     seed, label, probabilities = (
         entries.get(name, np.zeros(())) for name in ("seed", "label", "probabilities")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from sft_jax.runs.array_checks import same_values
 from sft_jax.runs.study_files import (
     CURVES,
     REMEDY,
@@ -150,11 +151,10 @@ class StudyFolder:
 
     def predictions(self, setting: str) -> dict[str, dict[str, np.ndarray]]:
         """Stored predictions of a setting by the name of their fold."""
-        num_classes = len(self.record["class_names"])
         folds = [fold["name"] for fold in self.record["folds"]]
         paths = {fold: predictions_path(self.workdir, setting, fold) for fold in folds}
         return {
-            fold: read_fold_predictions(path, num_classes)
+            fold: read_fold_predictions(path, self.record)
             for fold, path in paths.items()
             if path.is_file()
         }
@@ -171,16 +171,16 @@ class StudyFolder:
         for name in others:
             found = self._tested_samples(name)
             shared = found.keys() & expected.keys()
-            if not all(np.array_equal(found[key], expected[key]) for key in shared):
+            if not all(same_values(found[key], expected[key]) for key in shared):
                 unpaired.append(name)
         return unpaired
 
     def _tested_samples(self, setting: str) -> dict[tuple[str, str], Any]:
-        """Ids and labels of the test samples, by fold and `id` or `label`."""
+        """Ids and targets of the test samples, by fold and entry."""
         return {
             (fold, entry): stored.get(entry)
             for fold, stored in self.predictions(setting).items()
-            for entry in ("id", "label")
+            for entry in ("id", "label", "true_labels", "true_value")
         }
 
 

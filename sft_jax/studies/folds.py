@@ -54,8 +54,11 @@ class Fold:
                 "`python -m sft_jax.train` for each setting instead"
             )
         specs, normalizer = session.config.modalities, session.normalizer
+        target = session.task.target
         splits = {
-            split: collate(session.source.split(split), range(count), specs, normalizer, count)
+            split: collate(
+                session.source.split(split), range(count), specs, normalizer, count, target
+            )
             for split, count in info.num_records.items()
             if count
         }
@@ -86,7 +89,7 @@ class FoldReader:
         session = Session.open(config, source=self._sources.get(config.data))
         self._sources[config.data] = session.source
         shapes = tuple((spec.name, spec.length) for spec in session.config.modalities)
-        key = (name, config.data, shapes)
+        key = (name, config.data, shapes, session.task.target)
         if key not in self._folds:
             self._folds[key] = Fold.of(name, session)
         return session, self._folds[key]

@@ -14,7 +14,7 @@ from sft_jax.config.study import COMPLETE, Setting, Study
 from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.locks import locked
 from sft_jax.files.npz import write_npz
-from sft_jax.runs.run_files import differing_settings
+from sft_jax.runs.run_files import OUTPUT_NAMES, differing_settings
 from sft_jax.runs.schema import write_stored
 from sft_jax.runs.study_files import (
     CURVE_COLUMNS,
@@ -96,7 +96,8 @@ class Results:
             source = {"test": list(fold.test_units), "source_sha256": fold.source_sha256}
             _entry(self._record["folds"], fold.name).update(source)
         legend = {name: values.tolist() for name, values in trained.task.legend.items()}
-        self._record.update(legend)
+        task = {"task": trained.config.task.name, "metric": trained.task.main_metric}
+        self._record.update({**legend, **task})
         _entry(self._record["settings"], setting.name).update(cost(trained.config))
         runs = {(trained.folds[fold].name, str(seed)) for fold, seed in trained.runs}
 
@@ -152,7 +153,7 @@ class Results:
         """Stored answers of earlier runs on the same samples, by seed."""
         if not path.is_file():
             return {}
-        stored = read_fold_predictions(path, len(self._record["class_names"]))
+        stored = read_fold_predictions(path, self._record)
         if not np.array_equal(stored.get("id", ()), fold.ids):
             raise CheckpointError(
                 f"{path}: holds predictions of other records than the study has now; give a new "
@@ -167,7 +168,11 @@ class Results:
         """Merges the stored record, whose description of existing runs must not have changed."""
         record = self._record
         changed = [key for key in ("name", "conditions") if stored[key] != record[key]]
-        changed += ["base"] * bool(differing_settings(from_dict(stored["base"]), self._study.base))
+        base = from_dict(stored["base"])
+        if "auto" in (base.task.name, self._study.base.task.name):
+            # The data decide, and each fold's are checked.
+            base = dataclasses.replace(base, task=self._study.base.task)
+        changed += ["base"] * bool(differing_settings(base, self._study.base))
         for part in ("settings", "folds"):
             current = {entry["name"]: entry for entry in record[part]}
             for entry in stored[part]:
@@ -178,7 +183,9 @@ class Results:
                     changed.append(f"{part} {name!r}")
                 else:
                     current[name].update(entry)
-        record["class_names"] = stored["class_names"]
+        record.update(
+            {key: stored[key] for key in ("task", "metric", *OUTPUT_NAMES) if key in stored}
+        )
         if changed:
             raise CheckpointError(
                 f"{self.workdir}: holds another state of the study, which differs in "
@@ -193,7 +200,6 @@ def _description(study: Study) -> dict[str, Any]:
         "title": study.title,
         "protocol": study.protocol,
         "metric": from_config(study.base).main_metric,
-        "class_names": [],
         "base": to_dict(study.base),
         "settings": list(map(dataclasses.asdict, study.settings)),
         "folds": list(map(dataclasses.asdict, study.folds)),
@@ -215,5 +221,7 @@ def _curve_rows(trained: Trained) -> Iterable[dict[str, Any]]:
     for curve in trained.curves:
         for metric, values in curve.values.items():
             for (fold, seed), value in zip(trained.runs, values, strict=True):
+                if not np.isfinite(value):  # undefined, such as the correlation of a constant
+                    continue
                 run = {"fold": trained.folds[fold].name, "seed": seed, "step": curve.step}
                 yield {**run, "metric": metric, "value": float(value)}

@@ -64,7 +64,8 @@ def train_setting(
     """Trains and evaluates one setting on the given folds with every seed.
 
     As in a single run, the parameters with the best validation are evaluated, or the last ones
-    without a validation split.
+    without a validation split. With `train.patience`, later validations of a run that would have
+    stopped are ignored; it goes on with the others, so that its curves do.
 
     Args:
         study: Study to run.
@@ -109,21 +110,31 @@ def scores(trained: Trained) -> Iterator[dict[str, Any]]:
     for (split, condition), runs in trained.answers.items():
         for (fold, seed), answers in zip(trained.runs, runs, strict=True):
             data = trained.folds[fold]
-            target = data.splits[split]["target"]
+            target, weight = (data.splits[split][name] for name in ("target", "weight"))
             group = data.group if split == "test" else None
             run = {"fold": data.name, "seed": seed, "split": split, "condition": condition}
-            for level, metrics in score_levels(trained.task, answers, target, group).items():
+            for level, metrics in score_levels(
+                trained.task, answers, target, group, weight
+            ).items():
                 for metric, value in metrics.items():
-                    yield {**run, "level": level, "metric": metric, "value": value}
+                    if np.isfinite(value):
+                        yield {**run, "level": level, "metric": metric, "value": value}
 
 
 def score_levels(
-    task: Task, answers: dict[str, np.ndarray], target: np.ndarray, group: np.ndarray | None
+    task: Task,
+    answers: dict[str, np.ndarray],
+    target: np.ndarray,
+    group: np.ndarray | None,
+    weight: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
     """Scores `{level: {metric: value}}` per sample, and per group if samples share groups."""
-    levels = {"sample": task.values(answers, target)}
+    once = np.ones(len(target), np.int64)
+    levels = {"sample": task.scorer(answers, target, weight)(once)}
     if group is not None and len(np.unique(group)) < len(group):
-        levels["group"] = task.values(*task.group(answers, target, group))
+        pooled = task.group(answers, target, group)
+        if pooled is not None:
+            levels["group"] = task.scorer(*pooled)(np.ones(len(pooled[1]), np.int64))
     return levels
 
 
@@ -176,6 +187,7 @@ class _SettingTrainer:
         self.best_params = jax.tree.map(jnp.copy, self.states.params)  # states are donated
         self.chosen_step = np.zeros(len(padded), int)
         self.best = np.full(len(padded), -np.inf)
+        self.stale = np.zeros(len(padded), int)
         self.plateaus = [Plateau()] * len(padded)
 
     def train(self, progress: Callable[[int], Any]) -> list[Curve]:
@@ -220,14 +232,19 @@ class _SettingTrainer:
         """Metrics of every run; updates the best parameters and the plateau rule."""
         outputs = self._outputs(self.states.params, self.valid)
         runs = [
-            self.task.values(self.task.answer(x), self.valid[fold]["target"])
-            for x, fold in zip(outputs, self.fold, strict=True)
+            self._score(x, self.valid[fold]) for x, fold in zip(outputs, self.fold, strict=True)
         ]
-        values = {name: np.array([run[name] for run in runs]) for name in self.task.logged}
+        names = dict.fromkeys(
+            (*self.task.logged, *self.task.validated, self.config.train.best_metric)
+        )
+        values = {name: np.array([run[name] for run in runs]) for name in names}
         _check_finite(step, {"validation loss": values["loss"]}, self.names)
         best = self.task.metrics[self.config.train.best_metric]
         score = values[best.name] * (1.0 if best.higher_is_better else -1.0)
-        better = (score > self.best) & (step >= self.schedule.best_after)
+        patience = self.config.train.patience
+        counts = (step >= self.schedule.best_after) & ((patience == 0) | (self.stale < patience))
+        better = (score > self.best) & counts
+        self.stale = np.where(better, 0, self.stale + counts)
         self.best = np.where(better, score, self.best)
         self.chosen_step[better] = step
         flags = self.population.put(better, runs=True)
@@ -241,6 +258,10 @@ class _SettingTrainer:
             lr_scale = self.population.put(scale, runs=True)
             self.states = dataclasses.replace(self.states, lr_scale=lr_scale)
         return {f"valid {name}": value for name, value in values.items()}
+
+    def _score(self, outputs: np.ndarray, batch: Batch) -> dict[str, float]:
+        score = self.task.scorer(self.task.answer(outputs), batch["target"], batch["weight"])
+        return score(np.ones(len(outputs), np.int64))
 
     def _sums(self, step: int, pending: list[Any]) -> dict[str, np.ndarray]:
         """Training metrics since the last call, as in the log of a single run."""

@@ -4,15 +4,20 @@
 `from_study` or `from_config`, and calls it through `base.Task`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sft_jax.config.run import Config, TaskConfig
+import numpy as np
+
+from sft_jax.config.run import Config
+from sft_jax.config.task import TaskConfig
 from sft_jax.tasks.base import Metric, Task
 from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.classification_metrics import METRICS
 from sft_jax.tasks.classification_report import metric_rows
-from sft_jax.types import CheckpointError, ConfigError
+from sft_jax.tasks.multilabel import Multilabel
+from sft_jax.tasks.regression import Regression
+from sft_jax.types import CheckpointError, ConfigError, Target
 
 __all__ = [
     "METRICS",
@@ -25,23 +30,53 @@ __all__ = [
     "from_study",
     "metric_rows",
     "required_data",
+    "resolve",
 ]
 
 # Tasks by `config.task.name`; the constructors below are class methods of each.
-TASKS: dict[str, Any] = {"classification": Classification}
+TASKS: dict[str, Any] = {
+    "classification": Classification,
+    "multilabel": Multilabel,
+    "regression": Regression,
+}
 
 
-def from_source(config: Config, info: Any) -> Task:
-    """The task of a configuration on prepared data.
+def resolve(config: Config, info: Any) -> TaskConfig:
+    """The task settings of a configuration, with the task that the data choose for `auto`.
 
     Args:
-        config: Configuration of the run; its `model.num_classes` may be 0.
+        config: Configuration of the run.
         info: `data.records.DataInfo` of the source.
 
     Raises:
-        ConfigError: There is no task of that name.
+        ConfigError: There is no task of that name, or the data have no targets for it.
     """
-    return _entry(config.task.name).from_source(config, info)
+    fitting = [name for name, task in TASKS.items() if task.fits(info)]
+    if config.task.name == "auto" and fitting:
+        return TaskConfig(name=fitting[0])
+    if not _entry(config.task.name).fits(info):
+        raise ConfigError(
+            f"task.name: given {config.task.name!r} for data that have targets for "
+            f"{', '.join(fitting) or 'no task'}, expected one of these; change it, or add "
+            "targets to the data"
+        )
+    return config.task
+
+
+def from_source(
+    config: Config, info: Any, targets: Callable[[Target], tuple[np.ndarray, np.ndarray]]
+) -> Task:
+    """The task of a configuration on prepared data.
+
+    Args:
+        config: Configuration of the run with a resolved task; its `model.num_classes` may be 0.
+        info: `data.records.DataInfo` of the source.
+        targets: Function that reads a target `[n, ...]` of the training split, and the weights.
+
+    Raises:
+        ConfigError: There is no task of that name, or its options do not fit the data.
+    """
+    return _entry(config.task.name).from_source(config, info, targets)
 
 
 def from_run(config: Config, data: Mapping[str, Any]) -> Task:
@@ -80,11 +115,14 @@ def from_study(record: Mapping[str, Any]) -> Task:
     Raises:
         ConfigError: There is no task of that name.
     """
-    name = record.get("base", {}).get("task", {}).get("name", TaskConfig.name)
+    base = record.get("base", {}).get("task", {}).get("name", TaskConfig.name)
+    name = record.get("task", base)
     return _entry(name).from_study(record)
 
 
 def _entry(name: str) -> Any:
+    # Without data, `auto` is the task that most sources are for.
+    name = next(iter(TASKS)) if name == "auto" else name
     if name not in TASKS:
         raise ConfigError(
             f"task.name: given {name!r}, expected one of {', '.join(TASKS)}; change it"

@@ -7,12 +7,15 @@ Letters: `b` batch, `n` samples of a split, `o` outputs of the model's head.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
+
+from sft_jax.tasks.blocks import ReportSection
+from sft_jax.types import Target
 
 # Sum and count of a metric, per sample or over samples; their ratio is its value.
 Sum = tuple[jax.Array, jax.Array]
@@ -73,119 +76,6 @@ def metric_named(metrics: Mapping[str, Metric], name: str) -> Metric:
     return metrics.get(name) or Metric(name=name, title=name, format="number")
 
 
-@dataclasses.dataclass(frozen=True)
-class Code:
-    """Text of a paragraph that is set as code, such as a file or a setting."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TableBlock:
-    """A table of a report; columns are the keys of its rows in order of first appearance."""
-
-    rows: Sequence[Mapping[str, Any]]
-    caption: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class TextBlock:
-    """A paragraph of a report: plain text, with `Code` in between."""
-
-    parts: Sequence[str | Code]
-
-    @classmethod
-    def of(cls, *parts: str | Code) -> "TextBlock":
-        """A paragraph of these parts."""
-        return cls(parts)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Heatmap:
-    """Counts of pairs, such as true against predicted classes.
-
-    Attributes:
-        name: Name of the figure's file, without suffix.
-        values: `[c, c]` counts.
-        labels: Name of each row, and of each column.
-        x_label: Meaning of the columns.
-        y_label: Meaning of the rows.
-        alt: Description for readers who cannot see the figure.
-    """
-
-    name: str
-    values: np.ndarray
-    labels: Sequence[str]
-    x_label: str
-    y_label: str
-    alt: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lines:
-    """Curves over a common axis, such as reliability diagrams.
-
-    Attributes:
-        name: Name of the figure's file, without suffix.
-        curves: `{label: (x [p], y [p])}`; NaN leaves a gap.
-        x_label: Meaning of the horizontal axis.
-        y_label: Meaning of the vertical axis.
-        alt: Description for readers who cannot see the figure.
-        diagonal: Whether both axes are shares between 0 and 1, to be compared with `y = x`.
-        counts: `{label: [p]}` samples in each of `p` equal bins of the horizontal axis from 0 to 1.
-            A single curve gets a histogram of them; several curves leave out rare bins.
-    """
-
-    name: str
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    x_label: str
-    y_label: str
-    alt: str
-    diagonal: bool = False
-    counts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Intervals:
-    """Shares with their intervals, one a row.
-
-    Attributes:
-        name: Name of the figure's file, without suffix.
-        rows: `{label: {value, low, high}}`; low and high are None if there is no interval.
-        title: Title of the figure.
-        alt: Description for readers who cannot see the figure.
-        difference: Whether values are differences, drawn in percentage points around 0.
-    """
-
-    name: str
-    rows: Mapping[str, Mapping[str, Any]]
-    title: str
-    alt: str
-    difference: bool = False
-
-
-Plot = Heatmap | Lines | Intervals
-
-
-@dataclasses.dataclass(frozen=True)
-class FigureBlock:
-    """Figures that belong together, with one caption."""
-
-    figures: Sequence[Plot]
-    caption: str
-
-
-ReportBlock = TableBlock | TextBlock | FigureBlock
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportSection:
-    """A section of a report as data, for `reports` to draw."""
-
-    title: str
-    blocks: Sequence[ReportBlock]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scored:
     """An evaluated split of a run, or of a setting of a study with its runs pooled.
@@ -219,9 +109,14 @@ class Scored:
             (self.target, other.target),
             (self.groups, other.groups),
         )
-        return all(
-            np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in pairs
-        )
+        return all(_same(a, b) for a, b in pairs)
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether two arrays are equal, where NaN (unknown) equals NaN; or both are missing."""
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
 
 
 @runtime_checkable
@@ -253,6 +148,21 @@ class Task(Protocol):
         ...
 
     @property
+    def validated(self) -> Sequence[str]:
+        """Names of the metrics from `scorer` that are computed at every validation as well."""
+        ...
+
+    @property
+    def selectable(self) -> Sequence[str]:
+        """Names of the metrics that may choose the best checkpoint: `logged`, and of `scorer`."""
+        ...
+
+    @property
+    def target(self) -> Target:
+        """Entry of a record that is the target."""
+        ...
+
+    @property
     def target_name(self) -> str:
         """Name of the entry that holds the true targets in files of predictions."""
         ...
@@ -273,8 +183,31 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def data_record(cls, info: Any) -> dict[str, Any]:
+    def fits(cls, info: Any) -> bool:
+        """Whether a `DataInfo` has targets of the task."""
+        ...
+
+    def data_record(self, info: Any) -> dict[str, Any]:
         """Entries of a run's `data.json` that describe the targets of a `DataInfo`."""
+        ...
+
+    @property
+    def decides(self) -> bool:
+        """Whether `fit_decision` learns anything."""
+        ...
+
+    def fit_decision(
+        self, answers: Mapping[str, np.ndarray], target: np.ndarray, weight: np.ndarray
+    ) -> dict[str, Any]:
+        """What the task learns from the validation split after training, such as thresholds.
+
+        Returns:
+            Entries of the run's `decision.json`; empty if there is nothing to learn.
+        """
+        ...
+
+    def with_decision(self, decision: Mapping[str, Any]) -> "Task":
+        """The task that decides by the result of `fit_decision`."""
         ...
 
     def loss(
@@ -304,25 +237,32 @@ class Task(Protocol):
         """A line about the predictions, for the terminal."""
         ...
 
-    def values(
+    def scorer(
         self,
         answers: Mapping[str, np.ndarray],
         target: np.ndarray,
-        times: np.ndarray | None = None,
-    ) -> dict[str, float]:
-        """Exact metrics for studies and comparisons, by name; includes `logged`.
+        weight: np.ndarray | None = None,
+    ) -> Callable[[np.ndarray], dict[str, float]]:
+        """Exact metrics for studies and comparisons; includes `logged`.
 
         Args:
             answers: Result of `answer`, and optionally the `loss` of each sample from `sums`.
             target: True targets `[n, ...]`.
-            times: How often each sample counts `[n]`; once by default.
+            weight: How much each sample counts; once by default.
+
+        Returns:
+            Function from how often each sample is drawn `[n]` to the metrics by name, NaN where
+            undefined. It may be called many times, as a bootstrap does.
         """
         ...
 
     def group(
         self, answers: Mapping[str, np.ndarray], target: np.ndarray, groups: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Answers and targets of groups of samples `[g, ...]`, in order of the group names."""
+    ) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
+        """Answers and targets of groups of samples `[g, ...]`, in order of the group names.
+
+        None if the task does not score groups.
+        """
         ...
 
     def score(
@@ -333,6 +273,7 @@ class Task(Protocol):
         split: str,
         step: int,
         groups: np.ndarray | None = None,
+        weight: np.ndarray | None = None,
         **context: Any,
     ) -> dict[str, Any]:
         """Exact metrics of a split with baseline and intervals: `evaluation_<split>.json`.
@@ -343,6 +284,7 @@ class Task(Protocol):
             split: Name of the split.
             step: Optimizer steps that the model has taken.
             groups: Group of each sample, for the bootstrap to resample; None resamples samples.
+            weight: How much each sample counts; once by default.
             context: Further arrays: `outputs` of the model `[n, o]` and `values` of the records in
                 the source `[n]`.
         """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from sft_jax.metrics import sentiment
 from sft_jax.metrics.classification import (
@@ -20,6 +20,7 @@ from sft_jax.metrics.classification import (
     top_k_hits,
 )
 from sft_jax.tasks.base import Metric, Sum
+from sft_jax.tasks.losses import cross_entropy
 
 MAIN_METRIC = "top1"
 METRICS: Mapping[str, Metric] = {
@@ -43,40 +44,22 @@ METRICS: Mapping[str, Metric] = {
     )
 }
 LOGGED = ("loss", "top1")
+SELECTABLE = ("loss", "top1", "macro_f1")
+# A value of every sample `[n]` to take the mean of, or a function from how much each counts `[n]`.
+Statistic = np.ndarray | Callable[[np.ndarray], float]
 
 
-def cross_entropy(
-    logits: Float[Array, "b c"], label: Int[Array, " b"], label_smoothing: float = 0.0
-) -> Float[Array, " b"]:
-    """Softmax cross-entropy of each sample in nats, in float32.
-
-    Args:
-        logits: Unnormalised scores.
-        label: Class of each sample.
-        label_smoothing: Probability that is spread evenly over all classes.
-    """
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    target = jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.float32)
-    target = (1.0 - label_smoothing) * target + label_smoothing / logits.shape[-1]
-    return -jnp.sum(target * log_probabilities, axis=-1)
-
-
-def step_sums(logits: Float[Array, "b c"], label: Int[Array, " b"]) -> dict[str, Sum]:
+def step_sums(logits: Float[Array, "b c"], target: Num[Array, "b *c"]) -> dict[str, Sum]:
     """Metrics of `LOGGED` for each sample, inside the step: `{name: (sum [b], count [b])}`."""
-    losses = cross_entropy(logits, label)
+    losses, _ = cross_entropy(logits, target)
     one = jnp.ones_like(losses)
+    label = target if target.ndim == 1 else target.argmax(axis=-1)
     correct = (jax.nn.softmax(logits).argmax(axis=-1) == label).astype(losses.dtype)
     return {"loss": (losses, one), "top1": (correct, one)}
 
 
-def statistics(
-    probabilities: np.ndarray, label: np.ndarray
-) -> dict[str, np.ndarray | Callable[[np.ndarray], float]]:
-    """Exact metrics of a split, for the bootstrap to resample.
-
-    Each is a value of every sample `[n]` to take the mean of, or a function from how often every
-    sample counts `[n]` to the metric. `top3` needs 4 classes, `top5` 10.
-    """
+def statistics(probabilities: np.ndarray, label: np.ndarray) -> dict[str, Statistic]:
+    """Exact metrics of a split, to be resampled; `top3` needs 4 classes, `top5` 10."""
     num_classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
 

@@ -13,20 +13,25 @@ from sft_jax.metrics.calibration import (
     reliability,
 )
 from sft_jax.metrics.classification import confusion_matrix
-from sft_jax.tasks.base import (
+from sft_jax.tasks.base import Scored, metric_named
+from sft_jax.tasks.blocks import (
     Code,
     FigureBlock,
     Heatmap,
-    Intervals,
     Lines,
     ReportBlock,
     ReportSection,
-    Scored,
     TableBlock,
     TextBlock,
-    metric_named,
 )
 from sft_jax.tasks.classification_metrics import MAIN_METRIC, METRICS
+from sft_jax.tasks.results import (
+    Scorer,
+    bootstrap_note,
+    comparison_section,
+    is_comparison,
+    metric_row,
+)
 
 _TOP1 = METRICS[MAIN_METRIC]
 # Curves that can be told apart in one figure.
@@ -44,8 +49,10 @@ def classification_report(
     """
     evaluated = {name: entry for name, entry in scored.items() if entry.evaluation is not None}
     results: list[ReportSection] = []
-    if evaluated and _is_comparison(evaluated):
-        results.append(_comparison(evaluated))
+    if evaluated and is_comparison(evaluated):
+        results.append(
+            comparison_section(evaluated, METRICS, _TOP1, ("macro_f1", "loss"), _top1_scorer)
+        )
     else:
         results += [_results(entry.evaluation or {}) for entry in evaluated.values()]
     others = (_confusion(scored, class_names), _calibration(scored))
@@ -63,44 +70,25 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         baseline = _show(name, majority.get(name)) if name != "class" else None
         if name == MAIN_METRIC and baseline is not None:
             baseline += f" ({majority['class']})"
-        row = _metric_row(name, "sample", evaluation["num_samples"], estimate)
+        row = metric_row(metric_named(METRICS, name), estimate, evaluation["num_samples"])
         rows.append(row | {"majority class": baseline})
     group = evaluation.get("group")
     if group is not None:
-        rows.append(_metric_row(MAIN_METRIC, "group", group["num_groups"], group[MAIN_METRIC]))
+        rows.append(metric_row(_TOP1, group[MAIN_METRIC], group["num_groups"], "group"))
     for name, estimate in (evaluation.get("sentiment") or {}).items():
-        row = _metric_row(name, "sample", estimate["num_samples"], estimate)
+        row = metric_row(metric_named(METRICS, name), estimate, estimate["num_samples"])
         row["majority class"] = _show(name, estimate["majority"])
         rows.append(row | {"left out": estimate["left_out"]})
     return rows
-
-
-def _metric_row(name: str, level: str, n: int, estimate: Mapping[str, Any]) -> dict[str, Any]:
-    metric = metric_named(METRICS, name)
-    return {
-        "metric": name,
-        "per": level,
-        "value": metric.value(estimate["value"]),
-        "95 % interval": metric.interval(estimate),
-        "N": n,
-    }
 
 
 def _show(name: str, value: float | None) -> str | None:
     return metric_named(METRICS, name).value(value)
 
 
-def _is_comparison(scored: Mapping[str, Scored]) -> bool:
-    """Whether entries are several runs or settings on one split, not the splits of one run."""
-    return len(scored) > len({entry.split for entry in scored.values()})
-
-
 def _results(evaluation: Mapping[str, Any]) -> ReportSection:
     """Scores of one split of a run."""
-    intervals = (
-        f"Parameters of step {evaluation['step']}. Intervals: 95 %, percentile bootstrap over "
-        f"{evaluation['resampled']}s; they do not cover the training seed."
-    )
+    intervals = bootstrap_note(evaluation)
     if evaluation.get("group") is not None:
         intervals += (
             " Samples of a group were recorded together and are not independent. At group level "
@@ -140,65 +128,9 @@ def _results(evaluation: Mapping[str, Any]) -> ReportSection:
     return ReportSection(f"Results on {evaluation['split']}", blocks)
 
 
-def _comparison(scored: Mapping[str, Scored]) -> ReportSection:
-    """Scores of several runs on one split, and paired differences to the first."""
-    first_name, first = next(iter(scored.items()))
-    changes = [None, *(_paired_change(first, entry) for entry in list(scored.values())[1:])]
-    rows = []
-    for (name, entry), change in zip(scored.items(), changes, strict=True):
-        evaluation = entry.evaluation or {}
-        metrics, group = evaluation["metrics"], evaluation.get("group")
-        row = {
-            "run": name,
-            "step": evaluation["step"],
-            "N": evaluation["num_samples"],
-            MAIN_METRIC: _TOP1.value(metrics[MAIN_METRIC]["value"]),
-            "95 % interval": _TOP1.interval(metrics[MAIN_METRIC]),
-        }
-        if any(changes):
-            row["difference"] = change and _TOP1.change(change["value"])
-            row["its 95 % interval"] = change and _TOP1.change_interval(change)
-        if group is not None:
-            row[f"{MAIN_METRIC} per group"] = _TOP1.value(group[MAIN_METRIC]["value"])
-        for metric in ("macro_f1", "loss"):
-            row[metric] = _show(metric, metrics[metric]["value"]) if metric in metrics else None
-        rows.append(row)
-    note = (
-        f"Intervals: 95 %, percentile bootstrap over {(first.evaluation or {})['resampled']}s; "
-        "they do not cover the training seed. Differences to the first run are paired, sample by "
-        "sample, in percentage points."
-    )
-    blocks: list[ReportBlock] = [TableBlock(rows), TextBlock.of(note)]
-    unpaired = [name for name, change in zip(scored, changes, strict=True) if change is None][1:]
-    if unpaired:
-        text = (
-            f"No paired difference for {', '.join(unpaired)}: predictions are missing, or their "
-            f"ids, labels or groups are not those of {first_name}."
-        )
-        blocks.append(TextBlock.of(text))
-    figure = Intervals(
-        name="runs",
-        rows={n: (entry.evaluation or {})["metrics"][MAIN_METRIC] for n, entry in scored.items()},
-        title=f"{_TOP1.title} per sample",
-        alt=f"{_TOP1.title} of every run on {first.split}, with its interval",
-    )
-    caption = f"{_TOP1.title} on {first.split}."
-    return ReportSection("Results", [*blocks, FigureBlock([figure], caption)])
-
-
-def _paired_change(first: Scored, other: Scored) -> dict[str, float | None] | None:
-    """Accuracy of `other` minus that of `first`, with an interval over the same bootstrap draws.
-
-    None if they cannot be paired.
-    """
-    if not first.can_be_paired_with(other):
-        return None
-    before, after = (confidence_and_hits(*_answers(entry))[1] for entry in (first, other))
-
-    def difference(times: np.ndarray) -> np.ndarray:
-        return np.array([times @ (after - before) / times.sum()])
-
-    return estimates(difference, len(before), seed=0, groups=first.groups)[0]
+def _top1_scorer(entry: Scored) -> Scorer:
+    hits = confidence_and_hits(*_answers(entry))[1]
+    return lambda times: {MAIN_METRIC: times @ hits / times.sum()}
 
 
 def _answers(entry: Scored) -> tuple[np.ndarray, np.ndarray]:
@@ -207,7 +139,7 @@ def _answers(entry: Scored) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _confusion(scored: Mapping[str, Scored], class_names: Sequence[str]) -> ReportSection | None:
-    compared = _is_comparison(scored) or any(e.seeds is not None for e in scored.values())
+    compared = is_comparison(scored) or any(e.seeds is not None for e in scored.values())
     heatmaps = []
     # Of the splits of one run, only the first is drawn.
     for name, entry in list(scored.items())[: None if compared else 1]:
@@ -250,7 +182,7 @@ def _calibration(scored: Mapping[str, Scored]) -> ReportSection | None:
     if not known:
         return None
     pooled = any(entry.seeds is not None for entry in known.values())
-    compared = _is_comparison(scored) or pooled
+    compared = is_comparison(scored) or pooled
     key = "setting" if pooled else "run" if compared else "split"
     rows = [{key: name, **_calibration_row(entry)} for name, entry in known.items()]
     drawn = {

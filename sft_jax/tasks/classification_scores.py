@@ -3,7 +3,7 @@
 Letters: `n` samples, `c` classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sft_jax.metrics.inputs import distributions, finite
 from sft_jax.metrics.ranking import NAMES as RANKING
 from sft_jax.metrics.ranking import ranking_estimates, ranking_metrics
 from sft_jax.metrics.sentiment import sentiment_block
-from sft_jax.tasks.classification_metrics import statistics
+from sft_jax.tasks.classification_metrics import Statistic, statistics
 from sft_jax.types import Array, DataError
 
 
@@ -48,7 +48,7 @@ def evaluate(
     Args:
         probabilities: Class probabilities of each sample.
         label: True class of each sample.
-        weight: How often each row counts, 0 on padding; once if not given.
+        weight: How much each row counts, 0 on padding; once if not given.
         split: Name of the split.
         step: Optimizer steps that the model has taken.
         class_names: Name of each class.
@@ -67,22 +67,25 @@ def evaluate(
     _check_names(split, class_names, train_counts, probabilities.shape[1])
     value = _sentiment_of(split, class_values, value, times, probabilities.shape[1])
     ranking = probabilities if scores is None else finite("scores", scores, times)
-    rows = (probabilities, label, ranking)
-    probabilities, label, ranking = (np.repeat(row, times, axis=0) for row in rows)
-    group = None if group is None else np.repeat(group, times)
-    draws: dict[str, Any] = {"groups": group, "bootstrap": {"seed": seed, "replicates": replicates}}
+    real = times > 0
+    probabilities, label, ranking, times = (x[real] for x in (probabilities, label, ranking, times))
+    draws: dict[str, Any] = {
+        "weight": times,
+        "groups": None if group is None else group[real],
+        "bootstrap": {"seed": seed, "replicates": replicates},
+    }
     return {
         "split": split,
         "step": step,
         "num_samples": len(label),
         "metrics": {
-            name: _estimate(statistic, len(label), **draws)
+            name: _estimate(statistic, **draws)
             for name, statistic in statistics(probabilities, label).items()
         }
         | ranking_estimates(ranking, label, **draws),
         "ranked_by": "probabilities" if scores is None else "logits",
         "resampled": "sample" if group is None else "group",
-        "majority": _majority(class_names, train_counts, label),
+        "majority": _majority(class_names, train_counts, label, times),
         **_class_level(probabilities, label, class_names),
         "group": _group_level(probabilities, label, **draws),
         "sentiment": sentiment_block(probabilities, value, class_values, train_counts, **draws),
@@ -107,20 +110,21 @@ def _class_level(
     }
 
 
-def _majority(class_names: Sequence[str], train_counts: Array, label: np.ndarray) -> dict[str, Any]:
+def _majority(
+    class_names: Sequence[str], train_counts: Array, label: np.ndarray, weight: np.ndarray
+) -> dict[str, Any]:
     """Each metric of ranking classes by their frequency in the training split.
 
     There is no loss, since a ranking has no probabilities.
     """
     frequency = np.asarray(train_counts, np.float64) / np.sum(train_counts)
     constant = np.broadcast_to(frequency, (len(label), len(class_names)))
-    once = np.ones(len(label), np.int64)
     scores = {
-        name: float(statistic(once) if callable(statistic) else statistic.mean())
+        name: _value(statistic, weight)
         for name, statistic in statistics(constant, label).items()
         if name != "loss"
     }
-    ranking = ranking_metrics(constant, label)
+    ranking = ranking_metrics(constant, label, weight)
     return {
         "class": class_names[int(np.argmax(train_counts))],
         **scores,
@@ -131,6 +135,7 @@ def _majority(class_names: Sequence[str], train_counts: Array, label: np.ndarray
 def _group_level(
     probabilities: np.ndarray,
     label: np.ndarray,
+    weight: np.ndarray,
     groups: np.ndarray | None,
     bootstrap: dict[str, int],
 ) -> dict[str, Any] | None:
@@ -142,22 +147,33 @@ def _group_level(
         members.setdefault(name, set()).add(cls)
     if len(members) == len(label) or max(map(len, members.values())) > 1:
         return None
-    votes = vote(probabilities, label, groups)
+    votes = vote(probabilities, label, groups, weight)
     hits = top_k_hits(votes.probabilities, votes.label, 1)
-    return {"num_groups": len(hits), "top1": _estimate(hits, len(hits), None, bootstrap)}
+    return {
+        "num_groups": len(hits),
+        "top1": _estimate(hits, np.ones(len(hits), np.int64), None, bootstrap),
+    }
+
+
+def _value(statistic: Statistic, weight: np.ndarray) -> float:
+    """A statistic of `classification_metrics.statistics`, from how much each sample counts."""
+    if callable(statistic):
+        return float(statistic(weight))
+    return float(statistic.mean() if np.ptp(weight) == 0 else np.average(statistic, weights=weight))
 
 
 def _estimate(
-    statistic: np.ndarray | Callable[[np.ndarray], float],
-    n: int,
+    statistic: Statistic,
+    weight: np.ndarray,
     groups: np.ndarray | None,
     bootstrap: dict[str, int],
 ) -> dict[str, float | None]:
-    value = statistic(np.ones(n, np.int64)) if callable(statistic) else statistic.mean()
-    low = high = np.nan
+    n, low, high = len(weight), np.nan, np.nan
     if (n if groups is None else len(np.unique(groups))) >= 2:
-        low, high = bootstrap_interval(statistic, n, groups=groups, **bootstrap)
-    return estimate(float(value), low, high)
+        alike = not callable(statistic) and np.ptp(weight) == 0
+        drawn = statistic if alike else lambda times: _value(statistic, times * weight)
+        low, high = bootstrap_interval(drawn, n, groups=groups, **bootstrap)
+    return estimate(_value(statistic, weight), low, high)
 
 
 def _check_names(split: str, names: Sequence[str], train_counts: Array, num_classes: int):
@@ -185,4 +201,4 @@ def _sentiment_of(
             "finite class_values, one a class, and a value; take both from the prepared data, or "
             "leave both out where classes are no steps of sentiment"
         )
-    return np.repeat(finite("value", value, times), times)
+    return finite("value", value, times)[times > 0]

@@ -24,7 +24,7 @@ def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn, task: Task) -> di
     Ids and targets are passed through, so that rows stay together in any order of devices.
 
     Returns:
-        `id`, `target`, `outputs [b, o]`, `answers`, `sums` (from `task.sums`) and `kept`.
+        `id`, `target`, `weight`, `outputs [b, o]`, `answers`, `sums` (from `task.sums`) and `kept`.
     """
     output = apply(params, batch["inputs"], batch["mask"], None)
     kept = {
@@ -36,6 +36,7 @@ def eval_outputs(params: Any, batch: Batch, *, apply: ApplyFn, task: Task) -> di
     return {
         "id": batch["id"],
         "target": batch["target"],
+        "weight": batch["weight"],
         "outputs": output.logits,
         "answers": task.answer(output.logits),
         "sums": task.sums(output.logits, batch["target"]),
@@ -62,6 +63,7 @@ class Collected:
     Attributes:
         id: Position of each record in its split `[n]`.
         target: True targets `[n, ...]`.
+        weight: What each record counts `[n]`.
         outputs: Outputs of the model's head `[n, o]`.
         answers: Result of `Task.answer`, `{name: [n, ...]}`.
         sums: Result of `Task.sums`, `{name: (sum [n], count [n])}`.
@@ -70,23 +72,24 @@ class Collected:
 
     id: np.ndarray
     target: np.ndarray
+    weight: np.ndarray
     outputs: np.ndarray
     answers: dict[str, np.ndarray]
     sums: dict[str, tuple[np.ndarray, np.ndarray]]
     kept: dict[str, dict[str, np.ndarray]]
 
     def means(self) -> dict[str, float]:
-        """Mean of each metric over all records, summed in float64."""
+        """Mean of each metric over all records by their weights, in float64; 0 if the count is."""
         totals = {
-            name: [part.astype(np.float64).sum() for part in parts]
+            name: [(part.astype(np.float64) * self.weight).sum() for part in parts]
             for name, parts in self.sums.items()
         }
-        return {name: float(total / count) for name, (total, count) in totals.items()}
+        return {name: float(total / (count or 1.0)) for name, (total, count) in totals.items()}
 
     def entries(self) -> dict[str, np.ndarray]:
-        """All rows as one flat mapping: `id`, `target`, `loss` (from `sums`) and the answers."""
-        loss = self.sums["loss"][0]
-        return {"id": self.id, "target": self.target, "loss": loss, **self.answers}
+        """All rows as one flat mapping: `id`, `target`, `weight`, `loss` (of `sums`), answers."""
+        rows = {"id": self.id, "target": self.target, "weight": self.weight}
+        return {**rows, "loss": self.sums["loss"][0], **self.answers}
 
 
 def collect(eval_step: Any, params: Any, batches: Iterable[Batch], mesh: Mesh) -> Collected:

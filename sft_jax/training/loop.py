@@ -43,6 +43,7 @@ class Parts:
         mesh: Mesh of the step.
         first: Function that draws the first state again, to repeat steps from there.
         diagnosis: Explanations of non-finite numbers; None gives none.
+        begin: Function that is called before the first step, if there is one to take.
     """
 
     task: Task
@@ -53,6 +54,7 @@ class Parts:
     mesh: Mesh
     first: Callable[[], TrainState] | None = None
     diagnosis: Diagnosis | None = None
+    begin: Callable[[], None] = lambda: None
 
     def explain(self, params: Any, step: int) -> str:
         """The cause of a fault in the validation of `params`, or "" if unknown."""
@@ -67,10 +69,11 @@ class Outcome:
 
     Attributes:
         step: Optimizer steps taken.
-        finished: Whether the schedule was completed; false after a signal.
+        finished: Whether the schedule was completed or stopped early; false after a signal.
         best: Best value of the metric that chooses checkpoints, or None.
         best_step: Step of that value.
         stopped_by: Signal that stopped this process, or None.
+        stopped_early: Whether `train.patience` ended the training.
     """
 
     step: int
@@ -78,6 +81,7 @@ class Outcome:
     best: float | None
     best_step: int
     stopped_by: Signals | None = None
+    stopped_early: bool = False
 
 
 def train(
@@ -90,6 +94,7 @@ def train(
 ) -> Outcome:
     """Trains to the end of the schedule, starting from the newest checkpoint if there is one.
 
+    Training ends before it once `train.patience` is used up; resumed after that, it does nothing.
     On SIGTERM, Ctrl-C and SIGHUP, it finishes the step, saves and returns.
 
     Args:
@@ -115,19 +120,27 @@ def train(
     state, progress = replay.newest(lambda: state)
     first = int(jax.device_get(state.step))
     is_main_process = jax.process_index() == 0  # one process writes for all
+    stopped_early = _patience_is_used_up(config, progress)
     if is_main_process and first:
         remaining = schedule.total - first
         status = f"{remaining} steps left"
-        if remaining <= 0:
-            status = "no steps left; to train longer, use a new workdir"
+        if stopped_early:
+            status = (
+                f"training stopped early there (train.patience={config.train.patience}); nothing "
+                "is left to do"
+            )
+        elif remaining <= 0:
+            status = "no steps left; to train longer, raise train.duration"
         print(f"resuming from the checkpoint of step {first}: {status}", flush=True)
+    if first < schedule.total and not stopped_early:
+        parts.begin()
     log = MetricLog(workdir, first) if is_main_process else None
     recorder = Recorder(log, parts.task.logged, schedule.steps_per_epoch)
     quiet = None if is_main_process else True
     bar = tqdm(total=schedule.total, initial=first, disable=quiet, unit="step", smoothing=0.05)
     stopped = False
     with bar, recorder, stop_requests() as requested:
-        for step in range(first + 1, schedule.total + 1):
+        for step in range(first + 1, first + 1 if stopped_early else schedule.total + 1):
             with jax.transfer_guard("disallow"):
                 state, metrics = parts.step(state, put_batch(next(parts.batches), parts.mesh))
             recorder.add(step, metrics)
@@ -152,14 +165,25 @@ def train(
                 replay.scales[step] = progress.plateau
                 if is_best:
                     parts.checkpoints.save("best", state, progress)
-            if saves:
+                stopped_early = _patience_is_used_up(config, progress)
+            if saves or stopped_early:
                 parts.checkpoints.save("last", state, progress)
-            if stopped:
+            if stopped or stopped_early:
                 break
         parts.checkpoints.wait()
     step = int(jax.device_get(state.step))
-    finished = step >= schedule.total
-    return Outcome(step, finished, progress.best, progress.best_step, requested())
+    return Outcome(
+        step=step,
+        finished=stopped_early or step >= schedule.total,
+        best=progress.best,
+        best_step=progress.best_step,
+        stopped_by=requested(),
+        stopped_early=stopped_early and step < schedule.total,
+    )
+
+
+def _patience_is_used_up(config: Config, progress: Progress) -> bool:
+    return 0 < config.train.patience <= progress.stale
 
 
 def _judge(
@@ -171,17 +195,23 @@ def _judge(
     step: int,
     values: dict[str, float],
 ) -> tuple[TrainState, Progress, bool]:
-    """Applies the plateau rule, and decides whether a validation is the best so far."""
-    if config.optimizer.schedule == "plateau":
+    """Applies the plateau rule, and decides whether a validation is the best so far.
+
+    One that is not due, at the end of training, may be the best but counts for neither rule, so
+    that a run that is continued goes on as if it had been longer from the start.
+    """
+    due = step % schedule.eval_every == 0
+    if due and config.optimizer.schedule == "plateau":
         plateau = progress.plateau.update(values["loss"], config.optimizer)
         progress = dataclasses.replace(progress, plateau=plateau)
         state = dataclasses.replace(state, lr_scale=scale_like(state.lr_scale, plateau))
-    value = values[config.train.best_metric]
+    value = values.get(config.train.best_metric)  # None if it is undefined
     sign = 1.0 if task.metrics[config.train.best_metric].higher_is_better else -1.0
-    better = progress.best is None or sign * value > sign * progress.best
-    if better and step >= schedule.best_after:
-        return state, dataclasses.replace(progress, best=value, best_step=step), True
-    return state, progress, False
+    if step < schedule.best_after:
+        return state, progress, False
+    if value is not None and (progress.best is None or sign * value > sign * progress.best):
+        return state, dataclasses.replace(progress, best=value, best_step=step, stale=0), True
+    return state, dataclasses.replace(progress, stale=progress.stale + due), False
 
 
 def _agree_to_stop(signalled: bool, boundary: bool) -> bool:

@@ -1,14 +1,17 @@
 """AdamW, its learning rate over time, and the durations of a run in optimizer steps."""
 
 import dataclasses
+import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sft_jax.config.run import Config, OptimizerConfig
+from sft_jax.types import ConfigError
 
 # Learning rate by optimizer step.
 LearningRate = Callable[[jax.Array | int], jax.Array]
@@ -66,9 +69,18 @@ def learning_rate(config: OptimizerConfig, total_steps: int, warmup_steps: int) 
 
 
 def build_optimizer(
-    config: OptimizerConfig, schedule: LearningRate
+    config: OptimizerConfig, schedule: LearningRate, freeze: Sequence[str] = ()
 ) -> optax.GradientTransformation:
-    """Global-norm clipping, followed by AdamW with weight decay on kernels and embeddings only."""
+    """Global-norm clipping, followed by AdamW with weight decay on kernels and embeddings only.
+
+    Frozen parameters count neither for the norm nor in the updates. Initialising the optimizer
+    raises `ConfigError` if a pattern matches no parameter.
+
+    Args:
+        config: Settings of the optimizer.
+        schedule: Learning rate by optimizer step.
+        freeze: Patterns of the parameters that are not trained.
+    """
 
     def decayed(params):
         def is_weight(path, _):
@@ -77,16 +89,56 @@ def build_optimizer(
         return jax.tree_util.tree_map_with_path(is_weight, params)
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(
-        clip,
-        optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=decayed if config.weight_decay else None,
-        ),
+    adamw = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=decayed if config.weight_decay else None,
     )
+    frozen = [(pattern, 0.0) for pattern in freeze]
+    # Without these settings the state keeps the layout of stored checkpoints.
+    before = [_scale_by_path("train.freeze", frozen)] if frozen else []
+    after = list(before)
+    if config.rates:
+        after.append(_scale_by_path("optimizer.rates", config.rate_factors))
+    return optax.chain(*before, clip, adamw, *after)
+
+
+def _scale_by_path(
+    setting: str, factors: Sequence[tuple[str, float]]
+) -> optax.GradientTransformation:
+    """Multiplies updates by the factor of the first pattern that matches their path.
+
+    Args:
+        setting: Name of the setting that the patterns come from, for the error.
+        factors: Patterns with their factors.
+    """
+
+    def name(path) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    def init(params):
+        names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in factors:
+            if not any(fnmatch.fnmatchcase(each, pattern) for each in names):
+                tops = sorted({each.split("/")[0] for each in names})
+                raise ConfigError(
+                    f"{setting}: given {pattern!r}, which matches no parameter, expected a pattern "
+                    f"of paths that begin with one of {', '.join(tops)}, such as '{tops[0]}/*'"
+                )
+        return optax.EmptyState()
+
+    def scale(path, update):
+        matching = (f for pattern, f in factors if fnmatch.fnmatchcase(name(path), pattern))
+        factor = next(matching, 1.0)
+        # Zero even where the update is not finite.
+        return update * factor if factor else jnp.zeros_like(update)
+
+    def update(updates: Any, state: Any, params: Any = None):
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sft_jax.data.pipeline import Normalizer, collate, empty_batch
 from sft_jax.data.records import Record
 from sft_jax.files import write_npz
 from sft_jax.models import registry
-from sft_jax.runs.run_files import read_config, read_data
+from sft_jax.runs.run_files import read_config, read_data, read_decision
 from sft_jax.tasks import Task, from_run, required_data
 from sft_jax.training import session
 from sft_jax.training.evaluation import eval_outputs, host_answers
@@ -60,20 +60,15 @@ class Prediction:
     legend: Mapping[str, np.ndarray]
     kept: Mapping[str, Kept]
 
-    @property
-    def probabilities(self) -> np.ndarray:
-        """Class probabilities `[n, c]`, float32; of classification."""
-        return self.answers["probabilities"]
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Most probable class `[n]`; of classification."""
-        return self.answers["predicted"]
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the `c` classes; of classification."""
-        return tuple(self.legend["class_names"].tolist())
+    def __getattr__(self, name: str) -> Any:
+        """An answer or a part of the legend, such as `probabilities`, `value` or `class_names`."""
+        for part in ("answers", "legend"):
+            entries = self.__dict__.get(part, {})
+            if name in entries:
+                values = entries[name]
+                return values if part == "answers" else tuple(values.tolist())
+        known = ", ".join((*self.__dict__.get("answers", {}), *self.__dict__.get("legend", {})))
+        raise AttributeError(f"a prediction of this task has no {name!r}, but {known}")
 
     def entries(self) -> dict[str, np.ndarray]:
         """All arrays by name: `id`, the answers, the legend, and `kept/<m>/...`."""
@@ -192,7 +187,7 @@ class Predictor:
             indices = range(start, min(start + LARGEST_BATCH, len(table)))
             records = [_with_absent(table[i], absent) for i in indices]
             size = 1 << (len(indices) - 1).bit_length()
-            batch = collate(records, indices, specs, self.normalizer, size)
+            batch = collate(records, indices, specs, self.normalizer, size, self.task.target)
             outputs = jax.device_get(self._outputs(self.params, batch))
             parts.append(jax.tree.map(operator.itemgetter(slice(len(indices))), outputs))
         joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
@@ -220,6 +215,16 @@ def load(workdir: str | Path, checkpoint: str | None = None) -> Predictor:
     task = from_run(config, data)
     mesh = make_mesh(TrainConfig(), jax.devices()[:1])
     state = session.restore(Trainer.of(config, task, 1, mesh), workdir, checkpoint)
+    if task.decides:
+        decision = read_decision(workdir, int(state.step))
+        if decision is None:
+            logging.warning(
+                "%s: no decision.json for the parameters of step %d, so that there are no "
+                "prediction intervals and thresholds are 0.5; the data need a validation split, "
+                "and checkpoint must be the one that is chosen by default",
+                *(workdir, int(state.step)),
+            )
+        task = task.with_decision(decision or {})
     normalizer = Normalizer.from_json(data["normalizer"])
     return Predictor(config, state.params, normalizer, task)
 

@@ -20,9 +20,18 @@ from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.locks import locked
 from sft_jax.metrics.ablation import ablation, without
 from sft_jax.runs.evaluation_files import write_evaluation
-from sft_jax.runs.run_files import open_run, read_config, read_data
+from sft_jax.runs.run_files import (
+    check_duration,
+    open_run,
+    read_config,
+    read_data,
+    read_decision,
+    write_config,
+    write_decision,
+)
 from sft_jax.runs.schema import stamped
 from sft_jax.tasks import Task, from_source
+from sft_jax.tasks import resolve as resolve_task
 from sft_jax.training import loop
 from sft_jax.training.checkpoint import Checkpoints
 from sft_jax.training.diagnosis import MOST_NAMED, Diagnosis, explain_rows, explain_step
@@ -85,7 +94,10 @@ class Session:
                 f"{fingerprint}, which the run was trained on; give the place of the data it was "
                 "trained on (--data_path, --data_dir)"
             )
-        task = from_source(config, info)
+        config = dataclasses.replace(config, task=resolve_task(config, info))
+        task = from_source(
+            config, info, lambda target: (source.targets("train", target), source.weights("train"))
+        )
         check_best_metric(config, task)
         config = resolve(config, infer_modalities(info, config.modalities), task.output_size)
         if normalizer is None:
@@ -103,6 +115,11 @@ class Session:
         """Trainer of this run."""
         return Trainer.of(self.config, self.task, self.steps_per_epoch, self.mesh)
 
+    @property
+    def needs_decision(self) -> bool:
+        """Whether the task learns something from the validation split after training."""
+        return self.task.decides and self.source.info.num_records["valid"] > 0
+
     def batches(self, split: str) -> Any:
         """Iterates over the records of a split in order, as batches of this process."""
         return eval_batches(
@@ -110,18 +127,20 @@ class Session:
             self.config.modalities,
             self.normalizer,
             batch_size=self.config.train.batch_size,
+            target=self.task.target,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
 
 
-def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
-    """Trains in a folder, or resumes the training there.
+def train(config: Config, workdir: Path, command: str = "", extend: bool = False) -> loop.Outcome:
+    """Trains in a folder, or continues the training there, also to another `train.duration`.
 
     Args:
         config: Configuration, resolved or not.
         workdir: Folder of the run.
         command: Command line, for the report.
+        extend: Whether another duration may stretch a schedule that depends on it.
 
     Raises:
         ConfigError: The settings cannot be used.
@@ -141,7 +160,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
     state, abstract = trainer.create_state()
     record = {**_data_record(session, state), "command": command}
     with convert_disk_errors(workdir), locked(workdir):
-        open_run(workdir, config, record)
+        stored = open_run(workdir, config, record)
         if jax.process_index() == 0:
             parameters = count_parameters(state.params)
             print(describe(config, parameters, session.mesh), flush=True)
@@ -153,7 +172,7 @@ def train(config: Config, workdir: Path, command: str = "") -> loop.Outcome:
             ]
             for text in warnings:
                 print(f"warning: {text}", file=sys.stderr, flush=True)
-        return _train_locked(session, trainer, abstract, state, workdir)
+        return _train_locked(session, trainer, abstract, state, workdir, stored, extend)
 
 
 def _source_for(config: Config, workdir: Path) -> Source:
@@ -169,10 +188,19 @@ def _train_locked(
     abstract: TrainState,
     state: TrainState,
     workdir: Path,
+    stored: Config,
+    extend: bool,
 ) -> loop.Outcome:
-    """Trains in a folder that is locked."""
+    """Trains in a folder that is locked, whose `config.json` is `stored`."""
     config = session.config
     checkpoints = Checkpoints(workdir, config.train.keep, config=stamped(to_dict(config)))
+    trained = checkpoints.latest("last") or 0
+    check_duration(workdir, stored, config, session.steps_per_epoch, trained, extend)
+
+    def begin():
+        if stored.train.duration != config.train.duration and jax.process_index() == 0:
+            write_config(workdir, stored, config.train.duration)
+
     parts = loop.Parts(
         task=session.task,
         step=trainer.compile_train_step(abstract),
@@ -182,6 +210,7 @@ def _train_locked(
         mesh=session.mesh,
         first=lambda: trainer.create_state()[0],
         diagnosis=_diagnosis(session, trainer),
+        begin=begin,
     )
     try:
         outcome = loop.train(config, trainer.schedule, parts, abstract, state, workdir)
@@ -192,7 +221,19 @@ def _train_locked(
                 checkpoints.close()
         raise
     checkpoints.close()
+    if outcome.finished and session.needs_decision:
+        state = restore(trainer, workdir)
+        decision = _fit_decision(session, trainer, state)
+        if jax.process_index() == 0:
+            write_decision(workdir, int(state.step), decision)
     return outcome
+
+
+def _fit_decision(session: Session, trainer: Trainer, state: TrainState) -> dict[str, Any]:
+    """What the task learns from the validation split, such as thresholds."""
+    eval_step = trainer.compile_eval_step()
+    outputs = collect(eval_step, state.params, session.batches("valid"), session.mesh)
+    return session.task.fit_decision(outputs.answers, outputs.target, outputs.weight)
 
 
 class Evaluation(NamedTuple):
@@ -237,8 +278,15 @@ def evaluate(
     normalizer = Normalizer.from_json(record["normalizer"])
     config = read_config(workdir)
     session = reopen(config, record["fingerprint"], normalizer, data_dir, data_path)
-    trainer, task = session.trainer, session.task
+    trainer = session.trainer
     state = restore(trainer, workdir, checkpoint)
+    if session.needs_decision:
+        decision = read_decision(workdir, int(state.step))
+        if decision is None:
+            decision = _fit_decision(session, trainer, state)
+        session = dataclasses.replace(session, task=session.task.with_decision(decision))
+        trainer = session.trainer
+    task = session.task
     eval_step = trainer.compile_eval_step()
     outputs = collect(eval_step, state.params, session.batches(split), session.mesh)
     groups = np.asarray(session.source.groups(split))
@@ -249,6 +297,7 @@ def evaluate(
         split=split,
         step=int(state.step),
         groups=shared,
+        weight=outputs.weight,
         outputs=outputs.outputs,
         values=np.asarray(session.source.values(split)),
     )
@@ -270,7 +319,7 @@ def evaluate(
             without_each = ablation(
                 outputs.entries(),
                 {name: rows.entries() for name, rows in ablated.items()},
-                score=lambda rows, times: task.values(rows, rows["target"], times),
+                scorer=lambda rows: task.scorer(rows, rows["target"], rows["weight"]),
                 split=split,
                 step=int(state.step),
                 groups=shared,
@@ -337,6 +386,7 @@ def _train_batches(session: Session) -> Any:
         session.normalizer,
         batch_size=session.config.train.batch_size,
         seed=session.config.train.seed,
+        target=session.task.target,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=session.config.data.num_threads,
@@ -349,8 +399,20 @@ def _validator(session: Session, trainer: Trainer) -> Any:
         return None
     eval_step = trainer.compile_eval_step()
 
+    # Metrics that are no means over samples, such as mAP.
+    exact = dict.fromkeys((*session.task.validated, session.config.train.best_metric))
+    names = [name for name in exact if name not in session.task.logged]
+
     def validate(params: Any) -> dict[str, float]:
-        return collect(eval_step, params, session.batches("valid"), session.mesh).means()
+        outputs = collect(eval_step, params, session.batches("valid"), session.mesh)
+        values = outputs.means()
+        if names:
+            rows = outputs.entries()
+            score = session.task.scorer(rows, outputs.target, outputs.weight)
+            found = score(np.ones(len(outputs.id), np.int64))
+            # An undefined one, such as the correlation of equal predictions, is no result.
+            values |= {name: found[name] for name in names if np.isfinite(found[name])}
+        return values
 
     return validate
 
@@ -378,6 +440,7 @@ def _diagnosis(session: Session, trainer: Trainer) -> Diagnosis:
             session.config.modalities,
             session.normalizer,
             len(shown),
+            session.task.target,
         )
         return explain_rows(
             params, batch, model=trainer.model, name=name("valid"), count=len(culprits)
@@ -392,6 +455,7 @@ def _data_record(session: Session, state: TrainState) -> dict[str, Any]:
     return {
         **session.task.data_record(info),
         "modalities": [dataclasses.asdict(modality) for modality in info.modalities],
+        "num_records": dict(info.num_records),
         "groups": {split: len(groups) for split, groups in info.groups.items()},
         "fingerprint": info.fingerprint,
         "normalizer": session.normalizer.to_json(),

@@ -24,7 +24,7 @@ from sft_jax.types import Leaf
 _PLATEAU = record({"scale": number(least=0), "best": number(most=math.inf), "stale": integer()})
 _PROGRESS = record(
     {"data": map_of(anything), "plateau": _PLATEAU},
-    {"best": nullable(number()), "best_step": integer()},
+    {"best": nullable(number()), "best_step": integer(), "stale": integer()},
 )
 
 
@@ -54,12 +54,14 @@ class Progress:
         plateau: State of the plateau rule.
         best: Best value so far of the metric that chooses the best checkpoint, or None.
         best_step: Step of that value.
+        stale: Number of validations since that value.
     """
 
     data: dict[str, Any]
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
     best: float | None = None
     best_step: int = 0
+    stale: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Converts to plain dicts and numbers."""

@@ -90,7 +90,7 @@ def loss_and_sums(
     blended samples. `split` is described in `shard_gradients`.
 
     Returns:
-        The summed loss, and `count` (its divisor), `samples` (sum of the weights) and `metrics`
+        The summed loss, and `count` (its divisor), `samples` (number of real rows) and `metrics`
         (`{name: (sum, count)}`).
     """
     if split:
@@ -109,7 +109,8 @@ def loss_and_sums(
         name: (jnp.sum(weight * value), jnp.sum(weight * count))
         for name, (value, count) in config.task.sums(logits, target).items()
     }
-    totals = {"count": jnp.sum(weight * counts), "samples": weight.sum(), "metrics": metrics}
+    samples = jnp.sum(batch["id"] >= 0, dtype=jnp.float32)
+    totals = {"count": jnp.sum(weight * counts), "samples": samples, "metrics": metrics}
     return jnp.sum(weight * losses), totals
 
 

@@ -61,7 +61,7 @@ class Trainer:
         step = StepConfig(
             apply=apply_function(model),
             task=task,
-            optimizer=build_optimizer(config.optimizer, rate),
+            optimizer=build_optimizer(config.optimizer, rate, config.train.freeze),
             schedule=rate,
             augmentation=config.augment,
             accumulate=config.train.accumulate,
@@ -130,11 +130,11 @@ def resolve(config: Config, modalities: tuple, output_size: int) -> Config:
 
 
 def check_best_metric(config: Config, task: Task):
-    """Raises `ConfigError` unless the task logs the metric that chooses the best checkpoint."""
-    if config.train.best_metric not in task.logged:
+    """Raises `ConfigError` unless the task can validate by the metric that chooses checkpoints."""
+    if config.train.best_metric not in task.selectable:
         raise ConfigError(
             f"train.best_metric: given {config.train.best_metric!r}, expected one of "
-            f"{', '.join(task.logged)}, which task {config.task.name!r} validates by; change it"
+            f"{', '.join(task.selectable)}, which task {config.task.name!r} validates by; change it"
         )
 
 

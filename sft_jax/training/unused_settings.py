@@ -104,6 +104,11 @@ def _check_validation(config: Config, schedule: Schedule, validates: bool) -> It
                 f"{after} for data without a validation split, so that the last parameters are "
                 "taken all the same; leave it out or hold samples out in data.options"
             )
+        if train.patience:
+            yield (
+                f"train.patience: given {train.patience} for data without a validation split, so "
+                "that training never stops early; leave it out or hold samples out in data.options"
+            )
         return
     if schedule.best_after > total:
         yield (
@@ -115,6 +120,17 @@ def _check_validation(config: Config, schedule: Schedule, validates: bool) -> It
             f"train.eval_every: given {to_dict(train.eval_every)} ({schedule.eval_every} steps) "
             f"for {total} steps of training, so that only the end is validated; lower it or train "
             "longer"
+        )
+
+    # The first validation that counts sets the best, and one at the end comes too late.
+    before = (max(schedule.best_after, 1) - 1) // schedule.eval_every
+    validations = max(0, (total - 1) // schedule.eval_every - before)
+    if train.patience and validations < train.patience + 1:
+        yield (
+            f"train.patience: given {train.patience} for {validations} validations from "
+            f"train.best_after to before the end, of which stopping early needs "
+            f"{train.patience + 1}, so that training never stops early; lower it, validate more "
+            "often or train longer"
         )
 
 

@@ -91,6 +91,7 @@ def test_modality_errors(changes, words):
         ("ArraysOptions", {"split_seed": -1}, ["data.options.split_seed", "-1", "at least 0"]),
         ("MultPickleOptions", {"dataset": "cmu"}, ["data.options.dataset", "'cmu'", "iemocap"]),
         ("MultPickleOptions", {"emotion": "joy"}, ["data.options.emotion", "'joy'", "angry"]),
+        ("MmsaPickleOptions", {"target": "text"}, ["data.options.target", "'text'", "T, A, V, M"]),
         ("VggsoundHdf5Options", {"modalities": ()}, ["data.options.modalities", "()", "spect"]),
         ("VggsoundHdf5Options", {"valid_fraction": 2.0}, ["valid_fraction", "2.0", "0 and 1"]),
         ("VggsoundHdf5Options", {"split_seed": -1}, ["data.options.split_seed", "-1"]),

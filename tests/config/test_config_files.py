@@ -50,8 +50,8 @@ def parameter_count(config):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
-# File -> classes of its data (where the file leaves them to it) and parameters. A new file needs a
-# new line.
+# File -> outputs that its data and task need (where the file leaves them to it) and parameters. A
+# new file needs a new line.
 #
 # synthetic, modern preset, d = 32: a norm has 2 d = 64 parameters, an attention residual
 # 64 + (32 * 96 + 96) + (32 * 32 + 32) = 4288, an MLP residual of ratio 4
@@ -74,7 +74,12 @@ def parameter_count(config):
 # mosi, modern preset, d = 64: an attention residual 16768, a block 49984. Projections of 20 + 5 +
 # 300 features 325 * 64 + 3 * 64 = 20992, CLS 192, positions (501 + 376 + 51) * 64 = 59392, three
 # blocks and attention residuals 200256. Two blocks after fusion 99968. Head for 7 classes 583.
-# Together 381383. iemocap, mmsa and arrays differ in lengths, features and classes alone.
+# Together 381383. iemocap, mmsa and arrays differ in lengths, features and classes alone, and so do
+# mosi_regression (6 * 65 = 390 less), iemocap_multilabel (2 * 65 = 130 more than iemocap) and
+# mosei_emotions: projections 409 * 64 + 192 = 26368, CLS 192, positions (501 + 501 + 51) * 64 =
+# 67392, blocks 300224 as of mosi, head for 6 labels 518. Together 394694.
+#
+# mosei_regression, d = 40: 6 * 41 = 246 less than mosei.
 #
 # av_base, d = 768: attention residual 1536 + (768 * 2304 + 2304) + (768 * 768 + 768) = 2363904,
 # MLP residual 1536 + (768 * 3072 + 3072) + (3072 * 768 + 768) = 4723968, block 7087872. Audio:
@@ -87,10 +92,14 @@ PARAMETERS = {
     "arrays": (3, 316_483),
     "av_base": (10, 113_947_402),
     "iemocap": (2, 386_114),
+    "iemocap_multilabel": (4, 386_244),
     "japanese_vowels": (9, 62_185),
     "mmsa": (7, 411_335),
     "mosei": (7, 217_647),
+    "mosei_emotions": (6, 394_694),
+    "mosei_regression": (1, 217_401),
     "mosi": (7, 381_383),
+    "mosi_regression": (1, 380_993),
     "multiple_features": (10, 142_570),
     "smartwatch": (7, 139_063),
     "synthetic": (4, 64_708),
@@ -106,7 +115,9 @@ PARAMETERS = {
 
 # Time steps and features where a file leaves its modalities to the data: those of the sets that it
 # is for, and of README's arrays.
-SHAPES = {name: FAKES[name].shapes for name in ("iemocap", "mmsa", "mosi")}
+SETS = {name: name for name in ("iemocap", "mmsa", "mosi", "mosei_emotions")}
+SETS |= {"iemocap_multilabel": "iemocap", "mosi_regression": "mosi"}
+SHAPES = {name: FAKES[kind].shapes for name, kind in SETS.items()}
 SHAPES["arrays"] = {"audio": (120, 16), "video": (40, 32), "text": (24, 8)}
 
 

@@ -120,7 +120,7 @@ def settings_of_runs(draw):
             ("smartwatch_exercises", {"window": 9, "split_seed": 2}),
             ("arrays", {"path": "x.npz", "class_names": ("no", "yes")}),
             ("mult_pickle", {"path": "~/x.pkl", "dataset": "iemocap", "emotion": "sad"}),
-            ("mmsa_pickle", {"path": "x.pkl"}),
+            ("mmsa_pickle", {"path": "x.pkl", "target": "T"}),
             ("vggsound_hdf5", {"train_path": "x", "modalities": ("flow",), "split_seed": 3}),
             ("synthetic", {**synthetic, "noise": 0.125}),
         ]

@@ -7,13 +7,14 @@ from sft_jax.data import fake
 from sft_jax.data.fake import FAKES, describe_files, next_command, write_fake
 from sft_jax.data.sources import open_source
 from sft_jax.files.mapped_pickles import map_pickle
-from sft_jax.types import ConfigError
+from sft_jax.types import ConfigError, Target
 
 SOURCES = {
     "av": "arrays",
     "vggsound10": "vggsound_hdf5",
     "vggsound100": "vggsound_hdf5",
     "mosei": "mult_pickle",
+    "mosei_emotions": "mult_pickle",
     "mosi": "mult_pickle",
     "iemocap": "mult_pickle",
     "mmsa": "mmsa_pickle",
@@ -47,17 +48,35 @@ def labels(source, split):
     return np.array([record["label"] for record in source.split(split)])
 
 
-@pytest.mark.parametrize("kind", ["mosei", "mosi", "mmsa"])
+def predicted(source, target):
+    """Ridge regression of `target(split)`, trained on one split and applied to another."""
+    train = features(source, "train")
+    ridge = train.T @ train + 10 * np.eye(train.shape[1])
+    weights = np.linalg.solve(ridge, train.T @ target("train"))
+    return features(source, "test") @ weights
+
+
+@pytest.mark.parametrize("kind", ["mosei", "mosei_emotions", "mosi", "mmsa"])
 def test_sentiment_can_be_learned_from_one_split_and_told_in_another(tmp_path, kind):
     source = opened(tmp_path, kind)
     assert source.info.num_records == {"train": 160, "valid": 40, "test": 40}
-    train = features(source, "train")
-    ridge = train.T @ train + 10 * np.eye(train.shape[1])
-    weights = np.linalg.solve(ridge, train.T @ np.array(source.values("train")))
-    predicted = features(source, "test") @ weights
-    assert np.corrcoef(predicted, source.values("test"))[0, 1] > 0.9
+    truth = np.array(source.values("test"))
+    found = predicted(source, lambda split: np.array(source.values(split)))
+    assert np.corrcoef(found, truth)[0, 1] > 0.9
+    constant = np.abs(truth - np.median(source.values("train"))).mean()
+    assert np.abs(truth - found).mean() < constant / 2
     assert len(set(labels(source, "train"))) == 7
     assert len(source.info.groups["train"]) == 40
+
+
+@pytest.mark.parametrize("kind", ["iemocap", "mosei_emotions"])
+def test_each_of_several_emotions_can_be_learned(tmp_path, kind):
+    source = opened(tmp_path, kind)
+    target = Target("labels", len(source.info.label_names))
+    truth = source.targets("test", target)
+    found = predicted(source, lambda split: source.targets(split, target))
+    assert ((found > 0.5) == truth).mean(axis=0).min() > 0.85
+    assert 0 < truth.mean(axis=0).min() <= truth.mean(axis=0).max() < 1
 
 
 def test_emotions_and_sounds_can_be_learned(tmp_path):
@@ -80,6 +99,7 @@ def test_the_true_shapes_stand_in_the_table(kind):
         "vggsound10": vgg,
         "vggsound100": vgg,
         "mosei": {"vision": (500, 35), "audio": (500, 74), "text": (50, 300)},
+        "mosei_emotions": {"vision": (500, 35), "audio": (500, 74), "text": (50, 300)},
         "mosi": {**mosi, "text": (50, 300)},
         "iemocap": {"vision": (500, 35), "audio": (400, 74), "text": (20, 300)},
         "mmsa": {**mosi, "text": (50, 768)},
@@ -114,6 +134,12 @@ def test_layouts_and_flaws_of_the_files(tmp_path):
     train = map_pickle(path)["train"]
     assert train["labels"].shape == (8, 4, 2)
     assert "id" not in train
+
+    (path,) = write_fake("mosei_emotions", tmp_path, 8, 0, SHORT["mosei_emotions"])
+    assert path.name == "mosei_emotions_data_noalign.pkl"
+    given = map_pickle(path)["train"]["labels"]
+    assert given.shape == (8, 1, 7)
+    assert (given[:, :, 1:] >= 0).all()
 
     (path,) = write_fake("av", tmp_path, 10, 0, SHORT["av"])
     files = {file.relative_to(path).as_posix(): np.load(file) for file in path.rglob("*.npy")}

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 
 from sft_jax.config.data import DataConfig, MultPickleOptions
-from sft_jax.data.sources import open_source, prepare
-from sft_jax.types import DataError
+from sft_jax.config.run import Config
+from sft_jax.config.task import TaskConfig
+from sft_jax.data.builders.base import SourceBuilder
+from sft_jax.data.builders.mult_pickle import MultPickle
+from sft_jax.data.sources import open_source, open_source_of_run, prepare
+from sft_jax.tasks import resolve
+from sft_jax.types import ConfigError, DataError, Target
 
 T = {"vision": 6, "audio": 5, "text": 4}
 F = {"vision": 3, "audio": 2, "text": 5}
@@ -47,6 +52,30 @@ def emotions():
     return content
 
 
+# Sentiments that are the classes 0, 3, 6, and happy, sad, anger, surprise, disgust, fear.
+INTENSITIES = np.array(
+    [
+        [-3.0, 0.0, 0.33, 0.0, 3.0, 0.0, 0.0],
+        [0.4, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        [2.6, np.nan, 1.0, np.nan, 0.0, 1e-3, 2.0],
+    ]
+)
+PRESENT = [
+    [0, 1, 0, 1, 0, 0],
+    [0, 0, 0, 0, 0, 0],
+    [np.nan, 1, np.nan, 0, 1, 1],
+]
+
+
+def intensities(shape):
+    """Labels of some shape: with a sentiment in front if there are seven of them."""
+    content = sentiment()
+    for split, count in SIZES.items():
+        rows = INTENSITIES[np.arange(count) % 3][:, -shape[-1] :]
+        content[split]["labels"] = rows.reshape(count, *shape)
+    return content
+
+
 def save(tmp_path, content, protocol=4):
     path = tmp_path / "mosi_data_noalign.pkl"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
@@ -73,6 +102,7 @@ def test_sentiment_by_hand(tmp_path):
     ]
     assert info.class_names == ("-3", "-2", "-1", "0", "1", "2", "3")
     assert info.class_values == (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+    assert (info.value_names, info.label_names) == (("sentiment",), ())
     assert info.num_records == SIZES
     assert info.repairs == {"audio: -inf set to 0": 3}
     assert source.values("train") == LABELS.tolist()
@@ -107,11 +137,94 @@ def test_a_step_of_values_that_are_not_finite_alone_is_not_real(tmp_path):
 def test_emotions_by_hand(tmp_path, emotion, place):
     source = opened(tmp_path, emotions(), emotion=emotion)
     assert source.info.class_names == (f"not {emotion}", emotion)
-    assert source.info.class_values == ()
+    assert source.info.class_values == source.info.value_names == ()
+    assert source.info.label_names == ("neutral", "happy", "sad", "angry")
+    every = [[(i >> k) & 1 for k in range(4)] for i in range(7)]
+    assert [record["labels"].tolist() for record in source.split("train")] == every
     expected = [(i >> place) & 1 for i in range(7)]
     assert [record["label"] for record in source.split("train")] == expected
     assert all(math.isnan(value) for value in source.values("test"))
     assert source.ids("valid") == source.groups("valid") == [f"valid{i:06d}" for i in range(3)]
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7,), (1, 6), (6,)])
+def test_intensities_by_hand(tmp_path, shape):
+    source = opened(tmp_path, intensities(shape))
+    info, records = source.info, list(source.split("train"))
+    assert info.label_names == ("happy", "sad", "anger", "surprise", "disgust", "fear")
+    expected = [PRESENT[i % 3] for i in range(7)]
+    np.testing.assert_array_equal([record["labels"] for record in records], expected)
+    np.testing.assert_array_equal(source.targets("train", Target("labels", 6)), expected)
+    if shape[-1] == 7:
+        assert (info.num_classes, info.value_names) == (7, ("sentiment",))
+        assert [record["label"] for record in records] == [(0, 3, 6)[i % 3] for i in range(7)]
+        np.testing.assert_allclose(source.values("valid"), INTENSITIES[:, 0], rtol=1e-6)
+        assert resolve(Config(), info).name == "classification"
+    else:
+        assert info.class_names == info.class_values == info.value_names == ()
+        assert np.isnan(source.values("valid")).all()
+        assert resolve(Config(), info).name == "multilabel"
+        wanted = Config(task=TaskConfig(name="classification"))
+        with pytest.raises(ConfigError, match=r"given 'classification'.*targets for multilabel,"):
+            resolve(wanted, info)
+
+
+def test_an_empty_split_of_intensities(tmp_path):
+    content = intensities((1, 7))
+    content["valid"] = {key: value[:0] for key, value in content["valid"].items()}
+    assert prepare(config(save(tmp_path, content), tmp_path)).num_records["valid"] == 0
+
+
+@pytest.mark.parametrize(("row", "column", "value"), [(1, 3, -0.5), (2, 6, np.inf)])
+def test_intensities_that_are_none(tmp_path, row, column, value):
+    content = intensities((1, 7))
+    content["test"]["labels"][row, 0, column] = value
+    name = ("anger", "fear")[row - 1]
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, content)
+    message = str(caught.value)
+    found = f"test/labels: found {value} of {name} for sample {row} (1 such samples), expected "
+    assert found in message
+    assert "intensities from 0 of happy, sad" in message
+    assert "set unknown intensities to NaN" in message
+
+
+def test_a_sentiment_before_intensities_must_be_known(tmp_path):
+    content = intensities((1, 7))
+    content["valid"]["labels"][1, 0, 0] = np.nan
+    with pytest.raises(DataError, match=r"valid/labels: found nan for sample 1 .*from -3 to 3; re"):
+        opened(tmp_path, content)
+
+
+def test_all_splits_have_labels_of_one_shape(tmp_path):
+    content = intensities((1, 7))
+    content["test"]["labels"] = content["test"]["labels"][:, :, 1:]
+    with pytest.raises(DataError, match=r"test/labels: found float64 of shape \(4, 1, 6\), .*1, 7"):
+        opened(tmp_path, content)
+
+
+@pytest.mark.parametrize("make", [sentiment, emotions, lambda: intensities((6,))])
+def test_labels_tell_the_sets_apart(tmp_path, make):
+    """A data set that is asked for is the one in the file, or an error names both."""
+    path = save(tmp_path, make())
+    own = {"sentiment": ("mosei", "mosi"), "emotions": ("iemocap",)}
+    own = own.get(make.__name__, ("mosei_emotions",))
+    for given in ("mosei", "mosi", "iemocap", "mosei_emotions"):
+        if given in own:
+            prepare(config(path, tmp_path, dataset=given))
+            continue
+        expected = rf"data\.options\.dataset: found .*labels \[n, .*expected {given}; set .*'auto'"
+        with pytest.raises(DataError, match=expected):
+            prepare(config(path, tmp_path, dataset=given))
+
+
+def test_a_run_keeps_the_records_of_an_earlier_version(tmp_path, monkeypatch):
+    made = config(save(tmp_path, emotions()), tmp_path)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(MultPickle, "VERSION", SourceBuilder.VERSION)
+        first = prepare(made)
+    assert open_source_of_run(made, first.fingerprint).info == first
+    assert prepare(made).fingerprint != first.fingerprint
 
 
 FORMS = {

@@ -16,7 +16,7 @@ from sft_jax.efficiency.variants import variant
 from sft_jax.types import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PAPER = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem.startswith(("vgg", "mosei")))
+PAPER = [*sorted(path.stem for path in CONFIGS.glob("vgg*.py")), "mosei"]
 POD = "av_base"
 
 

@@ -71,7 +71,7 @@ def _arrays(folder: Path) -> list[Path]:
 
 
 def _mult(folder: Path) -> list[Path]:
-    kinds = ("mosi", "iemocap")
+    kinds = ("mosi", "iemocap", "mosei_emotions")
     return [write_fake(kind, folder / kind, 6, shapes=_SHAPES)[0] for kind in kinds] + [
         _as_protocol(write_fake("mosei", folder / "mosei", 6, shapes=_SHAPES)[0], 2),
         # Large enough for its arrays to stay in the file.

@@ -263,6 +263,7 @@ def test_the_paper_stands_beside_it(stablehlo, model):
     assert outputs == {
         "logits": (["b", 3], "float32"),
         "probabilities": (["b", 3], "float32"),
+        "predicted": (["b"], "int32"),
         "kept/sound/indices": (["b", 3], "int32"),
         "kept/sound/saliency": (["b", 3], "float32"),
     }
@@ -274,11 +275,13 @@ def test_differences_by_hand():
     given = {
         "logits": np.array([[1.0, 2.0], [0.5, 0.25]]),
         "probabilities": np.array([[0.4, 0.6], [0.55, 0.45]]),
+        "predicted": np.array([1, 0]),
         "kept/a/indices": np.array([[1, 2], [3, 4]]),
     }
     expected = {
         "logits": np.array([[1.0, 2.0], [0.25, 0.5]]),
         "probabilities": np.array([[0.4, 0.6], [0.45, 0.55]]),
+        "predicted": np.array([1, 1]),
         "kept/a/indices": np.array([[1, 2], [3, 5]]),
     }
     found = Differences.between(given, expected)

@@ -17,8 +17,8 @@ def outputs(named, label, ids=None, loss=None):
     }
 
 
-def score(rows, times):
-    return Classification(class_names=("a", "b", "c")).values(rows, rows["target"], times)
+def scorer(rows):
+    return Classification(class_names=("a", "b", "c")).scorer(rows, rows["target"])
 
 
 def test_a_modality_is_masked_and_a_sample_with_nothing_else_becomes_padding(tiny):
@@ -43,7 +43,7 @@ def test_scores_and_differences_by_hand():
     ablated = {"m0": outputs([0, 1, 0, 1], label, loss=[1, 2, 3, 4])}
     groups = np.array(["a", "a", "b", "b"])
     found = ablation(
-        complete, ablated, score=score, split="test", step=7, groups=groups, replicates=200
+        complete, ablated, scorer=scorer, split="test", step=7, groups=groups, replicates=200
     )
     assert (found["split"], found["step"], found["num_samples"]) == ("test", 7, 4)
     assert found["resampled"] == "group"
@@ -63,7 +63,7 @@ def test_scores_and_differences_by_hand():
 def test_differences_are_to_the_same_samples():
     complete = outputs([0, 1, 2, 2], [0, 1, 2, 0], loss=[1, 1, 1, 9])
     ablated = {"m0": outputs([0, 2], [0, 1], ids=[0, 1])}
-    of = ablation(complete, ablated, score=score, split="test", step=1, replicates=20)["without"][
+    of = ablation(complete, ablated, scorer=scorer, split="test", step=1, replicates=20)["without"][
         "m0"
     ]
     assert (of["num_samples"], of["left_out"]) == (2, 2)
@@ -74,7 +74,7 @@ def test_differences_are_to_the_same_samples():
 
 def test_nothing_left_is_undefined():
     nothing = outputs(np.zeros(0, int), np.zeros(0, int))
-    found = ablation(outputs([0], [0]), {"m0": nothing}, score=score, split="test", step=1)
+    found = ablation(outputs([0], [0]), {"m0": nothing}, scorer=scorer, split="test", step=1)
     of = found["without"]["m0"]
     assert (of["num_samples"], of["left_out"]) == (0, 1)
     assert of["metrics"]["top1"] == {"value": None, "low": None, "high": None}

@@ -16,7 +16,7 @@ from sft_jax.reports.document import (
     Section,
     slug,
 )
-from sft_jax.tasks.base import Code, TableBlock, TextBlock
+from sft_jax.tasks.blocks import Code, TableBlock, TextBlock
 
 HOSTILE = r'$\bad{$ <script>alert("1")</script> & <img src=x onerror=y> | `a` *b* _c_ [d](http://e.example)'
 # Elements that stand alone.

@@ -4,7 +4,7 @@ import pytest
 from sft_jax.metrics.calibration import reliability
 from sft_jax.reports.figures import result_figures
 from sft_jax.reports.figures.result_figures import Band, Point
-from sft_jax.tasks.base import Intervals, Lines
+from sft_jax.tasks.blocks import Intervals, Lines
 from sft_jax.types import DataError
 
 

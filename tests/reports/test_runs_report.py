@@ -103,7 +103,7 @@ def test_runs_with_other_classes_or_numbers_of_samples_are_refused(runs):
         report_writer.read_document(runs)
     # The same names in another order are other classes.
     edit(runs[1] / "data.json", lambda data: data["class_names"].reverse())
-    expected = "a-1: found the classes turn, still, down, up, expected up, down, still, turn, as in"
+    expected = "a-1: found class names turn, still, down, up, expected class names up, down, still"
     with pytest.raises(DataError, match=expected):
         report_writer.read_document(runs)
 

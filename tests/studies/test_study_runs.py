@@ -1,5 +1,6 @@
 """Runs trained together are the runs that would be trained alone."""
 
+import collections
 import csv
 import dataclasses
 import errno
@@ -193,6 +194,23 @@ def test_without_a_late_enough_validation_the_last_parameters_are_judged(data_di
     label = trained.folds[0].splits["valid"]["target"]
     loss = -np.log(np.take_along_axis(last, label[:, None], axis=1)).mean()
     assert loss == pytest.approx(trained.curves[-1].values["valid loss"][0], rel=1e-5)
+
+
+@pytest.mark.parametrize(("patience", "chosen"), [(0, 4), (1, 2), (2, 4)])
+def test_a_run_keeps_its_best_parameters_after_its_patience(
+    data_dir, patience, chosen, monkeypatch
+):
+    losses = iter(np.repeat([3.0, 2.0, 2.5, 1.0], len(jax.devices())).tolist())
+
+    def scorer(self, answers, target):
+        loss = next(losses)
+        return lambda times: collections.defaultdict(lambda: loss)
+
+    monkeypatch.setattr(Classification, "scorer", scorer)
+    given = base(data_dir, duration=steps(4), eval_every=steps(1), patience=patience)
+    made = study(data_dir, base=given, seeds=(3,))
+    trained = setting_runs.train_setting(made, made.settings[0], made.folds[:1])
+    assert trained.chosen_step.tolist() == [chosen]
 
 
 def test_judged_by_hand():

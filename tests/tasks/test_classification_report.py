@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sft_jax.tasks.base import FigureBlock, Heatmap, Lines, Scored, TableBlock
+from sft_jax.tasks.base import Scored
+from sft_jax.tasks.blocks import FigureBlock, Heatmap, Lines, TableBlock
 from sft_jax.tasks.classification import Classification
 from sft_jax.tasks.classification_metrics import METRICS
 

@@ -42,14 +42,15 @@ def test_answers_on_host_and_device_agree_and_the_host_is_exact():
 
 def test_values_count_samples_as_often_as_they_are_told():
     answers = TASK.answer(LOGITS)
-    again = TASK.values({k: v[[0, 1, 1]] for k, v in answers.items()}, LABEL[[0, 1, 1]])
-    found = TASK.values(answers, LABEL, np.array([1, 2, 0]))
+    copies = {k: v[[0, 1, 1]] for k, v in answers.items()}
+    again = TASK.scorer(copies, LABEL[[0, 1, 1]])(np.ones(3, int))
+    found = TASK.scorer(answers, LABEL)(np.array([1, 2, 0]))
     assert found == pytest.approx(again)
     assert found["top1"] == pytest.approx(1 / 3)
     assert found["loss"] == pytest.approx(-np.log([0.5, 0.1, 0.1]).mean(), rel=1e-6)
     # Losses that the compiled evaluation found stand before those of the probabilities.
     losses = np.array([1.0, 2.0, 9.0], np.float32)
-    assert TASK.values({**answers, "loss": losses}, LABEL)["loss"] == 4.0
+    assert TASK.scorer({**answers, "loss": losses}, LABEL)(np.ones(3, int))["loss"] == 4.0
 
 
 def test_groups_are_judged_by_mean_probabilities():
@@ -115,9 +116,10 @@ def test_the_loss_of_a_batch_is_divided_by_what_its_samples_count_for(tiny, accu
 def test_constructors_agree_on_classes():
     class Info:
         class_names, class_counts, class_values = ("x", "y"), {"train": (4, 2)}, (-1.0, 1.0)
+        has_weight = False
 
     config = Config()
-    source = tasks.from_source(config, Info)
+    source = tasks.from_source(config, Info, lambda target: None)
     run = tasks.from_run(config, {"class_names": ["x", "y"], "counts": {"train": [4, 2]}})
     assert dataclasses.replace(source, class_values=()) == run
     assert run.output_size == 2

@@ -26,7 +26,7 @@ from sft_jax.training.predictor import load
 from sft_jax.training.recorder import Recorder
 from sft_jax.training.sharding import make_mesh, put_batch
 from sft_jax.training.trainer import Trainer
-from sft_jax.types import ConfigError
+from sft_jax.types import A_CLASS, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Lines:
     }
     main_metric = "far"
     logged = ("loss", "far")
+    validated = ()
+    selectable = logged
+    decides = False
+    target = A_CLASS
     target_name = "true_value"
     stored_answers = ("value",)
     required_data = ()
@@ -51,7 +55,11 @@ class Lines:
         return cls()
 
     @classmethod
-    def from_source(cls, config, info):
+    def fits(cls, info):
+        return True
+
+    @classmethod
+    def from_source(cls, config, info, targets):
         return cls(output_size=1)
 
     @classmethod
@@ -62,9 +70,14 @@ class Lines:
     def from_study(cls, record):
         return cls(output_size=1)
 
-    @classmethod
-    def data_record(cls, info):
+    def data_record(self, info):
         return {}
+
+    def fit_decision(self, answers, target, weight):
+        return {}
+
+    def with_decision(self, decision):
+        return self
 
     def loss(self, outputs, target):
         target = jnp.reshape(target, outputs.shape).astype(outputs.dtype)
@@ -82,11 +95,14 @@ class Lines:
     def summary(self, answers):
         return f"mean {answers['value'].mean():.2f}"
 
-    def values(self, answers, target, times=None):
-        times = np.ones(len(target)) if times is None else times
+    def scorer(self, answers, target, weight=None):
         error = np.abs(answers["value"] - target.reshape(len(target), -1)).sum(axis=1)
-        averages = (times @ error / times.sum(), times @ (error > 1) / times.sum())
-        return dict(zip(self.logged, map(float, averages), strict=True))
+
+        def score(times):
+            averages = (times @ error / times.sum(), times @ (error > 1) / times.sum())
+            return dict(zip(self.logged, map(float, averages), strict=True))
+
+        return score
 
     def group(self, answers, target, groups):
         return dict(answers), target
@@ -94,7 +110,7 @@ class Lines:
     def score(self, answers, target, *, split, step, groups=None, **context):
         estimates = {
             name: {"value": value, "low": None, "high": None}
-            for name, value in self.values(answers, target).items()
+            for name, value in self.scorer(answers, target)(np.ones(len(target))).items()
         }
         rest = {"num_samples": len(target), "resampled": "sample", "group": None}
         return {"split": split, "step": step, "metrics": estimates, **rest}

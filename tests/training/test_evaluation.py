@@ -163,7 +163,10 @@ def test_placed_parameters_stay_under_the_transfer_guard(tiny, apply, devices):
 
 def collected(**sums):
     rows = np.zeros(len(next(iter(sums.values()))[0]))
-    return Collected(id=rows, target=rows, outputs=rows, answers={}, sums=sums, kept={})
+    weight = np.ones(len(rows), np.float32)
+    return Collected(
+        id=rows, target=rows, weight=weight, outputs=rows, answers={}, sums=sums, kept={}
+    )
 
 
 def test_means_by_hand():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sft_jax.config.run import Config, Duration, OptimizerConfig, TrainConfig
+from sft_jax.config.task import TaskConfig
 from sft_jax.runs.metric_log import MetricLog
 from sft_jax.tasks import from_config
 from sft_jax.training import loop, sharding
@@ -232,6 +233,88 @@ def test_the_best_top1_is_the_highest(run):
     run.losses = {4: -0.25, 8: -0.75, 12: -0.5}.get  # top1 is the negative
     outcome = run.train(best_metric="top1")
     assert (outcome.best, outcome.best_step) == (0.75, 8)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "values", "best"),
+    [
+        ("classification", "loss", (2.0, 1.0, 3.0), 1),
+        ("classification", "top1", (0.5, 0.75, 0.25), 1),
+        ("multilabel", "macro_f1", (0.5, 0.25, 0.75), 2),
+        ("regression", "mae", (1.0, 2.0, 3.0), 0),
+        ("regression", "r2", (-1.0, 0.5, 0.25), 1),
+        # Undefined, such as the correlation of equal predictions: neither better nor an error.
+        ("regression", "pearson", (None, 0.25, None), 1),
+    ],
+)
+def test_the_best_follows_the_direction_of_the_metric(run, task, metric, values, best):
+    train = TrainConfig(best_metric=metric, eval_every=Duration(1.0, "steps"))
+    config = Config(task=TaskConfig(name=task), train=train)
+    chosen = from_config(config)
+    assert metric in chosen.selectable
+    schedule, state, progress = loop.Schedule.of(config, 4), run.first_state(), Progress(data={})
+    for step, value in enumerate(values):
+        given = {"loss": 1.0} | ({} if value is None else {metric: value})
+        state, progress, _ = loop._judge(config, schedule, chosen, state, progress, step, given)
+    assert (progress.best, progress.best_step) == (values[best], best)
+    assert progress.stale == len(values) - 1 - best
+
+
+EARLY = {"eval_every": "2 steps", "checkpoint_every": "5 steps", "total": 20, "patience": 2}
+
+
+def test_training_stops_after_as_many_validations_without_a_better_one(run, capsys):
+    # Not better at 6, better at 8, no better (the same is not better) at 10 and 12.
+    run.losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 1.0, 10: 1.5, 12: 1.0}.get
+    outcome = run.train(**EARLY)
+    assert outcome == loop.Outcome(12, True, 1.0, 8, stopped_early=True)
+    assert run.events[-2:] == ["log valid 12", "save last 12"]
+    records = (run.workdir / "metrics.jsonl").read_text()
+    run.events.clear()
+    assert run.train(**EARLY) == outcome
+    assert "step 12: training stopped early there" in capsys.readouterr().out
+    assert run.events == []
+    assert (run.workdir / "metrics.jsonl").read_text() == records
+
+
+@pytest.mark.parametrize("stop", [9, 10, 11])
+def test_a_resumed_run_stops_early_at_the_same_step(run, stop):
+    run.losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 1.0, 10: 1.5, 12: 1.0}.get
+    run.at_step = {stop: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+    assert not run.train(**EARLY).finished
+    run.at_step = {}
+    assert run.train(**EARLY) == loop.Outcome(12, True, 1.0, 8, stopped_early=True)
+    assert run.state.params["w"] == np.float32(expected_weight(12))
+
+
+def test_patience_counts_from_best_after_and_never_without_it(run):
+    run.losses = lambda step: float(step)  # the first is the best
+    outcome = run.train(**EARLY | {"best_after": "7 steps"})
+    assert (outcome.step, outcome.best_step) == (12, 8)
+
+
+def test_without_patience_training_never_stops_early(run):
+    run.losses = lambda step: float(step)
+    outcome = run.train(**EARLY | {"patience": 0})
+    assert (outcome.step, outcome.best_step, outcome.stopped_early) == (20, 2, False)
+
+
+def test_a_validation_that_is_not_due_counts_for_no_rule(run):
+    """Otherwise a run that is continued would differ from one that was longer from the start."""
+    run.losses = lambda step: 1.0
+    arguments = {
+        "eval_every": "2 steps",
+        "optimizer": {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.5},
+    }
+    run.train(total=5, **arguments)
+    assert run.state.lr_scale == 1 / 2
+    assert (run.progress.plateau.scale, run.progress.stale) == (1 / 2, 1)
+
+
+def test_progress_that_was_stored_without_the_count_loads():
+    content = Progress(data={}, best=1.0, best_step=3).to_json()
+    del content["stale"]
+    assert Progress.from_json(content) == Progress(data={}, best=1.0, best_step=3)
 
 
 def test_no_best_before_best_after(run):

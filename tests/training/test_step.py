@@ -274,7 +274,7 @@ def test_padding_rows_contribute_nothing(layouts, tiny):
     garbage = tiny.batch(seed=9, real=8)
     for leaf, other in zip(jax.tree.leaves(batch), jax.tree.leaves(garbage), strict=True):
         leaf[6:] = other[6:]
-    batch["weight"][6:] = 0
+    batch["weight"][6:], batch["id"][6:] = 0, -1
     got, got_metrics = layout.step(layout.state(), layout.put(batch))
     expected, metrics = layout.step(layout.state(), layout.put(tiny.batch(real=6)))
     assert metrics["samples"][0] == 6

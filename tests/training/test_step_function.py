@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from sft_jax.config.run import AugmentConfig, OptimizerConfig, TrainConfig
-from sft_jax.tasks.classification_metrics import cross_entropy
+from sft_jax.tasks.losses import cross_entropy
 from sft_jax.training import randomness, sharding, state, step
 from sft_jax.training.mixing import MixupPlan
 from sft_jax.training.optimizer import build_optimizer, learning_rate
@@ -181,7 +181,7 @@ def test_keys_follow_the_position_in_the_global_batch(tiny, devices, count, accu
         keys = randomness.stream_keys(keys, "dropout")
         logits = apply(None, None, None, keys).logits
         batch = jax.tree.map(jnp.asarray, tiny.batch())
-        expected = (batch["weight"] * cross_entropy(logits, batch["target"])).sum()
+        expected = (batch["weight"] * cross_entropy(logits, batch["target"])[0]).sum()
         np.testing.assert_allclose(metrics["loss"][0], expected, rtol=1e-6)
         seen.append(float(metrics["loss"][0]))
     assert seen[0] != seen[1]
@@ -206,17 +206,19 @@ def test_cross_entropy_by_hand():
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
     label = jnp.array([0, 1])
     expected = -np.log([0.5, 0.1])
-    np.testing.assert_allclose(cross_entropy(logits, label), expected, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(logits, label)[0], expected, rtol=1e-6)
     # 0.3 over three classes: 0.8 on the label, 0.1 on each of the others.
     smooth = [
         -(0.8 * np.log(0.5) + 0.2 * np.log(0.25)),
         -(0.8 * np.log(0.1) + 0.1 * np.log(0.1) + 0.1 * np.log(0.8)),
     ]
-    np.testing.assert_allclose(cross_entropy(logits, label, 0.3), smooth, rtol=1e-6)
+    np.testing.assert_allclose(
+        cross_entropy(logits, label, label_smoothing=0.3)[0], smooth, rtol=1e-6
+    )
 
 
 def test_cross_entropy_is_float32_and_finite_for_extreme_logits():
     logits = jnp.array([[3e4, -3e4], [-3e4, 3e4]], jnp.bfloat16)
-    loss = cross_entropy(logits, jnp.array([0, 0]))
+    loss, _ = cross_entropy(logits, jnp.array([0, 0]))
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, [0.0, 6e4], rtol=1e-2)

@@ -51,6 +51,13 @@ def said(changes, validates=True, modalities=()):
         ),
         ("mixup.alpha", {"mixup.alpha": 0.7}, MIXUP | {"mixup.alpha": 0.7}),
         ("train.best_after", {"train.best_after": "21 steps"}, {"train.best_after": "20 steps"}),
+        # Of the validations of steps 5, 10 and 15, two are no better than the first.
+        ("train.patience", {"train.patience": 3}, {"train.patience": 2}),
+        (
+            "train.patience",
+            {"train.patience": 2, "train.best_after": "6 steps"},
+            {"train.patience": 2, "train.best_after": "5 steps"},
+        ),
         ("train.eval_every", {"train.eval_every": "21 steps"}, {"train.eval_every": "20 steps"}),
         (
             "train.checkpoint_every",
@@ -67,6 +74,7 @@ def test_a_setting_without_effect_is_said(setting, without_effect, with_effect):
 def test_without_a_validation_split_nothing_is_chosen():
     assert said({"train.best_after": "6 steps"}, validates=False) == ["train.best_after"]
     assert said({"train.eval_every": "21 steps"}, validates=False) == []
+    assert said({"train.patience": 1}, validates=False) == ["train.patience"]
 
 
 def test_a_single_modality_is_never_hidden():

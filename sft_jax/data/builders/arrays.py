@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -39,18 +40,33 @@ class Arrays(SourceBuilder, skip_registration=True):
         stem = source_files(o.path, _SETTING).root.stem
         return f"{stem}-valid{o.valid_fraction:g}-test{o.test_fraction:g}-split{o.split_seed}"
 
+    def identity(self) -> dict[str, Any]:
+        """Returns the options that determine the records.
+
+        Names of labels and numbers count where they are given, so that data prepared before these
+        options existed stay valid.
+        """
+        options = super().identity()
+        return {
+            key: value
+            for key, value in options.items()
+            if value or key not in ("label_names", "value_names")
+        }
+
     def contents(self) -> Contents:
         """Reads, checks and splits the arrays."""
         o = self.options
-        table = read_arrays(
-            o.path, require_label=True, modalities=o.modalities, class_names=o.class_names
-        )
+        names = {key: getattr(o, key) for key in ("class_names", "label_names", "value_names")}
+        table = read_arrays(o.path, require_label=True, modalities=o.modalities, **names)
         split, remarks = assign_splits(table, o)
         group = np.asarray(table.group)
         rows = {name: np.flatnonzero(split == name).tolist() for name in SPLITS}
         return Contents(
             modalities=table.modalities,
             class_names=table.class_names,
+            label_names=table.targets.label_names,
+            value_names=table.targets.value_names,
+            has_weight=table.targets.weight is not None,
             splits={name: select(part, table.__getitem__) for name, part in rows.items()},
             repairs=table.repairs,
             remarks=table.remarks + remarks,
@@ -69,7 +85,6 @@ def assign_splits(table: ArrayTable, options: ArraysOptions) -> tuple[np.ndarray
     Raises:
         DataError: No sample is left to train on.
     """
-    assert table.label is not None  # required when the table was read
     if table.split is None:
         split = np.full(len(table), "train")
         _draw(split, "test", options.test_fraction, table, options)
@@ -105,8 +120,8 @@ def _draw(
     """Moves a fraction of the training samples to split `name`, in place."""
     rows = np.flatnonzero(split == "train")
     group = [table.group[row] for row in rows]
-    assert table.label is not None  # required when the table was read
-    held_out = hold_out(table.label[rows], group, fraction, options.split_seed)
+    label = np.zeros(len(table), np.int64) if table.label is None else table.label
+    held_out = hold_out(label[rows], group, fraction, options.split_seed)
     if held_out.all():
         raise DataError(
             f"{options.path}: group: found {len(set(table.group))} groups, expected more than the "

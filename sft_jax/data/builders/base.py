@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from sft_jax.data.records import (
     SPLITS,
     Contents,
     DataInfo,
-    ModalityInfo,
     ModalityStatistics,
     Record,
 )
@@ -137,7 +136,7 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         return tfds.core.DatasetInfo(
             builder=self,
             description=type(self).__doc__,
-            features=record_features(self._contents.modalities),
+            features=record_features(self._contents),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )
@@ -173,12 +172,15 @@ class SourceBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             source=self.name,
             class_names=contents.class_names,
             class_values=contents.class_values,
+            label_names=contents.label_names,
+            value_names=contents.value_names,
+            has_weight=contents.has_weight,
             modalities=contents.modalities,
             statistics={
                 name: moments.statistics() for name, moments in tallies["train"].moments.items()
             },
             repairs=repairs() if callable(repairs) else repairs,
-            num_records={name: int(tally.classes.sum()) for name, tally in tallies.items()},
+            num_records={name: tally.size for name, tally in tallies.items()},
             class_counts={name: tuple(tally.classes.tolist()) for name, tally in tallies.items()},
             groups={name: tuple(sorted(tally.groups)) for name, tally in tallies.items()},
             split_units=contents.split_units,
@@ -238,6 +240,7 @@ class _Tally:
     """Counts and moments of a split, updated while its records are written."""
 
     def __init__(self, contents: Contents):
+        self.size = 0
         self.classes = np.zeros(len(contents.class_names), np.int64)
         self.groups: set[str] = set()
         self.moments = {
@@ -245,23 +248,33 @@ class _Tally:
         }
 
     def add(self, record: Record) -> None:
-        self.classes[record["label"]] += 1
+        self.size += 1
+        if len(self.classes):
+            self.classes[record["label"]] += 1
         self.groups.add(record["group"])
         for name, moments in self.moments.items():
             self.moments[name] = moments.add(record["inputs"][name], record["mask"][name])
 
 
-def record_features(modalities: Sequence[ModalityInfo]) -> tfds.features.FeaturesDict:
+def record_features(contents: Contents | DataInfo) -> tfds.features.FeaturesDict:
     """Returns the stored layout of a record."""
+    modalities = contents.modalities
     # Compared with lists of numbers, bytes are written ten times and read twice as fast.
     tensor = functools.partial(tfds.features.Tensor, encoding=tfds.features.Encoding.BYTES)
     dtypes = {"feature": np.float32, "token": np.int32}
+    targets: dict[str, Any] = {"value": np.float32}
+    if len(contents.value_names) > 1:
+        targets["value"] = tensor(shape=(len(contents.value_names),), dtype=np.float32)
+    if contents.label_names:
+        targets["labels"] = tensor(shape=(len(contents.label_names),), dtype=np.float32)
+    if contents.has_weight:
+        targets["weight"] = np.float32
     return tfds.features.FeaturesDict(
         {
             "inputs": {m.name: tensor(shape=m.shape, dtype=dtypes[m.kind]) for m in modalities},
             "mask": {m.name: tensor(shape=(m.length,), dtype=np.bool_) for m in modalities},
             "label": np.int64,
-            "value": np.float32,
+            **targets,
             "id": tfds.features.Text(),
             "group": tfds.features.Text(),
         }

@@ -221,8 +221,11 @@ def _unique_names(tables: Mapping[str, SequenceTable]) -> tuple[dict[str, list[s
 def assemble(
     path: Path,
     tables: Mapping[str, SequenceTable],
-    class_names: Sequence[str],
-    class_values: Sequence[float],
+    class_names: Sequence[str] = (),
+    class_values: Sequence[float] = (),
+    label_names: Sequence[str] = (),
+    value_names: Sequence[str] = (),
+    remarks: Sequence[str] = (),
 ) -> Contents:
     """Combines all splits, with unique names and the sum of repairs.
 
@@ -244,6 +247,9 @@ def assemble(
         modalities=tuple(modality_info(*item) for item in tables["train"].inputs.items()),
         class_names=tuple(class_names),
         class_values=tuple(class_values),
+        label_names=tuple(label_names),
+        value_names=tuple(value_names),
+        remarks=tuple(remarks),
         splits={
             split: dataclasses.replace(table, id=ids[split]) for split, table in tables.items()
         },

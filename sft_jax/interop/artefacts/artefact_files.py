@@ -129,8 +129,9 @@ class Differences:
 
     Attributes:
         logits: Largest absolute difference in logits.
-        probabilities: Largest absolute difference in probabilities.
-        predicted: Share of the samples with another most probable class.
+        probabilities: Largest absolute difference in the task's answers that are numbers, such as
+            probabilities.
+        predicted: Share of the samples with another decision, such as another class.
         kept: Share of the kept tokens that differ.
     """
 
@@ -144,13 +145,17 @@ class Differences:
         """Compares two dicts of outputs with the same names."""
         if outputs.keys() != expected.keys():
             raise ConfigError(f"outputs: given {sorted(outputs)}, expected {sorted(expected)}")
-        logits, probabilities = (
-            float(np.abs(outputs[n] - expected[n]).max()) for n in ("logits", "probabilities")
-        )
-        classes = (x["probabilities"].argmax(axis=-1) for x in (outputs, expected))
+        answers = [name for name in expected if "/" not in name and name != "logits"]
+        decided = [name for name in answers if expected[name].dtype.kind in "iub"]
+        logits = float(np.abs(outputs["logits"] - expected["logits"]).max())
+        numbers = [np.abs(outputs[n] - expected[n]).max() for n in answers if n not in decided]
+        other = np.zeros(len(expected["logits"]), bool)
+        for name in decided:
+            rows = np.not_equal(outputs[name], expected[name])
+            other |= rows.reshape(len(rows), -1).any(axis=1)
         differ = [outputs[n] != expected[n] for n in expected if n.endswith("/indices")]
         kept = float(np.mean(np.concatenate([x.ravel() for x in differ]))) if differ else 0.0
-        return cls(logits, probabilities, float(np.mean(np.not_equal(*classes))), kept)
+        return cls(logits, float(max(numbers, default=0.0)), float(other.mean()), kept)
 
     def check(self, kind: str):
         """Raises `ConfigError` if a float32 artefact differs from the model."""

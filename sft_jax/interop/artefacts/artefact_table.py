@@ -150,9 +150,9 @@ def score_rows(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
             differences = row["differences"]
             shown |= {
                 "file kB": round(row["file_bytes"] / 1e3),
-                "another class": f"{differences['predicted']:.2%}",
+                "another answer": f"{differences['predicted']:.2%}",
                 "another token kept": f"{differences['kept']:.3%}",
-                "probabilities differ by": f"{differences['probabilities']:.1g}",
+                "answers differ by": f"{differences['probabilities']:.1g}",
             }
         rows.append(shown)
     columns = list(rows[-1])
@@ -165,7 +165,7 @@ def _score(task: Task, outputs: Mapping[str, np.ndarray], target: np.ndarray) ->
         "samples": len(target),
         "metric": metric.name,
         "percent": metric.format == "percent",
-        "value": task.values(outputs, target)[metric.name],
+        "value": task.scorer(outputs, target)(np.ones(len(target), np.int64))[metric.name],
     }
 
 

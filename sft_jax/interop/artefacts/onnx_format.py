@@ -33,7 +33,7 @@ def to_onnx(model: Exportable) -> bytes:
     Returns:
         Content of an ONNX file.
     """
-    function = inference(model, forward_for(model.config, "gpu", implementation="xla"))
+    function = inference(model, forward_for(model.config, model.task, "gpu", implementation="xla"))
     (rows,) = jax.export.symbolic_shape("b")
     arrays = signature(model.config, rows)
 

@@ -17,7 +17,7 @@ from sft_jax.attention.platform import compiling_for
 from sft_jax.config.run import Config
 from sft_jax.models import registry
 from sft_jax.models.base import Output
-from sft_jax.tasks import from_config
+from sft_jax.tasks import Task, from_config
 from sft_jax.training.promotion import standard_promotion
 from sft_jax.training.state import example_inputs
 
@@ -35,20 +35,20 @@ class Exportable:
         params: Parameters of the model.
         shift: `{m: [f]}`, subtracted from the features of a modality.
         scale: `{m: [f]}`, by which the difference is divided.
-        class_names: Names of the `c` classes.
+        task: Task, which answers from the model's outputs.
     """
 
     config: Config
     params: Any
     shift: Mapping[str, Sequence[float]]
     scale: Mapping[str, Sequence[float]]
-    class_names: tuple[str, ...]
+    task: Task
 
     @classmethod
     def of(cls, run: Any) -> "Exportable":
         """The model of a run that `predictor.load` has opened."""
         normal = run.normalizer
-        return cls(run.config, run.params, normal.shift, normal.scale, run.class_names)
+        return cls(run.config, run.params, normal.shift, normal.scale, run.task)
 
     @classmethod
     def untrained(cls, config: Config, seed: int = 0) -> "Exportable":
@@ -64,9 +64,10 @@ class Exportable:
             )
 
         widths = {spec.name: spec.feature_dim for spec in config.modalities}
-        names = tuple(f"class {i}" for i in range(from_config(config).output_size))
         zeros, ones = ({m: [x] * f for m, f in widths.items()} for x in (0.0, 1.0))
-        return cls(config, jax.tree_util.tree_map_with_path(draw, shapes), zeros, ones, names)
+        return cls(
+            config, jax.tree_util.tree_map_with_path(draw, shapes), zeros, ones, from_config(config)
+        )
 
 
 def signature(config: Config, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -95,11 +96,11 @@ def inference(model: Exportable, forward: Forward | None = None) -> Callable[[Ar
             one for this machine.
 
     Returns:
-        Function whose outputs are `logits` and `probabilities`, `[b, c]` float32, and, for pools
-        that select tokens, `kept/<m>/indices` and `kept/<m>/saliency`, `[b, k]`, as in the file
-        that `predict` writes.
+        Function whose outputs are `logits` `[b, o]` float32, the task's answers, such as
+        `probabilities` and `predicted`, and, for pools that select tokens, `kept/<m>/indices` and
+        `kept/<m>/saliency`, `[b, k]`, as in the file that `predict` writes.
     """
-    forward = forward or forward_for(model.config)
+    forward = forward or forward_for(model.config, model.task)
     specs = model.config.modalities
 
     @standard_promotion
@@ -120,11 +121,14 @@ def inference(model: Exportable, forward: Forward | None = None) -> Callable[[Ar
     return function
 
 
-def forward_for(config: Config, platform: str = "", implementation: str = "auto") -> Forward:
+def forward_for(
+    config: Config, task: Task, platform: str = "", implementation: str = "auto"
+) -> Forward:
     """Returns the model in float32 as a function for one kind of device.
 
     Args:
         config: Configuration of the model.
+        task: Task, which answers from the model's outputs.
         platform: `cpu`, or `gpu` for any accelerator; the present one if empty.
         implementation: Implementation of dense attention; `auto` never takes a device's own kernel
             here.
@@ -139,7 +143,7 @@ def forward_for(config: Config, platform: str = "", implementation: str = "auto"
     )
 
     def apply(params: Any, inputs: Arrays, mask: Arrays) -> Arrays:
-        return _outputs(cast(Output, network.apply({"params": params}, inputs, mask)))
+        return _outputs(cast(Output, network.apply({"params": params}, inputs, mask)), task)
 
     def forward(params: Any, inputs: Arrays, mask: Arrays) -> Arrays:
         if not platform:
@@ -162,7 +166,7 @@ def to_stablehlo(model: Exportable) -> bytes:
     Returns:
         Content of a file for `jax.export.deserialize`, whose `call` maps a dict of arrays to one.
     """
-    cpu, other = (forward_for(model.config, platform) for platform in ("cpu", "gpu"))
+    cpu, other = (forward_for(model.config, model.task, platform) for platform in ("cpu", "gpu"))
 
     def forward(params: Any, inputs: Arrays, mask: Arrays) -> Arrays:
         return jax.lax.platform_dependent(params, inputs, mask, cpu=cpu, default=other)
@@ -174,14 +178,14 @@ def to_stablehlo(model: Exportable) -> bytes:
 
 
 def describe(model: Exportable) -> dict[str, Any]:
-    """Describes an artefact's inputs, outputs and classes as plain data."""
+    """Describes an artefact's inputs, outputs and what they mean as plain data."""
     (rows,) = jax.export.symbolic_shape("b")
     inputs = signature(model.config, rows)
     outputs = jax.eval_shape(inference(model), inputs)
     return {
         "inputs": [_entry(name, x) for name, x in inputs.items()],
         "outputs": [_entry(name, x) for name, x in outputs.items()],
-        "class_names": list(model.class_names),
+        **{name: values.tolist() for name, values in model.task.legend.items()},
         "padding": "Samples of a batch are independent. Time steps with a false mask are ignored, "
         "and a modality whose mask is false everywhere counts as missing. Inputs are in the units "
         "of the training data.",
@@ -193,8 +197,8 @@ def _entry(name: str, x: jax.ShapeDtypeStruct) -> dict[str, Any]:
     return {"name": name, "shape": shape, "dtype": str(x.dtype)}
 
 
-def _outputs(output: Output) -> Arrays:
-    arrays = {"logits": output.logits, "probabilities": jax.nn.softmax(output.logits)}
+def _outputs(output: Output, task: Task) -> Arrays:
+    arrays = {"logits": output.logits, **task.answer(output.logits)}
     for name, pooled in output.pooled.items():
         for part in ("indices", "saliency"):
             if pooled.indices is not None and getattr(pooled, part) is not None:

@@ -172,7 +172,7 @@ def _join(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | None:
 def check_model(config: Config):
     """Raises `ConfigError` unless this module implements the model."""
     model, where = config.model, "PyTorch comparison: "
-    check_choice(f"{where}task.name", config.task.name, ("classification",))
+    check_choice(f"{where}task.name", config.task.name, ("auto", "classification"))
     check_choice(f"{where}model.name", model.name, ("sft",))
     check_choice(f"{where}model.preset", model.preset, ("paper",))
     check_choice(f"{where}model.attention", model.attention, ("dense",))

@@ -211,6 +211,7 @@ def _multilabel(
 ) -> dict[str, Any]:
     logits = logits.astype(np.float64)
     losses = np.logaddexp(0, np.where(target == 1, -logits, logits))
+    losses = np.where(np.isnan(target), 0, losses).sum(axis=1)
     scorer = multilabel.Scorer(scores, scores >= threshold, target, losses=losses)
     values = dict(zip(multilabel.NAMES, scorer(np.ones(len(target))), strict=True))
     per_label = scorer.per_label()

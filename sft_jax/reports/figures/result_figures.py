@@ -22,7 +22,7 @@ from sft_jax.reports.figures.style import (
     outside_legend,
     stacked_panels,
 )
-from sft_jax.tasks.base import Intervals, Lines
+from sft_jax.tasks.blocks import Intervals, Lines, Scatter
 from sft_jax.types import Array, DataError
 
 # Beside other curves, bins with a smaller share of the samples are left out.
@@ -81,6 +81,27 @@ def lines(plot: Lines) -> Figure:
     elif len(plot.curves) > 1:
         outside_legend(figure, axes)
     panels[-1].set_xlabel(plot.x_label)
+    return figure
+
+
+def scatter(plot: Scatter) -> Figure:
+    """Predicted against true numbers above a histogram of their differences.
+
+    Raises:
+        DataError: There is no sample.
+    """
+    _check_some("samples", {str(i): i for i in range(min(len(plot.x), 1))})
+    figure = Figure(figsize=(NARROW, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": (3.6, 1.2)})
+    ends = [min(plot.x.min(), plot.y.min()), max(plot.x.max(), plot.y.max())]
+    above.plot(ends, ends, color=FRAME, linewidth=1, linestyle="--")
+    above.scatter(plot.x, plot.y, 12, color=BLUE, alpha=0.5, linewidth=0)
+    above.set(xlabel=plot.x_label, ylabel=plot.y_label)
+    below.hist(plot.y - plot.x, bins=30, color=SKY)
+    below.axvline(0, color=FRAME, linewidth=1)
+    below.set(xlabel="predicted minus true", ylabel="samples")
+    for axes in (above, below):
+        open_frame(axes)
     return figure
 
 

@@ -14,8 +14,10 @@ from sft_jax.reports.sections.run_sections import (
     scored_split,
 )
 from sft_jax.reports.seed_spread import has_seed, runs_by_setting, spread_rows
+from sft_jax.runs.run_files import OUTPUT_NAMES
 from sft_jax.runs.run_folder import Run
-from sft_jax.tasks.base import Code, Metric, TableBlock, Task, TextBlock
+from sft_jax.tasks.base import Metric, Task
+from sft_jax.tasks.blocks import Code, TableBlock, TextBlock
 from sft_jax.types import DataError
 
 # A table of splits has one column for each class up to this number of classes.
@@ -183,12 +185,15 @@ def _modality_rows(run: Run) -> list[dict[str, Any]]:
 
 def _split_rows(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for split, counts in data.get("counts", {}).items():
-        row = {"split": split, "samples": sum(counts)}
-        row["groups"] = data.get("groups", {}).get(split)
-        if len(counts) <= _MOST_CLASS_COLUMNS:
+    by_class = data.get("counts", {})
+    # Runs of earlier versions have the counts of classes alone.
+    sizes = data.get("num_records") or {split: sum(counts) for split, counts in by_class.items()}
+    for split, size in sizes.items():
+        row = {"split": split, "samples": size, "groups": data.get("groups", {}).get(split)}
+        counts = by_class.get(split, ())
+        if 0 < len(counts) <= _MOST_CLASS_COLUMNS:
             row |= dict(zip(data["class_names"], counts, strict=True))
-        else:
+        elif counts:
             row |= {"classes": len(counts), "smallest": min(counts), "largest": max(counts)}
         rows.append(row)
     return rows
@@ -216,21 +221,27 @@ def _common_split(runs: Sequence[Run]) -> str:
 
 
 def _check_comparable(runs: Sequence[Run], split: str):
-    """Raises `DataError` unless all runs have the same classes and number of samples."""
+    """Raises `DataError` unless all runs have the same task, outputs and number of samples."""
     first, *others = runs
-    classes = first.data["class_names"]
+    outputs = _outputs(first)
     num_samples = first.evaluation(split)["num_samples"]
     for run in others:
-        if run.data["class_names"] != classes:
+        if _outputs(run) != outputs:
             raise DataError(
-                f"{run.workdir}: found the classes {', '.join(run.data['class_names'])}, expected "
-                f"{', '.join(classes)}, as in {first.workdir}; report on these runs one by one"
+                f"{run.workdir}: found {_outputs(run)}, expected {outputs}, as in "
+                f"{first.workdir}; report on these runs one by one"
             )
         if (found := run.evaluation(split)["num_samples"]) != num_samples:
             raise DataError(
                 f"{run.workdir}: found {found} samples of the {split} split, expected "
                 f"{num_samples}, as in {first.workdir}; report on these runs one by one"
             )
+
+
+def _outputs(run: Run) -> str:
+    """What a run predicts, for an error message."""
+    found = ((key.replace("_", " "), run.data.get(key)) for key in OUTPUT_NAMES)
+    return "; ".join(f"{key} {', '.join(names)}" for key, names in found if names)
 
 
 def _fingerprint_note(runs: Mapping[str, Run]) -> str:

@@ -13,17 +13,16 @@ from sft_jax.config.modality import ModalitySpec
 from sft_jax.reports.document import Block, Commands, Picture, Pictures, Section, slug
 from sft_jax.reports.figures import result_figures, run_figures
 from sft_jax.runs.run_folder import Run
-from sft_jax.tasks.base import (
+from sft_jax.tasks.base import Scored, Task, metric_named
+from sft_jax.tasks.blocks import (
     FigureBlock,
     Heatmap,
     Intervals,
     Plot,
     ReportSection,
-    Scored,
+    Scatter,
     TableBlock,
-    Task,
     TextBlock,
-    metric_named,
 )
 
 _NO_ESTIMATE: Mapping[str, Any] = {"value": None, "low": None, "high": None}
@@ -259,4 +258,6 @@ def _draw(plot: Plot) -> Figure:
         )
     if isinstance(plot, Intervals):
         return result_figures.intervals(plot)
+    if isinstance(plot, Scatter):
+        return result_figures.scatter(plot)
     return result_figures.lines(plot)

@@ -17,7 +17,8 @@ from sft_jax.reports.figures import result_figures
 from sft_jax.reports.sections.run_sections import bands_section, draw_section
 from sft_jax.reports.sections.study_tables import StudyTables, mean_and_spread
 from sft_jax.runs.study_folder import StudyFolder
-from sft_jax.tasks.base import Code, Scored, TableBlock, Task, TextBlock
+from sft_jax.tasks.base import Scored, Task
+from sft_jax.tasks.blocks import Code, TableBlock, TextBlock
 
 # Curves that can be told apart in one figure.
 _MOST_CURVES = 12
