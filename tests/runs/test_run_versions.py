@@ -8,6 +8,7 @@ import pytest
 from sft_jax.config.io import to_dict
 from sft_jax.config.model import ConcatOptions, ModelConfig
 from sft_jax.config.run import Config
+from sft_jax.config.task import TaskConfig
 from sft_jax.runs import run_files, schema
 from sft_jax.runs.run_folder import read_run
 from sft_jax.training.checkpoint import Checkpoints
@@ -46,13 +47,26 @@ def test_the_folder_of_an_older_version_goes_on(workdir):
     assert {path.name: path.read_text() for path in workdir.iterdir()} == before
 
 
+# What training stores: the data have chosen the task.
+RESOLVED = Config(task=TaskConfig(name="classification"))
+
+
 def test_a_new_folder_says_what_wrote_it(tmp_path):
-    run_files.open_run(tmp_path, Config(), DATA)
-    for name, content in (("config.json", to_dict(Config())), ("data.json", DATA)):
+    run_files.open_run(tmp_path, RESOLVED, DATA)
+    for name, content in (("config.json", to_dict(RESOLVED)), ("data.json", DATA)):
         stored = json.loads((tmp_path / name).read_text())
         assert (stored.pop("schema"), stored.pop("sft_jax")) == (schema.SCHEMA, __version__)
         assert stored == json.loads(json.dumps(content))
-    assert (run_files.read_config(tmp_path), run_files.read_data(tmp_path)) == (Config(), DATA)
+    assert (run_files.read_config(tmp_path), run_files.read_data(tmp_path)) == (RESOLVED, DATA)
+
+
+def test_a_run_of_a_version_without_tasks_is_a_classification(tmp_path):
+    run_files.open_run(tmp_path, RESOLVED, DATA)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["task"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert run_files.read_config(tmp_path) == RESOLVED
+    run_files.open_run(tmp_path, RESOLVED, DATA)  # and goes on as one
 
 
 @pytest.mark.parametrize("name", ["config.json", "data.json"])
