@@ -180,6 +180,9 @@ def at_toy_size(verb, flags, words):
         toy = [*TOY[verb], *toy, *(["--compare=sft"] if "compare" in flags else [])]
         toy += ["--values=16,32"] if "sweep" in flags else []
         toy += SMALL if "config" in flags else []
+        # PyTorch implements the paper's blocks and rates alone.
+        paper = ["--config.model.preset=paper", "--config.optimizer.schedule=constant"]
+        toy += paper if "against" in flags else []
     if "config.mixup.groups" in flags:
         toy = [*toy, "--config.mixup.groups=4"]
     return [word.replace("/shared/", "shared/") for word in [*words, *toy]]

@@ -160,7 +160,7 @@ def test_the_page_of_commands_names_every_verb_with_its_flags():
         is_verb = "cli.run(" in path.read_text() and path.stem != "cli"
         assert (f"\n## {path.stem}\n" in text) == is_verb
     section = text.split("\n## train\n")[1].split("\n## ")[0]
-    own = ["config", "print_config", "workdir", "data_dir", "data_path"]
+    own = ["config", "print_config", "workdir", "data_dir", "data_path", "extend"]
     own += ["cpu_devices", "compilation_cache"]
     joining = ["coordinator", "num_processes", "process_index", "distributed"]
     timeouts = ["heartbeat_timeout", "startup_timeout"]

@@ -202,7 +202,7 @@ def test_a_run_keeps_its_best_parameters_after_its_patience(
 ):
     losses = iter(np.repeat([3.0, 2.0, 2.5, 1.0], len(jax.devices())).tolist())
 
-    def scorer(self, answers, target):
+    def scorer(self, answers, target, weight):
         loss = next(losses)
         return lambda times: collections.defaultdict(lambda: loss)
 
