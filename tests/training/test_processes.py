@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 
 from sft_jax.config.io import to_dict
 from sft_jax.config.run import Config, TrainConfig
+from sft_jax.config.task import TaskConfig
 from sft_jax.files.json_files import write_json
 from sft_jax.runs import run_files
 from sft_jax.training import processes
@@ -16,6 +18,8 @@ from sft_jax.training.processes import Processes
 from sft_jax.types import CheckpointError, ConfigError
 
 ROOT = Path(__file__).parents[2]
+# As training stores it.
+CONFIG = Config(task=TaskConfig(name="classification"))
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "4"}
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
 ENVIRONMENT = {
@@ -121,15 +125,15 @@ def second(monkeypatch):
 
 def test_a_folder_that_hosts_do_not_share_is_refused(second, tmp_path):
     with pytest.raises(CheckpointError, match=r"process 1 does not find what process 0 wrote"):
-        run_files.open_run(tmp_path / "run", Config(), {"fingerprint": "f"})
+        run_files.open_run(tmp_path / "run", CONFIG, {"fingerprint": "f"})
     assert not (tmp_path / "run").exists()
 
 
 def test_a_process_with_other_settings_is_refused(second, tmp_path):
     write_json(tmp_path / "data.json", {"fingerprint": "f"})
-    write_json(tmp_path / "config.json", to_dict(Config()))
-    run_files.open_run(tmp_path, Config(), {"fingerprint": "f"})
-    other = Config(train=TrainConfig(seed=1))
+    write_json(tmp_path / "config.json", to_dict(CONFIG))
+    run_files.open_run(tmp_path, CONFIG, {"fingerprint": "f"})
+    other = dataclasses.replace(CONFIG, train=TrainConfig(seed=1))
     with pytest.raises(CheckpointError, match=r"train.seed 0 -> 1"):
         run_files.open_run(tmp_path, other, {"fingerprint": "f"})
 

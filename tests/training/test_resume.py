@@ -12,6 +12,7 @@ import pytest
 
 from sft_jax.config.io import from_dict, to_dict
 from sft_jax.config.run import Config
+from sft_jax.config.task import TaskConfig
 from sft_jax.files.errors import convert_disk_errors
 from sft_jax.files.json_files import write_json
 from sft_jax.runs import run_files
@@ -247,7 +248,8 @@ def test_a_folder_without_a_run_or_with_a_broken_one(tmp_path):
 
 def test_a_run_folder_is_begun_with_what_it_needs(tmp_path):
     workdir = tmp_path / "deep" / "run"
-    config, data = Config(), {"fingerprint": "f", "class_names": ["a"]}
+    config = Config(task=TaskConfig(name="classification"))
+    data = {"fingerprint": "f", "class_names": ["a"]}
     run_files.open_run(workdir, config, data)
     run_files.open_run(workdir, config, data)
     assert (run_files.read_config(workdir), run_files.read_data(workdir)) == (config, data)
