@@ -104,9 +104,9 @@ def per_class(
         ranked: Presorted samples.
         times: How much each sample counts.
         base: What a sample drawn once counts. Copies of a sample beyond that do not count as
-            retrieved together with it in average precision: in a bootstrap, a sample drawn twice
-            would look easier to retrieve than it is, a bias of several standard errors in small
-            classes. If not given they do, as `sample_weight` does in scikit-learn.
+            retrieved together with it in average precision, since a sample drawn twice by a
+            bootstrap would look easier to retrieve than it is, a bias of several standard errors
+            in small classes. If not given they do, as `sample_weight` does in scikit-learn.
 
     Returns:
         `[p]` each; NaN for a class without positives, and in ROC-AUC without negatives.

@@ -235,12 +235,9 @@ class Multilabel:
         answers: Mapping[str, np.ndarray],
         target: np.ndarray,
         *,
-        split: str,
-        step: int,
-        groups: np.ndarray | None = None,
         weight: np.ndarray | None = None,
-        seed: int = 0,
-        replicates: int = 1000,
+        outputs: np.ndarray | None = None,
+        values: np.ndarray | None = None,
         **context: Any,
     ) -> dict[str, Any]:
         """Every metric of a split, in all and per label, beside those of the label frequencies."""
@@ -253,33 +250,20 @@ class Multilabel:
         probabilities = answers["probabilities"]
         by_label = Scorer(probabilities, answers["labels"], target, times).per_label()
         thresholds = np.broadcast_to(np.asarray(self.thresholds or (0.5,)), self.output_size)
-        scored = results.score_split(
+        return results.evaluation(
             self.scorer(answers, target, times),
-            times,
-            groups=groups,
-            seed=seed,
-            replicates=replicates,
-        )
-        return {
-            "split": split,
-            "step": step,
-            "num_samples": len(target),
-            "metrics": scored,
-            "resampled": "sample" if groups is None else "group",
-            "group": None,
-            "baseline": {
-                "description": "the frequency of each label in the training split",
-                "metrics": results.plain(baseline),
-            },
-            "per_output": [
+            len(target),
+            baseline=("the frequency of each label in the training split", baseline),
+            per_output=[
                 {
                     "name": name,
                     "threshold": float(thresholds[i]),
-                    **results.plain({key: values[i] for key, values in by_label.items()}),
+                    **results.plain({key: column[i] for key, column in by_label.items()}),
                 }
                 for i, name in enumerate(self.label_names)
             ],
-        }
+            **context,
+        )
 
     def random_target(self, rng: np.random.Generator, rows: int) -> np.ndarray:
         """Labels drawn evenly, `[b, c]` float32."""

@@ -244,7 +244,9 @@ class Regression:
             scores = regression_scores(value, target, times)
             values |= {name: average(scores[name]) for name in NAMES}
             if inside is not None:
-                values["interval_coverage"] = float(times @ inside.sum(axis=1) / entries)
+                values["interval_coverage"] = (
+                    float(times @ inside.sum(axis=1) / entries) if entries else undefined
+                )
             if self.class_values:
                 counted_rows = np.where(known > 0, times, 0)
                 view = sentiment.regression_view(
@@ -264,12 +266,9 @@ class Regression:
         answers: Mapping[str, np.ndarray],
         target: np.ndarray,
         *,
-        split: str,
-        step: int,
-        groups: np.ndarray | None = None,
         weight: np.ndarray | None = None,
-        seed: int = 0,
-        replicates: int = 1000,
+        outputs: np.ndarray | None = None,
+        values: np.ndarray | None = None,
         **context: Any,
     ) -> dict[str, Any]:
         """Every metric of a split, on average and per number, beside a constant prediction."""
@@ -281,34 +280,22 @@ class Regression:
             for x in (mean, median)
         )
         baseline = {**by_median, "rmse": by_mean["rmse"], "r2": by_mean["r2"]}
-        scored = results.score_split(
-            self.scorer(answers, target, times),
-            times,
-            groups=groups,
-            seed=seed,
-            replicates=replicates,
-        )
         by_value = regression_scores(answers["value"], target, times)
-        return {
-            "split": split,
-            "step": step,
-            "num_samples": len(target),
-            "metrics": scored,
-            "resampled": "sample" if groups is None else "group",
-            "group": None,
-            "baseline": {
-                "description": "the median of the training split, or its mean for rmse and r2",
-                "metrics": results.plain(baseline),
-            },
-            "per_output": [
+        description = "the median of the training split, or its mean for rmse and r2"
+        return results.evaluation(
+            self.scorer(answers, target, times),
+            len(target),
+            baseline=(description, baseline),
+            per_output=[
                 {
                     "name": name,
                     "known": float(times @ ~np.isnan(target[:, i])),
-                    **results.plain({key: values[i] for key, values in by_value.items()}),
+                    **results.plain({key: column[i] for key, column in by_value.items()}),
                 }
                 for i, name in enumerate(self.value_names)
             ],
-        }
+            **context,
+        )
 
     def random_target(self, rng: np.random.Generator, rows: int) -> np.ndarray:
         """Numbers drawn from a normal distribution, `[b, r]` float32."""

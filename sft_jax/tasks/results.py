@@ -21,22 +21,48 @@ Estimate = dict[str, float | None]
 Scorer = Callable[[np.ndarray], Mapping[str, float]]
 
 
-def score_split(
+def evaluation(
     scorer: Scorer,
-    weight: np.ndarray,
+    num_samples: int,
     *,
+    baseline: tuple[str, Mapping[str, float]],
+    per_output: Sequence[Mapping[str, Any]],
+    split: str,
+    step: int,
     groups: np.ndarray | None = None,
     seed: int = 0,
     replicates: int = 1000,
-) -> dict[str, Estimate]:
-    """`{value, low, high}` of every metric, resampling samples or groups; see `estimates`."""
-    names = tuple(scorer(np.ones(len(weight))))
+) -> dict[str, Any]:
+    """Content of `evaluation_<split>.json` of a task whose outputs are scored one by one.
+
+    Args:
+        scorer: Scorer of the answers.
+        num_samples: Number of samples.
+        baseline: What it predicts, and its metrics.
+        per_output: Name and scores of each output.
+        split: Name of the split.
+        step: Optimizer steps that the model has taken.
+        groups: Group of each sample, for the bootstrap to resample; None resamples samples.
+        seed: Seed of the bootstrap.
+        replicates: Number of bootstrap replicates.
+    """
+    names = tuple(scorer(np.ones(num_samples)))
 
     def statistic(times: np.ndarray) -> np.ndarray:
         return np.array(list(scorer(times).values()), np.float64)
 
-    found = estimates(statistic, len(weight), groups=groups, seed=seed, replicates=replicates)
-    return dict(zip(names, found, strict=True))
+    found = estimates(statistic, num_samples, groups=groups, seed=seed, replicates=replicates)
+    description, metrics = baseline
+    return {
+        "split": split,
+        "step": step,
+        "num_samples": num_samples,
+        "metrics": dict(zip(names, found, strict=True)),
+        "resampled": "sample" if groups is None else "group",
+        "group": None,
+        "baseline": {"description": description, "metrics": plain(metrics)},
+        "per_output": list(per_output),
+    }
 
 
 def plain(values: Mapping[str, float]) -> dict[str, float | None]:
